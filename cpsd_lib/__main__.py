@@ -1,0 +1,52 @@
+"""The command line: `cpsd run params/demo.yaml key=value ...`, also `python -m cpsd_lib`."""
+
+import argparse
+import sys
+
+from cpsd_lib.params import ParameterError, parse_overrides
+
+
+def main(arguments=None):
+    """Run one command; return the exit status (0 when all went well, 130 after Ctrl-C)."""
+    parser = argparse.ArgumentParser(prog="cpsd", description="Distil many small multi-label experts into one model.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run or go on with all stages of a parameter file")
+    run.add_argument("params", help="a YAML file, or its name in params/")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. student.epochs=5 seeds=3")
+    options = parser.parse_args(arguments)
+    try:
+        overrides = parse_overrides(options.overrides)
+        return _run(options.params, overrides)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except ParameterError as error:
+        print(f"nothing was started:\n{error}", file=sys.stderr)
+        return 2
+
+
+def _run(source, overrides):
+    # Imported late: a wrong parameter is answered before torch is loaded.
+    from cpsd_lib.params import load_params
+
+    load_params(source, overrides)
+    from cpsd_lib.evaluation import component_table, load_records, table_text
+    from cpsd_lib.report import write_report
+    from cpsd_lib.run import Held, StageFailed, run
+
+    try:
+        done = run(source, overrides)
+    except (Held, StageFailed) as error:
+        print(error, file=sys.stderr)
+        return 1
+    records = load_records(done)
+    for split, table in (
+        (s, component_table(records, s)) for s in ("test", "test_shifted") if s in set(records["split"])
+    ):
+        print(f"\n{done.params.name}: mAP on {split}, {done.params.seeds} seed(s)\n{table_text(table)}")
+    print(f"\nreport: {write_report(done)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

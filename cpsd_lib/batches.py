@@ -1,0 +1,73 @@
+"""Cached images -> the same batches of the same views for whoever asks again with the same seed."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from cpsd_lib import views
+from cpsd_lib.objectives import Batch
+
+VIEWS = {"default": views.DEFAULT, "release": views.RELEASE, "plain": views.PLAIN}
+
+
+class Batches:
+    """Epochs of batches over some rows of a cache; order and views depend on (seed, epoch, image) alone.
+
+    images: uint8 [N, 3, S, S] memory map. targets: int8 [N, C]. rows [n]: the images to train on. view: a name in VIEWS.
+    stored_views: reuse this many views round robin; None draws a new view of each image every epoch.
+    soft: {branch: SoftTargets} to read beside the targets.
+    """
+
+    def __init__(self, images, targets, rows, *, batch_size, view, seed, device, stored_views=None, soft=None):
+        self.images, self.rows, self.seed, self.device = images, np.asarray(rows), seed, torch.device(device)
+        self.targets = torch.from_numpy(np.ascontiguousarray(targets)).float()
+        self.batch_size = min(batch_size, len(self.rows))
+        # The last images of an epoch's order that do not fill a batch wait for another epoch: one shape for
+        # torch.compile, and no batch of one image in batch norm.
+        self.steps = len(self.rows) // self.batch_size
+        self.recipe, self.stored_views, self.soft = VIEWS[view], stored_views, soft or {}
+
+    def view(self, number, rows):
+        """Return view `number` of image rows [B] as float32 [B, 3, S, S] on the training device."""
+        return self._augmented(self._gather(rows), number, rows)
+
+    def epoch(self, number, start=0):
+        """Yield the Batches of one epoch from step `start`; the next batch's images are read while this one trains."""
+        order = self.rows[views.permutation(self.seed, number, len(self.rows))]
+        parts = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
+        view = number % self.stored_views if self.stored_views else number
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._gather, parts[0]) if parts else None
+            for step, rows in enumerate(parts):
+                pixels = ahead.result()
+                if step + 1 < len(parts):
+                    ahead = reader.submit(self._gather, parts[step + 1])
+                soft = {branch: self._move(store.read(view, rows)) for branch, store in self.soft.items()}
+                yield Batch(self._augmented(pixels, view, rows), self._move(self.targets[rows]), rows, soft)
+
+    def _gather(self, rows):
+        # The map is read in the order of the file: the disk likes it, and the batch is put back into its own order.
+        order = np.argsort(rows)
+        pixels = np.empty((len(rows), *self.images.shape[1:]), np.uint8)
+        pixels[order] = self.images[np.asarray(rows)[order]]
+        pixels = torch.from_numpy(pixels)
+        return pixels.pin_memory() if self.device.type == "cuda" else pixels
+
+    def _augmented(self, pixels, view, rows):
+        images = views.train_view(self._move(pixels), self.recipe, self.seed, view, rows)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _move(self, tensor):
+        return tensor.to(self.device, non_blocking=True)
+
+
+def predict(forward, images, rows, device, batch_size=128, precision=None):
+    """Return logits [n, C] float32 (numpy) of the test views of image `rows`; forward: images [B, 3, S, S] -> logits [B, C]."""
+    device, found = torch.device(device), []
+    with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision is not None):
+        for start in range(0, len(rows), batch_size):
+            pixels = torch.from_numpy(images[rows[start : start + batch_size]]).to(device)
+            view = views.test_view(pixels).contiguous(memory_format=torch.channels_last)
+            found.append(forward(view).float().cpu().numpy())
+    return np.concatenate(found)

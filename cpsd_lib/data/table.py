@@ -1,0 +1,137 @@
+"""The label table: which image carries which label, and which split it belongs to."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+SPLITS = ("train", "val", "test", "test_shifted")
+SKIPPED = "skipped"
+SHOWN = 20
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """N images and C classes: names [C], targets int8 [N, C] in {0, 1, -1 = unknown}, files [N], split [N] of str.
+
+    Row number = cache row, so rows never move: a file that is left out keeps its row, in split "skipped".
+    Raises ValueError for shapes that do not agree, other values, and class or file names that are empty or occur twice.
+    """
+
+    names: list[str]
+    targets: np.ndarray
+    files: list[str]
+    split: np.ndarray
+
+    def __post_init__(self):
+        names, files = list(self.names), list(self.files)
+        targets, split = np.asarray(self.targets), np.asarray(self.split, dtype=str)
+        if targets.shape != (len(files), len(names)):
+            raise ValueError(
+                f"targets have shape {targets.shape}, expected [files, classes] = ({len(files)}, {len(names)})"
+            )
+        if split.shape != (len(files),):
+            raise ValueError(f"split has shape {split.shape}, expected one name per file = ({len(files)},)")
+        if not np.isin(targets, (-1, 0, 1)).all():
+            found = np.unique(targets[~np.isin(targets, (-1, 0, 1))])
+            raise ValueError(f"targets hold {listed(found.tolist())}, expected only 0, 1 and -1 (unknown)")
+        strange = sorted(set(split.tolist()) - {*SPLITS, SKIPPED})
+        if strange:
+            raise ValueError(f"unknown split {listed(map(repr, strange))}, expected one of {', '.join(SPLITS)}")
+        for what, values in (("class", names), ("file", files)):
+            if "" in values:
+                raise ValueError(f"{what} number {values.index('')} has an empty name, expected a name")
+            twice = [value for value, times in Counter(values).items() if times > 1]
+            if twice:
+                raise ValueError(f"{what} names must be unique, these occur more than once: {listed(twice)}")
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "files", files)
+        object.__setattr__(self, "targets", targets.astype(np.int8, copy=False))
+        # Wide enough for every split: numpy would cut "skipped" to "skipp" in an array of 5 letters.
+        object.__setattr__(self, "split", split.astype("U12"))
+
+    def rows(self, split):
+        """Return the row numbers of `split`, ascending (int64 [n], maybe empty); an unknown split raises ValueError."""
+        if split not in (*SPLITS, SKIPPED):
+            raise ValueError(f"unknown split {split!r}, expected one of {', '.join((*SPLITS, SKIPPED))}")
+        return np.flatnonzero(self.split == split).astype(np.int64)
+
+    def skip(self, indices):
+        """Return the same table with these rows in split "skipped"; all other rows and all row numbers stay."""
+        split = self.split.copy()
+        split[np.asarray(list(indices), dtype=np.int64)] = SKIPPED
+        return replace(self, split=split)
+
+
+def check_splits(table):
+    """Return what a user should know before training, as plain sentences (list of str, empty when all is well).
+
+    Raises ValueError where training or testing would be meaningless: fewer than two classes, no image in train or in
+    test, no positive label in train or in test.
+    """
+    if len(table.names) < 2:
+        raise ValueError(f"the data set has {len(table.names)} classes, expected at least 2: label more than one thing")
+    for split in ("train", "test"):
+        rows = table.rows(split)
+        if not len(rows):
+            raise ValueError(f"no image is in split '{split}', expected at least one: give some rows that split")
+        if not (table.targets[rows] == 1).any():
+            raise ValueError(f"no image of split '{split}' has a positive label: label some of them")
+    return [*_uneven_classes(table), *_similar_names(table), *_counts(table)]
+
+
+def _uneven_classes(table):
+    present = {split: (table.targets[table.rows(split)] == 1).any(axis=0) for split in SPLITS if len(table.rows(split))}
+    anywhere = np.any(list(present.values()), axis=0)
+    once = np.sum(list(present.values()), axis=0) == 1
+    no_zero = ~(table.targets[table.rows("train")] == 0).any(axis=0)
+
+    def sentence(mask, text):
+        found = [table.names[i] for i in np.flatnonzero(mask)]
+        return [f"{_plural(len(found), 'class', 'classes')} {text}: {listed(found)}"] if found else []
+
+    found = sentence(~anywhere, "never positive in any split (nothing to learn, no score)")
+    for split, has in present.items():
+        cost = {"train": "it cannot be scored", "val": "it can be neither learned nor scored"}
+        found += sentence(
+            once & has, f"positive only in split '{split}' ({cost.get(split, 'it is scored but cannot be learned')})"
+        )
+    # What two splits share can still miss the one that matters.
+    found += sentence(anywhere & ~once & ~present["train"], "never positive in split 'train' (it cannot be learned)")
+    found += sentence(anywhere & ~once & ~present["test"], "never positive in split 'test' (left out of its mAP)")
+    found += sentence(present["train"] & no_zero, "never absent in split 'train' (nothing to tell apart)")
+    return found
+
+
+def _similar_names(table):
+    same = defaultdict(list)
+    for name in table.names:
+        same["".join(name.split()).casefold()].append(name)
+    return [
+        f"classes {listed(map(repr, names))} differ only in case or spaces: are they one class?"
+        for names in same.values()
+        if len(names) > 1
+    ]
+
+
+def _counts(table):
+    found = []
+    for split in SPLITS:
+        targets = table.targets[table.rows(split)]
+        empty, unknown = int((~(targets == 1).any(axis=1)).sum()), int((targets == -1).sum())
+        if empty:
+            found.append(f"split '{split}': {empty:,} of {len(targets):,} images have no positive label (legal)")
+        if unknown:
+            found.append(f"split '{split}': {unknown:,} of {targets.size:,} labels are unknown and will be masked")
+    return found
+
+
+def listed(items, shown=SHOWN, join=", "):
+    """Return up to `shown` of `items` as one line (or lines, by `join`), with the number of those left out."""
+    items = [str(item) for item in items]
+    rest = [f"... and {len(items) - shown:,} more"] if len(items) > shown else []
+    return join.join(items[:shown] + rest)
+
+
+def _plural(count, one, many):
+    return f"{count:,} {one if count == 1 else many}"

@@ -1,0 +1,127 @@
+"""The only place that reads the test splits: scores of every student and of the merged teachers, and the component table."""
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from cpsd_lib import metrics
+from cpsd_lib.batches import predict
+from cpsd_lib.experiment import BRANCHES, MissingStage, load_student, load_teachers
+from cpsd_lib.files import atomic, read_json, write_json
+from cpsd_lib.train import pick_precision
+
+SPLITS = ("test", "test_shifted")
+ROW_NAMES = {"baseline": "baseline", "sd": "+ SD", "cgpd": "+ CGPD", "dgpd": "+ DGPD", "cpsd": "+ CPSD"}
+
+
+def evaluate(run):
+    """Score every row and every branch's merged teachers of every seed on the test splits and write evaluation/.
+
+    Writes scores/*.npy (logits [n, C] float32), metrics.json, per_class.csv; returns metrics.json's list of records.
+    """
+    folder = run.folder / "evaluation"
+    records, per_class = [], []
+    for seed in run.params.seed_list():
+        for name, forward, seconds in _models(run, seed):
+            for split in SPLITS:
+                rows = run.dataset.table.rows(split)
+                if len(rows):
+                    logits = _logits(run, forward, rows)
+                    with (
+                        atomic(folder / "scores" / f"seed{seed}-{name}-{split}.npy") as temporary,
+                        open(temporary, "wb") as file,
+                    ):
+                        np.save(file, logits)
+                    record, ap = score(logits, run.dataset.table.targets[rows], run.params.evaluation.threshold)
+                    about = {"row": name, "seed": seed, "split": split}
+                    records.append(about | record | {"seconds": seconds, "protocol": run.params.protocol})
+                    per_class.append(pd.DataFrame(about | {"class": run.dataset.table.names, "ap": 100 * ap}))
+    write_json(folder / "metrics.json", records)
+    with atomic(folder / "per_class.csv") as temporary:
+        pd.concat(per_class).to_csv(temporary, index=False)
+    return records
+
+
+def _models(run, seed):
+    """Yield (row name, images -> logits, seconds of training this row needs from scratch) of one seed."""
+    listing = read_json(run.teacher_folder(seed) / "teachers.json")
+    teacher_seconds = {branch: sum(teacher["seconds"] for teacher in parts) for branch, parts in listing.items()}
+    for row in run.params.student.rows:
+        model, entry = load_student(run, seed, row)
+        seconds = entry["seconds"]
+        if row != "baseline":
+            for branch in BRANCHES[row]:
+                path = run.target_path(seed, branch).with_suffix(".seconds")
+                seconds += teacher_seconds[branch] + (float(path.read_text()) if path.exists() else 0.0)
+        yield row, _on_device(run, model), seconds
+    for branch, merged in load_teachers(run, seed).items():
+        if branch != "whole":
+            merged.to(run.device)
+            yield f"teachers_{branch}", merged, teacher_seconds[branch]
+
+
+def _on_device(run, model):
+    model.to(run.device)
+    return lambda images: model(images).logits
+
+
+def _logits(run, forward, rows):
+    precision = pick_precision(run.params.student.precision, run.device)
+    return predict(forward, run.dataset.images, rows, run.device, run.params.evaluation.batch_size, precision)
+
+
+def score(logits, targets, threshold):
+    """Return (record of mAP and CP CR CF1 OP OR OF1 in percent, AP [C]) for logits [n, C] and targets [n, C]."""
+    ap = metrics.average_precision(logits, targets)
+    scores = expit(logits.astype(np.float64))
+    record = {"mAP": 100 * metrics.mean_average_precision(logits, targets), "images": len(targets)}
+    record |= {"classes": len(ap), "classes_without_positives": int(np.isnan(ap).sum())}
+    for name, value in metrics.precision_recall_f1(scores, targets, threshold).items():
+        record[name] = 100 * value
+    for name, value in metrics.precision_recall_f1(scores, targets, threshold=0.0, top_k=min(3, len(ap))).items():
+        record[f"{name}_top3"] = 100 * value
+    return record, ap
+
+
+def load_records(run):
+    """Return metrics.json as a DataFrame; MissingStage when 05_evaluation has not run."""
+    path = run.folder / "evaluation" / "metrics.json"
+    if not path.exists():
+        raise MissingStage(f"no scores in {path.parent}; run 05_evaluation first")
+    return pd.DataFrame(read_json(path))
+
+
+def component_table(records, split="test"):
+    """Return one line a row: mean mAP, its standard deviation over seeds, the paired gain over the baseline, seconds.
+
+    records: DataFrame of evaluate's records. The gain is taken seed by seed: both models of a pair had the same views in
+    the same order. One seed has no spread (NaN).
+    """
+    found = records[records["split"] == split].pivot(index="seed", columns="row")
+    lines = []
+    for row in [name for name in ROW_NAMES if name in found["mAP"]]:
+        map_ = found["mAP"][row]
+        gain = map_ - found["mAP"]["baseline"] if "baseline" in found["mAP"] else map_ * np.nan
+        lines.append(
+            {
+                "row": ROW_NAMES[row],
+                "mAP": map_.mean(),
+                "spread": map_.std(),
+                "gain": gain.mean(),
+                "gain spread": gain.std(),
+            }
+            | {"CF1": found["CF1"][row].mean(), "OF1": found["OF1"][row].mean()}
+            | {"seconds": found["seconds"][row].mean(), "seeds": len(map_)}
+        )
+    return pd.DataFrame(lines).set_index("row")
+
+
+def table_text(table):
+    """Return the component table as aligned text for a terminal."""
+    shown = table.copy()
+    formats = {"mAP": ".1f", "spread": ".1f", "gain": "+.1f", "gain spread": ".1f", "CF1": ".1f", "OF1": ".1f"}
+    for name, form in formats.items():
+        shown[name] = ["-" if pd.isna(value) else format(value, form) for value in table[name]]
+    shown["seconds"] = shown["seconds"].map(lambda value: f"{value:,.0f}")
+    shown.index.name = None
+    return shown.to_string()

@@ -1,0 +1,322 @@
+"""A run is one YAML file plus overrides, checked before anything starts: types, ranges, unknown names, paths."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ROWS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")
+Row = Literal[ROWS]
+
+
+class ParameterError(ValueError):
+    """A parameter is unknown, has the wrong type or range, or names something that is not there."""
+
+
+def repo_root():
+    """Return the project's folder: CPSD_ROOT, or the nearest parent (of the working folder, of this file) with notebooks/."""
+    if os.environ.get("CPSD_ROOT"):
+        return Path(os.environ["CPSD_ROOT"]).resolve()
+    for start in (Path.cwd(), Path(__file__).resolve().parent):
+        for folder in (start, *start.parents):
+            if (folder / "params").is_dir() and (folder / "notebooks").is_dir():
+                return folder
+    raise ParameterError(
+        "no folder with params/ and notebooks/ above here: start in the project, or set CPSD_ROOT to it"
+    )
+
+
+def outputs_root():
+    """Return the folder all runs are written below: CPSD_OUTPUTS, or outputs/ in the project."""
+    return Path(os.environ.get("CPSD_OUTPUTS") or repo_root() / "outputs").resolve()
+
+
+def _expanded(path):
+    text = os.path.expanduser(os.path.expandvars(str(path)))
+    if "$" in text:
+        raise ValueError(f"{path} uses an environment variable that is not set")
+    return repo_root() / text
+
+
+def _existing(path):
+    found = _expanded(path)
+    if not found.exists():
+        raise ValueError(f"{found} does not exist (a relative path starts at the project's folder)")
+    return str(found)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class DataParams(Section):
+    """Which labelled images, and how large they are decoded (pixels, both sides)."""
+
+    kind: Literal["scenes", "csv"]
+    size: int = Field(64, ge=16, le=2048)
+    images: int = Field(6000, ge=100, le=10_000_000)  # scenes: how many to draw
+    groups: int = Field(4, ge=2, le=4)  # scenes: planted groups
+    seed: int = Field(0, ge=0)  # scenes: which world; csv: which images `limit` keeps
+    root: Annotated[str, AfterValidator(_existing)] | None = None  # csv: folder with annotations.csv
+    annotations: str = "annotations.csv"
+    image_folder: str = "images"
+    bad_files: Literal["error", "skip"] = "error"
+    allow_overlap: bool = False  # True: images that stand in train and in test only warn
+    max_pixels: int = Field(178_956_970, ge=1)  # Pillow's own limit against decompression bombs
+    limit: int | None = Field(None, ge=20)  # csv: a seeded share of this many images, for a quick trial
+
+    @model_validator(mode="after")
+    def _root_fits_the_kind(self):
+        if self.kind == "csv" and self.root is None:
+            raise ValueError("data.kind csv needs data.root, the folder that holds annotations.csv")
+        return self
+
+
+class PartitionParams(Section):
+    """How the label graph is cut (METHOD 1.1 and 1.2)."""
+
+    k: int = Field(4, ge=1, le=1000)
+    exponent: float = Field(0.5, gt=0, le=4)
+    seed: int = Field(0, ge=0)
+    refine_co: bool = False
+    refine_dis: bool = True  # the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)
+
+
+class ModelParams(Section):
+    """A timm backbone and its head."""
+
+    name: str
+    head: Literal["gap"] = "gap"
+    weights: str | None = None  # None: random; "imagenet": timm's own from the hub; else a local file
+    normalize: Literal["auto", "none", "imagenet"] = "auto"  # auto: what the weights were trained with; none: [0, 1]
+    prior: float = Field(0.12, gt=0, lt=1)  # the new head's first guess; 0.12 is a bias of -2
+    options: dict[str, int | float | str | bool | list[int]] = {}
+
+    @model_validator(mode="after")
+    def _weights_exist(self):
+        if self.weights not in (None, "imagenet"):
+            _existing(self.weights)
+        return self
+
+
+class TrainParams(Section):
+    """One training of the one loop; every field has a value in each recipe."""
+
+    epochs: int = Field(ge=1, le=10_000)
+    batch_size: int = Field(ge=2, le=65_536)
+    optimizer: Literal["adam", "adamw"]
+    lr: float = Field(gt=0, le=10)
+    weight_decay: float = Field(ge=0, le=10)  # on matrices and filters only, never on biases and 1-d parameters
+    pct_start: float = Field(gt=0, lt=1)  # OneCycle's rising share
+    ema_decay: float = Field(ge=0, lt=1)
+    ema_warmup: bool  # decay min(ema_decay, (1 + t) / (10 + t)) at step t
+    gamma_neg: float = Field(ge=0, le=10)
+    gamma_pos: float = Field(ge=0, le=10)
+    clip: float = Field(ge=0, lt=1)
+    view: Literal["plain", "default", "release"]
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = False
+    select: Literal["last", "val"] = "last"
+    val_share: float = Field(0.1, gt=0, lt=0.5)  # select val: share of train held out, where the data has no val split
+    validate_every: int = Field(1, ge=1)  # epochs
+    checkpoint_seconds: float = Field(60, ge=0)  # 0: after every step
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+
+class StudentParams(TrainParams):
+    """Student training and how it matches its teachers (METHOD 1.5)."""
+
+    rows: list[Row] = list(ROWS)
+    alpha: float = Field(0.5, ge=0, le=1)  # CPSD: weight of the co branch; 1 - alpha is the dis branch's
+    match: Literal["mse", "kl"] = "mse"
+    views: int | None = Field(None, ge=1)  # stored views, reused round robin; None: one an epoch
+
+    @model_validator(mode="after")
+    def _rows_are_a_table(self):
+        if not self.rows or len(set(self.rows)) != len(self.rows):
+            raise ValueError("rows must name each row of the table at most once, and at least one")
+        return self
+
+
+class EvaluationParams(Section):
+    """What is computed on the test split."""
+
+    threshold: float = Field(0.5, gt=0, lt=1)
+    batch_size: int = Field(128, ge=1)
+
+
+class Params(Section):
+    """Everything that determines a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # folder below outputs/
+    seed: int = Field(0, ge=0, le=2**31)
+    seeds: int = Field(1, ge=1, le=100)  # the whole of training is repeated with seed, seed + 1, ...
+    protocol: Literal["honest", "paper"] = "honest"  # paper: the best epoch is chosen on TEST, and every figure says so
+    recipe: Literal["default", "release"] = "default"
+    data: DataParams
+    partition: PartitionParams = PartitionParams()
+    model: ModelParams
+    teachers: TrainParams
+    student: StudentParams
+    evaluation: EvaluationParams = EvaluationParams()
+
+    def seed_list(self):
+        """Return the seeds of this run, in order."""
+        return list(range(self.seed, self.seed + self.seeds))
+
+
+_ASL = {"gamma_neg": 4, "gamma_pos": 0, "clip": 0.05}
+# `default` fine-tunes small data well on one machine (METHOD 5); `release` is METHOD 1's recipe to the letter.
+RECIPES = {
+    "default": {
+        "train": _ASL
+        | {"epochs": 6, "batch_size": 32, "optimizer": "adamw", "lr": 5e-4, "weight_decay": 1e-2, "pct_start": 0.1}
+        | {"ema_decay": 0.998, "ema_warmup": True, "view": "default"},
+        "teachers": {},
+        "student": {},
+        "model": {},
+    },
+    "release": {
+        "train": _ASL
+        | {"epochs": 80, "batch_size": 24, "optimizer": "adam", "weight_decay": 1e-4, "pct_start": 0.1}
+        | {"ema_decay": 0.9997, "ema_warmup": False, "view": "release", "precision": "float16"},
+        "teachers": {"lr": 1e-4},
+        "student": {"lr": 1e-5},
+        "model": {"normalize": "none"},
+    },
+}
+
+
+def load_params(source, overrides=None):
+    """Return the checked Params of a YAML file (a path, or a name in params/) with `overrides`, a dict of dotted keys.
+
+    Raises ParameterError that lists every fault at once, with the nearest name for an unknown key.
+    """
+    raw = read_yaml(find_params(source))
+    for key, value in (overrides or {}).items():
+        _set(raw, key, value)
+    return resolve(raw)
+
+
+def find_params(source):
+    """Return the path of a parameter file given as a path or a name in params/ (ParameterError if there is none)."""
+    folder = repo_root() / "params"
+    for candidate in (Path(source), folder / source, folder / f"{source}.yaml"):
+        if candidate.is_file():
+            return candidate
+    near = difflib.get_close_matches(Path(source).stem, [file.stem for file in folder.glob("*.yaml")], 1)
+    hint = (
+        f"; did you mean {near[0]}?"
+        if near
+        else f"; there are: {', '.join(sorted(f.stem for f in folder.glob('*.yaml')))}"
+    )
+    raise ParameterError(f"no parameter file {source!r}{hint}")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if len({str(key) for key in keys}) < len(keys):
+            raise yaml.constructor.ConstructorError(None, None, f"a key stands twice among {keys}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 1e-4 as text; in a table of learning rates that is never meant.
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(path):
+    """Return the mapping in a YAML file; only plain values, no key twice (ParameterError)."""
+    return _parse(Path(path).read_text(encoding="utf-8"), str(path), dict)
+
+
+def _parse(text, where, kind):
+    try:
+        value = yaml.load(text, _UniqueKeys)  # a SafeLoader: it builds plain values only
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{where} is not valid YAML: {error}") from None
+    if kind and not isinstance(value, kind):
+        raise ParameterError(f"{where} must hold `name: value` lines, not {type(value).__name__}")
+    return value
+
+
+def parse_overrides(pairs):
+    """Return {dotted key: value} of `key=value` words, values read as YAML (ParameterError for anything else)."""
+    overrides = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ParameterError(f"{pair!r}: write overrides as key=value, e.g. student.epochs=5")
+        overrides[key] = _parse(value, pair, None)
+    return overrides
+
+
+def _set(raw, key, value):
+    names = str(key).split(".")
+    if not all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names):
+        raise ParameterError(f"{key!r} is not a parameter name; names look like student.epochs")
+    for name in names[:-1]:
+        raw = raw.setdefault(name, {})
+        if not isinstance(raw, dict):
+            raise ParameterError(f"{key}: {name} is a value, not a section")
+    raw[names[-1]] = value
+
+
+def resolve(raw):
+    """Return Params of a raw mapping: recipe, then `train` (both trainings), then `teachers` and `student`."""
+    raw = dict(raw)
+    recipe_name = raw.get("recipe", "default")
+    if recipe_name not in RECIPES:
+        raise ParameterError(f"recipe: {recipe_name!r} is none of {', '.join(RECIPES)}")
+    recipe = RECIPES[recipe_name]
+    sections = {name: raw.get(name) or {} for name in ("train", "teachers", "student", "model")}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ParameterError(f"{name}: must be a section of `name: value` lines, not {section!r}")
+    shared = raw.pop("train", None) or {}
+    unknown = [name for name in shared if name not in TrainParams.model_fields]
+    if unknown:
+        raise ParameterError("\n".join(_unknown(("train", name), TrainParams) for name in unknown))
+    for name in ("teachers", "student"):
+        raw[name] = recipe["train"] | recipe[name] | shared | sections[name]
+    raw["model"] = recipe["model"] | sections["model"]
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ParameterError("\n".join(_explain(fault) for fault in error.errors())) from None
+
+
+def _explain(fault):
+    location = tuple(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return _unknown(location, _section_at(location[:-1]))
+    if fault["type"] == "missing":
+        return f"{'.'.join(location)}: is needed and has no default"
+    return f"{'.'.join(location)}: {fault['msg'].removeprefix('Value error, ')}; got {str(fault['input'])[:80]!r}"
+
+
+def _unknown(location, section):
+    near = difflib.get_close_matches(location[-1], section.model_fields, 1, cutoff=0.5)
+    here = ".".join(location[:-1])
+    hint = (
+        f"did you mean {'.'.join((*location[:-1], near[0]))}?"
+        if near
+        else f"{here or 'the top level'} knows: {', '.join(section.model_fields)}"
+    )
+    return f"{'.'.join(location)}: unknown parameter; {hint}"
+
+
+def _section_at(location):
+    section = Params
+    for name in location:
+        annotation = section.model_fields[name].annotation
+        section = next((kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)), Params)
+    return section

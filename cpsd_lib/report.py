@@ -1,0 +1,98 @@
+"""report.html: one self-contained page a run, readable without network."""
+
+import base64
+from html import escape
+
+import pandas as pd
+
+from cpsd_lib.evaluation import component_table, load_records
+from cpsd_lib.experiment import show_params
+from cpsd_lib.files import read_json, write_text
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{name}: CPSD report</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #ccc; text-align: right; }}
+td:first-child, th:first-child {{ text-align: left; }} img {{ max-width: 100%; height: auto; margin: .5rem 0; }}
+pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; }}
+.stamp {{ background: #ffe9d6; padding: .6rem 1rem; border-left: 6px solid #D55E00; }}
+</style></head><body>
+<h1>{name}</h1>
+{stamp}
+<p>{made}</p>
+{tables}
+<h2>Time per stage</h2>{times}
+<h2>Figures</h2>{figures}
+<h2>Notes on the data</h2>{notes}
+<h2>Parameters</h2><pre>{params}</pre>
+</body></html>
+"""
+_STAMP = """<p class="stamp"><b>protocol: paper.</b> The best epoch of every model was chosen on the test split, as the
+release did; these figures are higher than what the models would reach on data nobody has looked at.</p>"""
+
+
+def write_report(run):
+    """Write the run's report.html from its manifest, scores and figures, and return its path."""
+    records, manifest = load_records(run), read_json(run.folder / "manifest.json")
+    path = run.folder / "report.html"
+    write_text(path, _page(run, records, manifest["stages"]))
+    return path
+
+
+def _page(run, records, stages):
+    last = stages[max(stages)]
+    hardware = last["hardware"]
+    versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
+    return _PAGE.format(
+        name=escape(run.params.name),
+        stamp=_STAMP if run.params.protocol == "paper" else "",
+        made=escape(
+            f"{run.params.seeds} seed(s) from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
+            f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; {versions}; finished {last['finished']}"
+        ),
+        tables="".join(_table(records, split) for split in ("test", "test_shifted") if split in set(records["split"])),
+        times=pd.DataFrame({name: {"seconds": round(entry["seconds"], 1)} for name, entry in stages.items()}).T.to_html(
+            border=0
+        ),
+        figures="".join(_figure(path) for path in sorted((run.folder / "figures").glob("*.png"))),
+        notes=_notes(run),
+        params=escape(show_params(run)),
+    )
+
+
+def _table(records, split):
+    table = component_table(records, split)
+    shown = table.to_html(border=0, na_rep="-", float_format=lambda value: f"{value:.1f}")
+    return f"<h2>Component table, {split}</h2>{shown}<p>{escape(reading(table, split))}</p>"
+
+
+def reading(table, split):
+    """Return the sentence that says what a component table shows, gain against spread."""
+    if "+ CPSD" not in table.index or "baseline" not in table.index:
+        return "The rows + CPSD and baseline were not both run: there is no gain to state."
+    cpsd, seeds = table.loc["+ CPSD"], int(table["seeds"].iloc[0])
+    text = f"On {split}, + CPSD is {cpsd['gain']:+.1f} mAP against the baseline"
+    if seeds == 1:
+        return f"{text}, from one seed: no spread is known, so no gain is claimed."
+    error = cpsd["gain spread"] / seeds**0.5
+    verdict = (
+        "more than two standard errors from zero"
+        if abs(cpsd["gain"]) > 2 * error
+        else "within two standard errors of zero"
+    )
+    sd = f" and {cpsd['mAP'] - table.loc['+ SD', 'mAP']:+.1f} against + SD" if "+ SD" in table.index else ""
+    return f"{text}{sd}; over {seeds} seeds the paired gain's standard error is {error:.2f}, so it is {verdict}."
+
+
+def _figure(path):
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<p><img alt="{escape(path.stem)}" src="data:image/png;base64,{data}"></p>'
+
+
+def _notes(run):
+    path = run.folder / "data.json"
+    found = read_json(path) if path.exists() else {"notes": [], "skipped": []}
+    lines = found["notes"] + [f"left out: {name}: {reason}" for name, reason in found["skipped"]]
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines or ["none"]) + "</ul>"

@@ -1,0 +1,229 @@
+"""papermill over the notebooks, stage by stage: what is done and fresh is skipped, what is missing or stale is redone."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import papermill
+from filelock import FileLock, Timeout
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from cpsd_lib import progress
+from cpsd_lib.data.dataset import signature
+from cpsd_lib.experiment import Run, save_params
+from cpsd_lib.files import digest, read_json, sha256, write_json
+from cpsd_lib.params import find_params, load_params, repo_root
+
+# A stage is a notebook: which sections of the parameters it reads, and which files of the run folder it leaves.
+STAGES = {
+    "01_data": (["data"], ["data.json", "figures/01_*.png"]),
+    "02_partition": (["data", "partition"], ["partition/*.json", "figures/02_*.png"]),
+    "03_teachers": (
+        ["data", "partition", "model", "teachers", "student", "seed", "seeds", "protocol"],
+        ["seed*/teachers/*.json", "seed*/teachers/*.safetensors", "figures/03_*.png"],
+    ),
+    "04_student": (
+        ["data", "partition", "model", "teachers", "student", "seed", "seeds", "protocol"],
+        ["seed*/students/*/*.json", "seed*/students/*/*.safetensors", "figures/04_*.png"],
+    ),
+    "05_evaluation": (
+        ["data", "partition", "model", "teachers", "student", "seed", "seeds", "protocol", "evaluation"],
+        ["evaluation/*.json", "evaluation/*.csv", "figures/05_*.png"],
+    ),
+    "07_ablation": (
+        ["data", "partition", "model", "teachers", "student", "seed", "seeds", "protocol", "evaluation"],
+        ["evaluation/components.csv", "figures/07_*.png"],
+    ),
+}
+
+
+class StageFailed(RuntimeError):
+    """A notebook stopped with an error."""
+
+
+class Held(RuntimeError):
+    """Another process runs in the same run folder."""
+
+
+def run(source, overrides=None):
+    """Run every stage of a parameter file that is not done and fresh; return the Run.
+
+    Raises ParameterError before anything starts, Held when another process works in the folder, StageFailed with the
+    notebook's own error and path. Killed at any moment, the same call goes on where it was.
+    """
+    params = load_params(source, overrides)
+    opened = Run(params)
+    with _one_runner(opened.folder):
+        save_params(opened)
+        manifest_path = opened.folder / "manifest.json"
+        manifest = read_json(manifest_path) if manifest_path.exists() else {"stages": {}}
+        previous = None
+        for name in STAGES:
+            made_of = _made_of(name, params, previous)
+            entry = manifest["stages"].get(name)
+            if entry and entry["made_of"] == made_of and _outputs_are_there(opened.folder, entry):
+                print(f"{name}: done ({entry['seconds']:.0f} s on {entry['finished']})")
+            else:
+                if entry:
+                    del manifest["stages"][name]
+                    write_json(manifest_path, manifest)
+                entry = _execute(name, find_params(source), overrides or {}, opened, made_of)
+                manifest["stages"][name] = entry
+                write_json(manifest_path, manifest)
+            previous = digest([made_of, entry["outputs"]])
+    return opened
+
+
+def _made_of(name, params, previous):
+    sections, _ = STAGES[name]
+    values = params.model_dump(mode="json")
+    return {
+        "params": digest([values[section] for section in sections]),
+        "data": signature(params.data),
+        "weights": _weights(params.model.weights) if "model" in sections else None,
+        "notebook": digest(_code_of(repo_root() / "notebooks" / f"{name}.ipynb")),
+        "before": previous,
+    }
+
+
+def _weights(path):
+    return path if path in (None, "imagenet") else sha256(path)
+
+
+def _code_of(path):
+    # Text cells may be edited without a stage becoming stale.
+    return ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def _outputs_are_there(folder, entry):
+    return all((folder / name).is_file() and sha256(folder / name) == known for name, known in entry["outputs"].items())
+
+
+def _execute(name, source, overrides, opened, made_of):
+    notebook, out = repo_root() / "notebooks" / f"{name}.ipynb", opened.folder / f"{name}.ipynb"
+    began = time.time()
+    with _shown_progress(name):
+        try:
+            papermill.execute_notebook(
+                notebook,
+                out,
+                parameters={"params": str(source.resolve()), "overrides": _plain(overrides)},
+                cwd=str(notebook.parent),
+                kernel_name="python3",
+                progress_bar=False,
+                log_output=False,
+                # A warning about unencrypted local ports is not about the run, and would tear the progress bar.
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            )
+        except PapermillExecutionError as error:
+            raise StageFailed(f"{name} stopped: {error.ename}: {error.evalue}\nits notebook: {out}") from None
+    seconds = time.time() - began
+    print(f"{name}: {seconds:.0f} s", flush=True)
+    outputs = sorted(path for pattern in STAGES[name][1] for path in opened.folder.glob(pattern))
+    return {
+        "made_of": made_of,
+        "outputs": {path.relative_to(opened.folder).as_posix(): sha256(path) for path in outputs},
+        "seconds": seconds,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "seed": opened.params.seed,
+        **environment(),
+    }
+
+
+def _plain(overrides):
+    return json.loads(json.dumps(overrides, default=str))
+
+
+def environment():
+    """Return the versions, hardware and commit a number was made with."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    versions = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn")}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "hardware": {"gpu": gpu, "cpu": _cpu_name(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "commit": _commit(),
+    }
+
+
+def _cpu_name():
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit():
+    command = ["git", "-C", str(repo_root()), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # a downloaded archive has no history
+
+
+@contextmanager
+def _one_runner(folder):
+    lock, holder = FileLock(folder / ".runner.lock"), folder / ".runner.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = read_json(holder) if holder.exists() else {}
+        raise Held(
+            f"{folder} is held by process {who.get('pid', '?')} on {who.get('host', '?')} since {who.get('since', '?')}; "
+            "wait for it, stop it, or give this run another name=..."
+        ) from None
+    try:
+        write_json(holder, {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def _shown_progress(name):
+    """Draw on this terminal the bars of the notebook that runs in another process."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "progress.json"
+        os.environ[progress.FILE_VARIABLE] = str(path)
+        stop = threading.Event()
+        drawer = threading.Thread(target=_draw, args=(name, path, stop), daemon=True)
+        drawer.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            drawer.join()
+            del os.environ[progress.FILE_VARIABLE]
+
+
+def _draw(name, path, stop):
+    bar, shown = None, None
+    while not stop.wait(0.5):
+        try:
+            state = json.loads(path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        key = state["desc"], state["total"], state["initial"]
+        if key != shown:
+            if bar:
+                bar.close()
+            bar, shown = tqdm(total=state["total"], initial=state["initial"], unit=state["unit"], file=sys.stderr), key
+            bar.set_description(f"{name} {state['desc']}")
+        bar.set_postfix_str(state["note"], refresh=False)
+        bar.n = state["n"]
+        bar.refresh()
+    if bar:
+        bar.close()

@@ -1,0 +1,162 @@
+"""Frozen experts that act as one C-way teacher, and the store of what they said about every view."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import nn
+
+from cpsd_lib.files import write_json
+from cpsd_lib.progress import bar
+
+
+class Teachers(nn.Module):
+    """The experts of one partition, merged into one teacher over all classes (METHOD 1.4); it cannot leave eval mode."""
+
+    def __init__(self, models, partition):
+        super().__init__()
+        if len(models) != len(partition.parts):
+            raise ValueError(
+                f"{len(models)} teachers for {len(partition.parts)} parts; give one model a part, in order"
+            )
+        self.experts, self.partition = nn.ModuleList(models), partition
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode=True):
+        """Stay in eval mode: the release's teachers changed their batch-norm statistics while they were distilled."""
+        return super().train(False)
+
+    def forward(self, images):
+        """Return merged logits [B, C] for images [B, 3, S, S]."""
+        return self.partition.merge([expert(images).logits.float() for expert in self.experts])
+
+
+class StaleTargets(ValueError):
+    """A soft-target store was made by other teachers, views, classes or images than the ones asked for."""
+
+
+class SoftTargets:
+    """Teacher logits per (view, image) in a float16 memory map, computed once and read by every later student.
+
+    `made_of` is a JSON-able dict of everything that determines the values; a store made of anything else is refused.
+    rows [N]: the image rows it covers. A view is stored in blocks of images, each marked done after its values are on
+    disk, so a killed filling goes on where it was.
+    """
+
+    BLOCK = 512  # images; the unit that is lost when filling is killed
+
+    def __init__(self, path, made_of, rows, num_classes, views):
+        self.path = Path(path)
+        self.rows = np.sort(np.asarray(rows))
+        self.made_of = json.loads(json.dumps(made_of))
+        self.shape = (views, len(self.rows), num_classes)
+        self.blocks = math.ceil(len(self.rows) / self.BLOCK)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        record = self.path.with_suffix(".json")
+        if record.exists():
+            self._refuse_another(json.loads(record.read_text()), record)
+        else:
+            # Old values without a record belong to nobody: the record is written last, and removed first.
+            for name in (self.path, self._done_path):
+                name.unlink(missing_ok=True)
+        self._values = self._map(self.path, np.float16, self.shape)
+        self._done = self._map(self._done_path, np.uint8, (views, self.blocks))
+        if not record.exists():
+            write_json(record, {"made_of": self.made_of, "shape": list(self.shape)})
+
+    @property
+    def _done_path(self):
+        return self.path.with_suffix(".done")
+
+    @staticmethod
+    def _map(path, dtype, shape):
+        bytes_needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if not path.exists() or path.stat().st_size != bytes_needed:
+            with open(path, "wb") as file:
+                file.truncate(bytes_needed)
+        return np.memmap(path, dtype, "r+", shape=shape)
+
+    def _refuse_another(self, found, record):
+        if found["made_of"] == self.made_of and found["shape"] == list(self.shape):
+            return
+        other = found["made_of"] | {"shape": found["shape"]}
+        wanted = self.made_of | {"shape": list(self.shape)}
+        names = sorted(name for name in wanted | other if wanted.get(name) != other.get(name))
+        raise StaleTargets(f"{record} was made of another {', '.join(names)}; delete it to fill the store again")
+
+    def delete(self):
+        """Remove the store's files, its record first."""
+        remove_store(self.path)
+
+    @property
+    def seconds(self):
+        """Seconds spent filling this store so far, over all attempts."""
+        path = self.path.with_suffix(".seconds")
+        return float(path.read_text()) if path.exists() else 0.0
+
+    def _mark_done(self, view, block, seconds):
+        self._values.flush()
+        self._done[view, block] = 1
+        self._done.flush()
+        self.path.with_suffix(".seconds").write_text(repr(self.seconds + seconds))
+
+    def missing(self):
+        """Return the (view, block) pairs that are not there yet."""
+        return [tuple(pair) for pair in np.argwhere(np.asarray(self._done) == 0).tolist()]
+
+    def read(self, view, rows):
+        """Return logits [B, C] float32 of `view` (taken modulo the stored views) for image `rows` [B]."""
+        positions = np.searchsorted(self.rows, rows)
+        view = view % self.shape[0]
+        if not self._done[view, positions // self.BLOCK].all():
+            raise RuntimeError(f"view {view} of {self.path.name} is not filled; call fill first")
+        return torch.from_numpy(self._values[view, positions].astype(np.float32))
+
+
+def remove_store(path):
+    """Remove a soft-target store's files, its record first, so that a kill in between leaves no valid store."""
+    for suffix in (".json", ".done", ".seconds", Path(path).suffix):
+        Path(path).with_suffix(suffix).unlink(missing_ok=True)
+
+
+def fill(stores, teachers, view_of, device, desc="soft targets", batch_size=128, precision=None):
+    """Compute what is missing in `stores` {branch: SoftTargets}, all branches on one pass over the views.
+
+    teachers: {branch: Teachers}. view_of(view, rows) -> images [B, 3, S, S] on `device`, the very views the student gets.
+    """
+    todo = {}
+    for branch, store in stores.items():
+        for pair in store.missing():
+            todo.setdefault(pair, []).append(branch)
+    if not todo:
+        return
+    any_store = next(iter(stores.values()))
+    with (
+        FileLock(any_store.path.with_name(".lock")),
+        torch.inference_mode(),
+        bar(len(todo) * any_store.BLOCK, desc, "img") as progress,
+    ):
+        for branch in stores:
+            teachers[branch].to(device, memory_format=torch.channels_last)
+        for (view, block), branches in sorted(todo.items()):
+            span = slice(block * any_store.BLOCK, min((block + 1) * any_store.BLOCK, len(any_store.rows)))
+            spent = dict.fromkeys(branches, 0.0)
+            for start in range(span.start, span.stop, batch_size):
+                part = slice(start, min(start + batch_size, span.stop))
+                began = time.perf_counter()
+                images = view_of(view, any_store.rows[part])
+                for branch in branches:
+                    with torch.autocast(images.device.type, precision, enabled=precision is not None):
+                        logits = teachers[branch](images)
+                    # float16 ends at 65,504; a logit beyond 6e4 says nothing more than 6e4 does.
+                    stores[branch]._values[view, part] = logits.clamp(-6e4, 6e4).half().cpu().numpy()
+                    now = time.perf_counter()  # the first branch of a batch also pays for its view
+                    spent[branch], began = spent[branch] + now - began, now
+            for branch in branches:
+                stores[branch]._mark_done(view, block, spent[branch])
+            progress.update(any_store.BLOCK)

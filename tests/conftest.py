@@ -1,0 +1,26 @@
+"""Folders that live outside the repository; tests that need one are skipped, with the reason, where it is not there."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _folder(variable, holds):
+    if not os.environ.get(variable):
+        pytest.skip(f"set {variable} to the folder with {holds}")
+    path = Path(os.environ[variable])
+    assert path.is_dir(), f"{variable} names {path}, which is not a folder"
+    return path
+
+
+@pytest.fixture
+def golden():
+    """Folder with numbers produced by the papers' releases."""
+    return _folder("CPSD_GOLDEN", "the golden numbers (losses.npz, metrics.npz, idx_*.json)")
+
+
+@pytest.fixture
+def shared_data():
+    """Folder with real photos and label tables."""
+    return _folder("CPSD_DATA", "the real data sets (coco18, coco_val2014_labels)")
