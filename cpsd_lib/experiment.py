@@ -1,6 +1,6 @@
 """What each stage does with a run's parameters: the glue between the notebooks and the library."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from cpsd_lib import graph, partition, teachers
-from cpsd_lib.batches import Batches
+from cpsd_lib.batches import VIEWS, Batches
 from cpsd_lib.data.dataset import open_dataset
 from cpsd_lib.files import digest, read_json, sha256, write_json, write_text
 from cpsd_lib.models import build_model, preprocessing
@@ -86,8 +86,12 @@ class Run:
 
 
 def show_params(run):
-    """Return the resolved parameters as YAML text, as they stand in the run's params.yaml."""
-    return yaml.safe_dump(run.params.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=110)
+    """Return the resolved parameters as YAML text, a line or two a section, as they stand in the run's params.yaml."""
+    lines = []
+    for name, value in run.params.model_dump(mode="json").items():
+        text = yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=110).removesuffix("...\n")
+        lines.append(f"{name}: {text}")
+    return "".join(lines)
 
 
 def save_params(run):
@@ -176,6 +180,7 @@ def branches_of(rows):
 
 def _common(run, training, seed):
     settings = {name: value for name, value in training.model_dump(mode="json").items() if name not in _NEUTRAL}
+    settings["view"] = asdict(VIEWS[training.view])  # what the name stands for, should its numbers change
     model = run.params.model.model_dump(mode="json")
     if model["weights"] not in (None, "imagenet"):
         model["weights"] = sha256(model["weights"])  # the same bytes under another name are the same weights
@@ -295,7 +300,7 @@ def open_targets(run, seed, teachers_record):
             "classes": run.dataset.table.names,
             "images": run.dataset.key,
             "rows": digest(rows.tolist()),
-            "view": training.view,
+            "view": asdict(VIEWS[training.view]),
             "view_seed": seed,
             "precision": str(pick_precision(training.precision, run.device)),
         }

@@ -48,7 +48,7 @@ def read_json(path):
     """Return the JSON value in `path`; a broken file raises ValueError naming it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again"
         ) from error

@@ -1,6 +1,8 @@
 """image -> Output(logits, label_embeddings, features): a timm backbone and a head."""
 
+import difflib
 import math
+import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,14 +53,21 @@ class GapHead(nn.Module):
 
 
 def feature_map(backbone, images):
-    """Return the last features of a timm model as [B, F, h, w], whatever layout the model uses inside."""
+    """Return the last features of a timm model as [B, F, h, w], whatever layout the model uses inside.
+
+    Raises ValueError for one of the few models that give no such map (coat, crossvit, volo in timm 1.0).
+    """
     features = backbone.forward_features(images)
-    if features.ndim == 3:  # transformers: [B, prefix + h * w, F]
+    found = tuple(features.shape) if torch.is_tensor(features) else type(features).__name__
+    if len(found) == 3:  # transformers: [B, prefix + h * w, F]
         features = features[:, getattr(backbone, "num_prefix_tokens", 0) :].transpose(1, 2)
-        rows = round(math.sqrt(features.shape[2] * images.shape[2] / images.shape[3]))
-        return features.unflatten(2, (rows, -1))
-    if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
-        return features.permute(0, 3, 1, 2)
+        rows = max(1, round(math.sqrt(features.shape[2] * images.shape[2] / images.shape[3])))
+        if features.shape[2] % rows == 0:
+            features = features.unflatten(2, (rows, -1))
+    elif getattr(backbone, "output_fmt", "NCHW") == "NHWC":
+        features = features.permute(0, 3, 1, 2)
+    if not torch.is_tensor(features) or features.ndim != 4 or features.shape[1] != backbone.num_features:
+        raise ValueError(f"{type(backbone).__name__} gives {found}, no map of its features; take another backbone")
     return features
 
 
@@ -82,19 +91,28 @@ def build_model(name, num_classes, weights=None, head="gap", normalize="auto", p
 
 def _backbone(name, pretrained, options):
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:5]
+        near = difflib.get_close_matches(name.split(".")[0].lower(), timm.list_models(), 5)
         raise ValueError(f"timm has no model {name!r}" + (f"; near names: {', '.join(near)}" if near else ""))
+    architecture, _, tag = name.partition(".")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise ValueError(f"timm has no weights {tag!r} of {architecture}; it has: {', '.join(tagged) or 'none'}")
+    if pretrained and not tagged:
+        raise ValueError(f"timm has no ImageNet weights of {name}; leave model.weights out to start from random ones")
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except TypeError as error:
-        raise ValueError(f"model.options {options} do not fit {name}: {error}") from error
+        # Built once without weights first, so that a wrong option is not taken for a failed download.
+        backbone = timm.create_model(name, num_classes=0, **options)
     except Exception as error:
-        if pretrained:
-            raise ConnectionError(
-                f"the ImageNet weights of {name} could not be fetched ({type(error).__name__}); set model.weights to a "
-                "local .safetensors or .pth file of this timm model, or leave it out to start from random weights"
-            ) from error
-        raise
+        raise ValueError(f"{name} cannot be built with model.options {options}: {error}") from error
+    if not pretrained:
+        return backbone
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, **options)
+    except Exception as error:
+        raise ConnectionError(
+            f"the ImageNet weights of {name} could not be fetched ({type(error).__name__}: {error}); set model.weights "
+            "to a local .safetensors or .pth file of this timm model, or leave it out to start from random weights"
+        ) from error
 
 
 def load_backbone(backbone, path):
@@ -105,15 +123,12 @@ def load_backbone(backbone, path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; give a .safetensors or .pth file of the timm model")
-    if path.suffix == ".safetensors":
-        state = safetensors.torch.load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state.get("model", state))
+    state = _read_state(path)
     own = backbone.state_dict()
     # The file's own classifier is the one thing that may stay unread.
     classifier = backbone.pretrained_cfg.get("classifier") or "classifier"
-    heads = tuple(f"{part}." for part in ([classifier] if isinstance(classifier, str) else classifier))
+    # Its first name only: where timm says `head.fc2`, all of `head.` goes when there are no classes.
+    heads = tuple(f"{part.split('.')[0]}." for part in ([classifier] if isinstance(classifier, str) else classifier))
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     foreign = [key for key in state if key not in own and not key.startswith(heads)]
     shapes = [key for key in own if key in state and state[key].shape != own[key].shape]
@@ -123,6 +138,20 @@ def load_backbone(backbone, path):
             f"{len(foreign)} foreign {foreign[:3]}, {len(shapes)} of another shape {shapes[:3]}"
         )
     backbone.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
+
+
+def _read_state(path):
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable file of weights: {str(error).splitlines()[0]}") from error
+    for wrapper in ("state_dict", "model"):
+        state = state.get(wrapper, state) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict: names with a tensor each")
+    return state
 
 
 def _normalization(backbone, normalize, weights):

@@ -1,10 +1,11 @@
 """A run is one YAML file plus overrides, checked before anything starts: types, ranges, unknown names, paths."""
 
 import difflib
+import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -32,25 +33,54 @@ def repo_root():
 
 def outputs_root():
     """Return the folder all runs are written below: CPSD_OUTPUTS, or outputs/ in the project."""
-    return Path(os.environ.get("CPSD_OUTPUTS") or repo_root() / "outputs").resolve()
+    # From the project's folder, not the working folder: runner and notebooks work in different ones.
+    return (repo_root() / os.path.expanduser(os.environ.get("CPSD_OUTPUTS") or "outputs")).resolve()
 
 
 def _expanded(path):
-    text = os.path.expanduser(os.path.expandvars(str(path)))
+    if not path.strip():
+        raise ValueError("an empty path")
+    text = os.path.expanduser(os.path.expandvars(path))
     if "$" in text:
         raise ValueError(f"{path} uses an environment variable that is not set")
-    return repo_root() / text
+    return str(repo_root() / text)
 
 
-def _existing(path):
+def _folder(path):
     found = _expanded(path)
-    if not found.exists():
-        raise ValueError(f"{found} does not exist (a relative path starts at the project's folder)")
-    return str(found)
+    if not os.path.isdir(found):
+        raise ValueError(f"there is no folder {found} (a relative path starts at the project's folder)")
+    return found
+
+
+def _weights(source):
+    if source == "imagenet":
+        return source
+    found = _expanded(source)
+    if not os.path.isfile(found):
+        raise ValueError(f"there is no file {found} (a relative path starts at the project's folder)")
+    return found
+
+
+# What build_model decides itself, and what would let timm read a file behind its back.
+_NO_OPTIONS = {"name", "num_classes", "weights", "head", "normalize", "prior", "in_chans", "features_only"}
+_NO_OPTIONS |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+
+
+def _options(options):
+    refused = sorted(_NO_OPTIONS & options.keys())
+    if refused:
+        raise ValueError(f"{', '.join(refused)} cannot be set here")
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, (int, float, str, bool)) or (isinstance(one, float) and not math.isfinite(one)):
+                raise ValueError(f"{name} must be a finite number, text, true, false, or a list of these")
+    return options
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    # strict: `epochs: yes` is no 1 and `epochs: "5"` no 5.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class DataParams(Section):
@@ -58,10 +88,10 @@ class DataParams(Section):
 
     kind: Literal["scenes", "csv"]
     size: int = Field(64, ge=16, le=2048)
-    images: int = Field(6000, ge=100, le=10_000_000)  # scenes: how many to draw
+    images: int = Field(6000, ge=100, le=1_000_000)  # scenes: how many to draw
     groups: int = Field(4, ge=2, le=4)  # scenes: planted groups
-    seed: int = Field(0, ge=0)  # scenes: which world; csv: which images `limit` keeps
-    root: Annotated[str, AfterValidator(_existing)] | None = None  # csv: folder with annotations.csv
+    seed: int = Field(0, ge=0, le=2**31)  # scenes: which world; csv: which images `limit` keeps
+    root: Annotated[str, AfterValidator(_folder)] | None = None  # csv: folder with annotations.csv
     annotations: str = "annotations.csv"
     image_folder: str = "images"
     bad_files: Literal["error", "skip"] = "error"
@@ -72,7 +102,9 @@ class DataParams(Section):
     @model_validator(mode="after")
     def _root_fits_the_kind(self):
         if self.kind == "csv" and self.root is None:
-            raise ValueError("data.kind csv needs data.root, the folder that holds annotations.csv")
+            raise ValueError("kind csv needs data.root, the folder that holds annotations.csv")
+        if self.kind == "scenes" and self.size > 1024:
+            raise ValueError("kind scenes draws at most 1024 pixels; lower data.size")
         return self
 
 
@@ -81,7 +113,7 @@ class PartitionParams(Section):
 
     k: int = Field(4, ge=1, le=1000)
     exponent: float = Field(0.5, gt=0, le=4)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**31)
     refine_co: bool = False
     refine_dis: bool = True  # the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)
 
@@ -91,16 +123,11 @@ class ModelParams(Section):
 
     name: str
     head: Literal["gap"] = "gap"
-    weights: str | None = None  # None: random; "imagenet": timm's own from the hub; else a local file
+    # None: random; "imagenet": timm's own from the hub; else a local file
+    weights: Annotated[str, AfterValidator(_weights)] | None = None
     normalize: Literal["auto", "none", "imagenet"] = "auto"  # auto: what the weights were trained with; none: [0, 1]
     prior: float = Field(0.12, gt=0, lt=1)  # the new head's first guess; 0.12 is a bias of -2
-    options: dict[str, int | float | str | bool | list[int]] = {}
-
-    @model_validator(mode="after")
-    def _weights_exist(self):
-        if self.weights not in (None, "imagenet"):
-            _existing(self.weights)
-        return self
+    options: Annotated[dict[str, Any], AfterValidator(_options)] = {}
 
 
 class TrainParams(Section):
@@ -206,7 +233,7 @@ def find_params(source):
     """Return the path of a parameter file given as a path or a name in params/ (ParameterError if there is none)."""
     folder = repo_root() / "params"
     for candidate in (Path(source), folder / source, folder / f"{source}.yaml"):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False, where Path.is_file raises, for a name too long to be one
             return candidate
     near = difflib.get_close_matches(Path(source).stem, [file.stem for file in folder.glob("*.yaml")], 1)
     hint = (
@@ -221,6 +248,8 @@ class _UniqueKeys(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys without a word; here that is an error."""
 
     def construct_mapping(self, node, deep=False):
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "expected `name: value` lines", node.start_mark)
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if len({str(key) for key in keys}) < len(keys):
             raise yaml.constructor.ConstructorError(None, None, f"a key stands twice among {keys}", node.start_mark)
@@ -235,16 +264,24 @@ _UniqueKeys.add_implicit_resolver(
 
 def read_yaml(path):
     """Return the mapping in a YAML file; only plain values, no key twice (ParameterError)."""
-    return _parse(Path(path).read_text(encoding="utf-8"), str(path), dict)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ParameterError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise ParameterError(f"{path} cannot be read: {error.strerror}") from None
+    return _parse(text, str(path), dict)
 
 
 def _parse(text, where, kind):
     try:
         value = yaml.load(text, _UniqueKeys)  # a SafeLoader: it builds plain values only
-    except yaml.YAMLError as error:
+    # PyYAML lets what its constructors raise through: ValueError for the date 2024-13-45, KeyError for `!!bool x`, ...
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ParameterError(f"{where} is not valid YAML: {error}") from None
     if kind and not isinstance(value, kind):
-        raise ParameterError(f"{where} must hold `name: value` lines, not {type(value).__name__}")
+        held = "nothing" if value is None else type(value).__name__
+        raise ParameterError(f"{where} must hold `name: value` lines; it holds {held}")
     return value
 
 
@@ -264,59 +301,75 @@ def _set(raw, key, value):
     if not all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names):
         raise ParameterError(f"{key!r} is not a parameter name; names look like student.epochs")
     for name in names[:-1]:
-        raw = raw.setdefault(name, {})
-        if not isinstance(raw, dict):
+        below = raw.get(name)
+        if below is not None and not isinstance(below, dict):
             raise ParameterError(f"{key}: {name} is a value, not a section")
+        # A copy: an anchor in the file (`student: *settings`) makes two sections one object.
+        raw[name] = dict(below or {})
+        raw = raw[name]
     raw[names[-1]] = value
 
 
 def resolve(raw):
     """Return Params of a raw mapping: recipe, then `train` (both trainings), then `teachers` and `student`."""
-    raw = dict(raw)
-    recipe_name = raw.get("recipe", "default")
-    if recipe_name not in RECIPES:
-        raise ParameterError(f"recipe: {recipe_name!r} is none of {', '.join(RECIPES)}")
-    recipe = RECIPES[recipe_name]
-    sections = {name: raw.get(name) or {} for name in ("train", "teachers", "student", "model")}
+    raw, faults = dict(raw), []
+    # A wrong recipe is a fault among the others, and Params names it.
+    recipe = next((RECIPES[name] for name in RECIPES if raw.get("recipe") == name), RECIPES["default"])
+    sections = {name: raw.get(name) for name in ("train", "teachers", "student", "model")}
     for name, section in sections.items():
-        if not isinstance(section, dict):
-            raise ParameterError(f"{name}: must be a section of `name: value` lines, not {section!r}")
-    shared = raw.pop("train", None) or {}
-    unknown = [name for name in shared if name not in TrainParams.model_fields]
-    if unknown:
-        raise ParameterError("\n".join(_unknown(("train", name), TrainParams) for name in unknown))
+        if section is not None and not isinstance(section, dict):
+            faults.append(f"{name}: must be a section of `name: value` lines, not {section!r}")
+        sections[name] = section if isinstance(section, dict) else {}
+    raw.pop("train", None)
+    shared = {name: value for name, value in sections["train"].items() if name in TrainParams.model_fields}
+    faults += [_unknown(("train", str(name)), TrainParams) for name in sections["train"] if name not in shared]
     for name in ("teachers", "student"):
         raw[name] = recipe["train"] | recipe[name] | shared | sections[name]
     raw["model"] = recipe["model"] | sections["model"]
     try:
-        return Params.model_validate(raw)
+        params = Params.model_validate(raw)
     except ValidationError as error:
-        raise ParameterError("\n".join(_explain(fault) for fault in error.errors())) from None
+        faults += [_explain(fault, shared, sections) for fault in error.errors()]
+    if faults:
+        raise ParameterError("\n".join(dict.fromkeys(faults)))
+    return params
 
 
-def _explain(fault):
+def _explain(fault, shared, sections):
     location = tuple(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return _unknown(location, _section_at(location[:-1]))
     if fault["type"] == "missing":
         return f"{'.'.join(location)}: is needed and has no default"
-    return f"{'.'.join(location)}: {fault['msg'].removeprefix('Value error, ')}; got {str(fault['input'])[:80]!r}"
+    if len(location) > 1 and location[1] in shared and location[1] not in sections.get(location[0], shared):
+        location = ("train", *location[1:])  # where the user wrote it
+    return f"{'.'.join(location)}: {fault['msg'].removeprefix('Value error, ')}; got {repr(fault['input'])[:80]}"
 
 
 def _unknown(location, section):
-    near = difflib.get_close_matches(location[-1], section.model_fields, 1, cutoff=0.5)
-    here = ".".join(location[:-1])
-    hint = (
-        f"did you mean {'.'.join((*location[:-1], near[0]))}?"
-        if near
-        else f"{here or 'the top level'} knows: {', '.join(section.model_fields)}"
-    )
+    *above, name = location
+    here = ".".join(above)
+    known = [*section.model_fields, *(["train"] if section is Params else [])]
+    # The right name in the wrong place, or else a wrong name in the right place.
+    near = [place for place in _places(name) if place != ".".join(location)]
+    near = near or [".".join((*above, n)) for n in difflib.get_close_matches(name.lower(), known, 1, cutoff=0.5)]
+    hint = f"did you mean {near[0]}?" if near else f"{here or 'the top level'} knows: {', '.join(known)}"
     return f"{'.'.join(location)}: unknown parameter; {hint}"
+
+
+def _places(name):
+    sections = {"": Params, "train": TrainParams} | {
+        section: field.annotation for section, field in Params.model_fields.items() if _is_section(field.annotation)
+    }
+    return [f"{section}.{name}".lstrip(".") for section, kind in sections.items() if name in kind.model_fields]
+
+
+def _is_section(kind):
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def _section_at(location):
     section = Params
     for name in location:
-        annotation = section.model_fields[name].annotation
-        section = next((kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)), Params)
+        section = section.model_fields[name].annotation
     return section

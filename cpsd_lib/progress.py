@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -53,6 +53,7 @@ class _FileBar:
     def _write(self):
         # Not `files.atomic`: half a second of progress needs no fsync, only a reader that never sees half a file.
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self._state))
-        os.replace(temporary, self._path)
+        with suppress(OSError):  # a runner that is gone took its folder along; that must not end a training
+            temporary.write_text(json.dumps(self._state))
+            os.replace(temporary, self._path)
         self._written = time.monotonic()

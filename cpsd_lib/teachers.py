@@ -10,7 +10,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from cpsd_lib.files import write_json
+from cpsd_lib.files import read_json, write_json, write_text
 from cpsd_lib.progress import bar
 
 
@@ -55,38 +55,34 @@ class SoftTargets:
         self.rows = np.sort(np.asarray(rows))
         self.made_of = json.loads(json.dumps(made_of))
         self.shape = (views, len(self.rows), num_classes)
-        self.blocks = math.ceil(len(self.rows) / self.BLOCK)
+        self.block_starts = range(0, len(self.rows), self.BLOCK)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        record = self.path.with_suffix(".json")
+        record, done_path = self.path.with_suffix(".json"), self.path.with_suffix(".done")
+        maps = {
+            self.path: (np.dtype(np.float16), self.shape),
+            done_path: (np.dtype(np.uint8), (views, len(self.block_starts))),
+        }
+        sizes = {path: math.prod(shape) * dtype.itemsize for path, (dtype, shape) in maps.items()}
         if record.exists():
-            self._refuse_another(json.loads(record.read_text()), record)
-        else:
-            # Old values without a record belong to nobody: the record is written last, and removed first.
-            for name in (self.path, self._done_path):
-                name.unlink(missing_ok=True)
-        self._values = self._map(self.path, np.float16, self.shape)
-        self._done = self._map(self._done_path, np.uint8, (views, self.blocks))
+            self._refuse_another(read_json(record), record)
+        if not record.exists() or any(not p.exists() or p.stat().st_size != size for p, size in sizes.items()):
+            # Values without a record belong to nobody, and marks without their values vouch for nothing. The marks go
+            # first and come back last but for the record, so that a kill in between leaves nothing that claims too much.
+            for path in (done_path, self.path.with_suffix(".seconds"), self.path):
+                path.unlink(missing_ok=True)
+            for path, size in sizes.items():
+                with open(path, "wb") as file:
+                    file.truncate(size)
+        self._values, self._done = (np.memmap(p, dtype, "r+", shape=shape) for p, (dtype, shape) in maps.items())
         if not record.exists():
             write_json(record, {"made_of": self.made_of, "shape": list(self.shape)})
-
-    @property
-    def _done_path(self):
-        return self.path.with_suffix(".done")
-
-    @staticmethod
-    def _map(path, dtype, shape):
-        bytes_needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if not path.exists() or path.stat().st_size != bytes_needed:
-            with open(path, "wb") as file:
-                file.truncate(bytes_needed)
-        return np.memmap(path, dtype, "r+", shape=shape)
 
     def _refuse_another(self, found, record):
         if found["made_of"] == self.made_of and found["shape"] == list(self.shape):
             return
         other = found["made_of"] | {"shape": found["shape"]}
         wanted = self.made_of | {"shape": list(self.shape)}
-        names = sorted(name for name in wanted | other if wanted.get(name) != other.get(name))
+        names = sorted(name for name in wanted | other if wanted.get(name, "absent") != other.get(name, "absent"))
         raise StaleTargets(f"{record} was made of another {', '.join(names)}; delete it to fill the store again")
 
     def delete(self):
@@ -103,15 +99,22 @@ class SoftTargets:
         self._values.flush()
         self._done[view, block] = 1
         self._done.flush()
-        self.path.with_suffix(".seconds").write_text(repr(self.seconds + seconds))
+        write_text(self.path.with_suffix(".seconds"), repr(self.seconds + seconds))
 
     def missing(self):
         """Return the (view, block) pairs that are not there yet."""
         return [tuple(pair) for pair in np.argwhere(np.asarray(self._done) == 0).tolist()]
 
     def read(self, view, rows):
-        """Return logits [B, C] float32 of `view` (taken modulo the stored views) for image `rows` [B]."""
+        """Return logits [B, C] float32 of `view` (taken modulo the stored views) for image `rows` [B].
+
+        Raises ValueError for a row the store does not cover, RuntimeError for values that are not filled yet.
+        """
+        rows = np.asarray(rows)
         positions = np.searchsorted(self.rows, rows)
+        outside = rows[self.rows[np.minimum(positions, len(self.rows) - 1)] != rows]
+        if len(outside):
+            raise ValueError(f"{self.path.name} does not cover the image rows {outside[:5].tolist()}")
         view = view % self.shape[0]
         if not self._done[view, positions // self.BLOCK].all():
             raise RuntimeError(f"view {view} of {self.path.name} is not filled; call fill first")
@@ -127,36 +130,50 @@ def remove_store(path):
 def fill(stores, teachers, view_of, device, desc="soft targets", batch_size=128, precision=None):
     """Compute what is missing in `stores` {branch: SoftTargets}, all branches on one pass over the views.
 
-    teachers: {branch: Teachers}. view_of(view, rows) -> images [B, 3, S, S] on `device`, the very views the student gets.
+    teachers: {branch: Teachers}; a branch that is filled needs none. view_of(view, rows) -> images [B, 3, S, S] on
+    `device`, the very views the student gets. Raises FloatingPointError when a teacher answers NaN.
     """
-    todo = {}
-    for branch, store in stores.items():
-        for pair in store.missing():
-            todo.setdefault(pair, []).append(branch)
-    if not todo:
+    if not any(store.missing() for store in stores.values()):
         return
     any_store = next(iter(stores.values()))
-    with (
-        FileLock(any_store.path.with_name(".lock")),
-        torch.inference_mode(),
-        bar(len(todo) * any_store.BLOCK, desc, "img") as progress,
-    ):
-        for branch in stores:
+    if not all(np.array_equal(store.rows, any_store.rows) for store in stores.values()):
+        raise ValueError(f"the stores of {', '.join(stores)} cover different images; fill them one by one")
+    with FileLock(any_store.path.with_name(".lock")), torch.inference_mode():
+        # Listed under the lock: another process may just have done some of it.
+        todo = {}
+        for branch, store in stores.items():
+            for pair in store.missing():
+                todo.setdefault(pair, []).append(branch)
+        for branch in {branch for branches in todo.values() for branch in branches}:
             teachers[branch].to(device, memory_format=torch.channels_last)
-        for (view, block), branches in sorted(todo.items()):
-            span = slice(block * any_store.BLOCK, min((block + 1) * any_store.BLOCK, len(any_store.rows)))
-            spent = dict.fromkeys(branches, 0.0)
-            for start in range(span.start, span.stop, batch_size):
-                part = slice(start, min(start + batch_size, span.stop))
-                began = time.perf_counter()
-                images = view_of(view, any_store.rows[part])
-                for branch in branches:
-                    with torch.autocast(images.device.type, precision, enabled=precision is not None):
-                        logits = teachers[branch](images)
-                    # float16 ends at 65,504; a logit beyond 6e4 says nothing more than 6e4 does.
-                    stores[branch]._values[view, part] = logits.clamp(-6e4, 6e4).half().cpu().numpy()
-                    now = time.perf_counter()  # the first branch of a batch also pays for its view
-                    spent[branch], began = spent[branch] + now - began, now
-            for branch in branches:
-                stores[branch]._mark_done(view, block, spent[branch])
-            progress.update(any_store.BLOCK)
+        block_rows = [any_store.rows[start : start + any_store.BLOCK] for start in any_store.block_starts]
+        with bar(sum(len(block_rows[block]) for _, block in todo), desc, "img") as progress:
+            for (view, block), branches in sorted(todo.items()):
+                chosen = {branch: (stores[branch], teachers[branch]) for branch in branches}
+                _fill_block(chosen, view, block, view_of, batch_size, precision)
+                progress.update(len(block_rows[block]))
+
+
+def _fill_block(chosen, view, block, view_of, batch_size, precision):
+    any_store = next(iter(chosen.values()))[0]
+    first = any_store.block_starts[block]
+    stop = min(first + any_store.BLOCK, len(any_store.rows))
+    spent = dict.fromkeys(chosen, 0.0)
+    for start in range(first, stop, batch_size):
+        part = slice(start, min(start + batch_size, stop))
+        began = time.perf_counter()
+        images = view_of(view, any_store.rows[part])
+        for branch, (store, teacher) in chosen.items():
+            with torch.autocast(images.device.type, precision, enabled=precision is not None):
+                logits = teacher(images)
+            # float16 ends at 65,504; a logit beyond 6e4 says nothing more than 6e4 does.
+            values = logits.clamp(-6e4, 6e4).half().cpu().numpy()
+            if np.isnan(values).any():
+                raise FloatingPointError(
+                    f"the {branch} teachers answer NaN for images among rows {any_store.rows[part]}"
+                )
+            store._values[view, part] = values
+            now = time.perf_counter()  # the first branch of a batch also pays for its view
+            spent[branch], began = spent[branch] + now - began, now
+    for branch, (store, _) in chosen.items():
+        store._mark_done(view, block, spent[branch])

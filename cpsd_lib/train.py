@@ -181,7 +181,7 @@ def _track(learner, batches, recipe):
     total = recipe.epochs * batches.steps
     # torch divides by pct_start * total - 1: keep that off zero in very short trainings.
     pct_start = min(max(recipe.pct_start, 1.5 / total), 0.99)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total + 1, pct_start=pct_start)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=pct_start)
     half = pick_precision(recipe.precision, device) is torch.float16
     ema = Ema(model, recipe.ema_decay, recipe.ema_warmup)
     return _Track(
