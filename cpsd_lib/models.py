@@ -62,8 +62,9 @@ def feature_map(backbone, images):
     if len(found) == 3:  # transformers: [B, prefix + h * w, F]
         features = features[:, getattr(backbone, "num_prefix_tokens", 0) :].transpose(1, 2)
         rows = max(1, round(math.sqrt(features.shape[2] * images.shape[2] / images.shape[3])))
-        if features.shape[2] % rows == 0:
-            features = features.unflatten(2, (rows, -1))
+        columns = round(rows * images.shape[3] / images.shape[2])
+        if rows * columns == features.shape[2]:
+            features = features.unflatten(2, (rows, columns))
     elif getattr(backbone, "output_fmt", "NCHW") == "NHWC":
         features = features.permute(0, 3, 1, 2)
     if not torch.is_tensor(features) or features.ndim != 4 or features.shape[1] != backbone.num_features:
@@ -101,7 +102,7 @@ def _backbone(name, pretrained, options):
         raise ValueError(f"timm has no ImageNet weights of {name}; leave model.weights out to start from random ones")
     try:
         # Built once without weights first, so that a wrong option is not taken for a failed download.
-        backbone = timm.create_model(name, num_classes=0, **options)
+        backbone = timm.create_model(name, pretrained=False, num_classes=0, **options)
     except Exception as error:
         raise ValueError(f"{name} cannot be built with model.options {options}: {error}") from error
     if not pretrained:
@@ -146,7 +147,7 @@ def _read_state(path):
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable file of weights: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is no readable file of weights ({type(error).__name__})") from error
     for wrapper in ("state_dict", "model"):
         state = state.get(wrapper, state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):

@@ -78,6 +78,12 @@ def _options(options):
     return options
 
 
+def _table_rows(rows):
+    if not rows or len(set(rows)) != len(rows):
+        raise ValueError("each row of the table at most once, and at least one")
+    return rows
+
+
 class Section(BaseModel):
     # strict: `epochs: yes` is no 1 and `epochs: "5"` no 5.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
@@ -157,16 +163,10 @@ class TrainParams(Section):
 class StudentParams(TrainParams):
     """Student training and how it matches its teachers (METHOD 1.5)."""
 
-    rows: list[Row] = list(ROWS)
+    rows: Annotated[list[Row], AfterValidator(_table_rows)] = list(ROWS)
     alpha: float = Field(0.5, ge=0, le=1)  # CPSD: weight of the co branch; 1 - alpha is the dis branch's
     match: Literal["mse", "kl"] = "mse"
     views: int | None = Field(None, ge=1)  # stored views, reused round robin; None: one an epoch
-
-    @model_validator(mode="after")
-    def _rows_are_a_table(self):
-        if not self.rows or len(set(self.rows)) != len(self.rows):
-            raise ValueError("rows must name each row of the table at most once, and at least one")
-        return self
 
 
 class EvaluationParams(Section):
@@ -343,7 +343,8 @@ def _explain(fault, shared, sections):
         return f"{'.'.join(location)}: is needed and has no default"
     if len(location) > 1 and location[1] in shared and location[1] not in sections.get(location[0], shared):
         location = ("train", *location[1:])  # where the user wrote it
-    return f"{'.'.join(location)}: {fault['msg'].removeprefix('Value error, ')}; got {repr(fault['input'])[:80]}"
+    got = "" if isinstance(fault["input"], dict) else f"; got {repr(fault['input'])[:80]}"
+    return f"{'.'.join(location)}: {fault['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _unknown(location, section):

@@ -45,17 +45,17 @@ def _page(run, records, stages):
     last = stages[max(stages)]
     hardware = last["hardware"]
     versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
+    seconds = pd.DataFrame({"seconds": {name: entry["seconds"] for name, entry in stages.items()}})
     return _PAGE.format(
         name=escape(run.params.name),
         stamp=_STAMP if run.params.protocol == "paper" else "",
         made=escape(
             f"{run.params.seeds} seed(s) from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
-            f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; {versions}; finished {last['finished']}"
+            f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
+            f"{versions}; finished {last['finished']}"
         ),
         tables="".join(_table(records, split) for split in ("test", "test_shifted") if split in set(records["split"])),
-        times=pd.DataFrame({name: {"seconds": round(entry["seconds"], 1)} for name, entry in stages.items()}).T.to_html(
-            border=0
-        ),
+        times=seconds.to_html(border=0, float_format=lambda value: f"{value:,.0f}"),
         figures="".join(_figure(path) for path in sorted((run.folder / "figures").glob("*.png"))),
         notes=_notes(run),
         params=escape(show_params(run)),
@@ -64,7 +64,7 @@ def _page(run, records, stages):
 
 def _table(records, split):
     table = component_table(records, split)
-    shown = table.to_html(border=0, na_rep="-", float_format=lambda value: f"{value:.1f}")
+    shown = table.rename_axis(None).to_html(border=0, na_rep="-", float_format=lambda value: f"{value:.1f}")
     return f"<h2>Component table, {split}</h2>{shown}<p>{escape(reading(table, split))}</p>"
 
 

@@ -33,6 +33,7 @@ class Teachers(nn.Module):
 
     def forward(self, images):
         """Return merged logits [B, C] for images [B, 3, S, S]."""
+        self.eval()  # one expert may have been told train() by name
         return self.partition.merge([expert(images).logits.float() for expert in self.experts])
 
 

@@ -1,0 +1,108 @@
+import json
+import os
+
+import pytest
+
+from cpsd_lib import progress
+from cpsd_lib.files import atomic, digest, read_json, sha256, write_json, write_text
+
+
+def test_a_file_is_written_with_its_folders_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "a" / "b" / "x.txt"
+    write_text(path, "Zürich\n")
+    assert path.read_bytes() == "Zürich\n".encode()
+    assert [found.name for found in path.parent.iterdir()] == ["x.txt"]
+
+
+def test_old_content_stays_when_the_writing_fails_half_way(tmp_path):
+    path = tmp_path / "x.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError, match="half way"), atomic(path) as temporary:
+        temporary.write_text("ne")
+        raise RuntimeError("half way")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_old_content_stays_when_nothing_was_written_or_the_text_cannot_be_encoded(tmp_path):
+    path = tmp_path / "x.txt"
+    write_text(path, "old")
+    with pytest.raises(FileNotFoundError), atomic(path):
+        pass
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_readers_see_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "x.txt"
+    write_text(path, "old")
+    with atomic(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"a": [1, float("inf")]}, {"a": {1, 2}}])
+def test_json_refuses_what_json_cannot_say_and_keeps_the_old_file(tmp_path, value):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+    with pytest.raises((ValueError, TypeError)):
+        write_json(path, value)
+    assert read_json(path) == {"old": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_comes_back_as_it_was_written(tmp_path):
+    value = {"a": [1, 2.5, None, True, "ü"], "b": {}}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe\x00"])
+def test_broken_json_is_named(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.json is not valid JSON"):
+        read_json(path)
+
+
+def test_sha256_is_the_one_everybody_knows(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_digest_depends_on_values_and_list_order_and_not_on_dictionary_order():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    different = [
+        digest(value) for value in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": [1]}, [1, 2], [2, 1], None)
+    ]
+    assert len(set(different)) == len(different)
+    assert len(different[0]) == 16
+    with pytest.raises(ValueError, match="JSON"):
+        digest({"a": float("nan")})
+
+
+def test_a_bar_writes_its_state_to_the_file_the_runner_names(tmp_path, monkeypatch):
+    path = tmp_path / "progress.json"
+    monkeypatch.setenv(progress.FILE_VARIABLE, str(path))
+    with progress.bar(10, "teachers", "img", initial=2) as bar:
+        assert json.loads(path.read_text())["n"] == 2
+        bar.update(3)
+        bar.note("loss 1.0")
+    state = json.loads(path.read_text())
+    assert state == {"desc": "teachers", "total": 10, "unit": "img", "initial": 2, "n": 5, "note": "loss 1.0"}
+    assert os.listdir(tmp_path) == ["progress.json"]
+
+
+def test_a_bar_whose_runner_is_gone_does_not_end_the_training(tmp_path, monkeypatch):
+    monkeypatch.setenv(progress.FILE_VARIABLE, str(tmp_path / "gone" / "progress.json"))
+    with progress.bar(10, "teachers") as bar:
+        bar.update(10)
+
+
+def test_a_bar_on_the_screen_takes_the_same_calls(monkeypatch, capsys):
+    monkeypatch.delenv(progress.FILE_VARIABLE, raising=False)
+    with progress.bar(4, "teachers", initial=1) as bar:
+        bar.update(3)
+        bar.note("loss 1.0")
+    assert "teachers" in capsys.readouterr().err
