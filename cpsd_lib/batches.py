@@ -8,7 +8,7 @@ import torch
 from cpsd_lib import views
 from cpsd_lib.objectives import Batch
 
-VIEWS = {"default": views.DEFAULT, "release": views.RELEASE, "plain": views.PLAIN}
+VIEWS = {"default": views.DEFAULT, "release": views.RELEASE, "flip": views.FLIP, "plain": views.PLAIN}
 
 
 class Batches:

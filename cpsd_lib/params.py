@@ -150,7 +150,7 @@ class TrainParams(Section):
     gamma_neg: float = Field(ge=0, le=10)
     gamma_pos: float = Field(ge=0, le=10)
     clip: float = Field(ge=0, lt=1)
-    view: Literal["plain", "default", "release"]
+    view: Literal["plain", "flip", "default", "release"]
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False
     select: Literal["last", "val"] = "last"

@@ -62,6 +62,7 @@ class ViewRecipe:
 
 
 PLAIN = ViewRecipe()
+FLIP = ViewRecipe(flip=True)  # small models from random weights: stronger views cost them more than they give
 DEFAULT = ViewRecipe(flip=True, crop_area=0.6, brightness=0.2, contrast=0.2, cutout=0.4)  # METHOD 5
 RELEASE = ViewRecipe(cutout=0.5, cutout_fill="random", rand_augment=True)  # METHOD 1, "Recipe of the release"
 
