@@ -123,7 +123,7 @@ def pictures(images, captions, columns=6):
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(np.moveaxis(np.asarray(image), 0, -1))
-        axis.set_title(caption, fontsize=8, loc="center", wrap=True)
+        axis.set_title(caption, fontsize=9, loc="center", wrap=True)
     return figure
 
 
