@@ -129,9 +129,8 @@ def training_rows(run, training, seed):
         return train, None
     if len(table.rows("val")):
         return train, table.rows("val")
-    held_out = np.random.default_rng(derive_seed(seed, "held out")).permutation(train)[
-        : int(training.val_share * len(train))
-    ]
+    shuffled, count = np.random.default_rng(derive_seed(seed, "held out")).permutation(train), len(train)
+    held_out = shuffled[: max(1, int(training.val_share * count))]
     return np.setdiff1d(train, held_out), np.sort(held_out)
 
 
@@ -235,17 +234,23 @@ def _fit(run, learners, batches, training, folder, seed, selection, desc):
     )
 
 
-def _teacher_learners(run, seed, partitions, branches):
-    training = run.params.teachers
-    common = _common(run, training, seed)
-    learners = []
+def _teachers_made_of(run, seed, partitions, branches):
+    """Return {teacher's name: what it is made of}, branch by branch, part by part."""
+    common, found = _common(run, run.params.teachers, seed), {}
     for branch in branches:
         for number, part in enumerate(partitions[branch].parts):
             name = "whole" if branch == "whole" else f"{branch}-{number}"
-            columns = torch.tensor(part, device=run.device)
-            objective = Supervised(columns, training.gamma_neg, training.gamma_pos, training.clip)
-            made_of = common | {"columns": [int(column) for column in part], "learner": name}
-            learners.append(Learner(name, _model(run, len(part), seed, name), objective, list(part), made_of))
+            found[name] = common | {"columns": [int(column) for column in part], "learner": name}
+    return found
+
+
+def _teacher_learners(run, seed, partitions, branches):
+    training, learners = run.params.teachers, []
+    for name, made_of in _teachers_made_of(run, seed, partitions, branches).items():
+        part = made_of["columns"]
+        columns = torch.tensor(part, device=run.device)
+        objective = Supervised(columns, training.gamma_neg, training.gamma_pos, training.clip)
+        learners.append(Learner(name, _model(run, len(part), seed, name), objective, part, made_of))
     return learners
 
 
@@ -288,6 +293,20 @@ def load_teachers(run, seed):
 # ---- 04: students --------------------------------------------------------------------------------------------------
 
 
+def _targets_made_of(run, seed, listing):
+    """Return what a store of soft targets is made of; listing: one branch's teachers, as in teachers.json."""
+    training = run.params.student
+    return {
+        "teachers": [[teacher["sha256"], teacher["columns"]] for teacher in listing],
+        "classes": run.dataset.table.names,
+        "images": run.dataset.key,
+        "rows": digest(training_rows(run, training, seed)[0].tolist()),
+        "view": asdict(VIEWS[training.view]),
+        "view_seed": seed,
+        "precision": str(pick_precision(training.precision, run.device)),
+    }
+
+
 def open_targets(run, seed, teachers_record):
     """Return {branch: SoftTargets} of one seed, emptied where they were made of something else than asked for now."""
     training = run.params.student
@@ -295,15 +314,7 @@ def open_targets(run, seed, teachers_record):
     stored_views = min(training.views or training.epochs, training.epochs)
     stores = {}
     for branch, listing in teachers_record.items():
-        made_of = {
-            "teachers": [[teacher["sha256"], teacher["columns"]] for teacher in listing],
-            "classes": run.dataset.table.names,
-            "images": run.dataset.key,
-            "rows": digest(rows.tolist()),
-            "view": asdict(VIEWS[training.view]),
-            "view_seed": seed,
-            "precision": str(pick_precision(training.precision, run.device)),
-        }
+        made_of = _targets_made_of(run, seed, listing)
         arguments = (run.target_path(seed, branch), made_of, rows, len(run.dataset.table.names), stored_views)
         try:
             stores[branch] = SoftTargets(*arguments)
@@ -315,10 +326,19 @@ def open_targets(run, seed, teachers_record):
 
 
 def _teachers_record(run, seed):
+    """Return teachers.json; MissingStage when it is not there, or lists teachers made of other things than asked for now."""
     path = run.teacher_folder(seed) / "teachers.json"
     if not path.exists():
         raise MissingStage(f"no teachers in {path.parent}; run 03_teachers first")
-    return read_json(path)
+    listing = read_json(path)
+    listed = {teacher["file"]: teacher["sha256"] for branch in listing.values() for teacher in branch}
+    wanted = _teachers_made_of(run, seed, load_partitions(run), branches_of(run.params.student.rows))
+    for name, made_of in wanted.items():
+        record = path.with_name(f"{name}.json")
+        entry = read_json(record) if record.exists() else {"made_of": None}
+        if entry["made_of"] != made_of or listed.get(entry["file"]) != entry["sha256"]:
+            raise MissingStage(f"{path.parent} has no teacher {name} for these parameters; run 03_teachers first")
+    return listing
 
 
 def fill_targets(run, seed):
@@ -348,6 +368,15 @@ def student_batches(run, seed, soft=None):
     return _batches(run, training, seed, training_rows(run, training, seed)[0], stored_views=training.views, soft=soft)
 
 
+def _student_made_of(run, seed, row):
+    training = run.params.student
+    common, weights = _common(run, training, seed), student_weights(row, training.alpha)
+    if row != "cpsd":
+        common["training"].pop("alpha")  # another alpha is another CPSD student, and nothing else
+    record = _teachers_record(run, seed)
+    return common | {"weights": weights, "targets": {b: _targets_made_of(run, seed, record[b]) for b in weights}}
+
+
 def train_student(run, seed, row, stores):
     """Train (or load) the student of one row of the table; return (model, what is written beside its weights)."""
     training = run.params.student
@@ -363,10 +392,7 @@ def train_student(run, seed, row, stores):
         "clip": training.clip,
     }
     objective = SelfDistillation(weights, **settings)
-    common = _common(run, training, seed)
-    if row != "cpsd":
-        common["training"].pop("alpha")  # another alpha is another CPSD student, and nothing else
-    made_of = common | {"weights": weights, "targets": {branch: store.made_of for branch, store in used.items()}}
+    made_of = _student_made_of(run, seed, row)
     # Every row starts from the same weights and sees the same views in the same order: rows differ by their loss alone.
     learner = Learner("student", _model(run, num_classes, seed, "whole"), objective, list(range(num_classes)), made_of)
     desc = f"seed {seed}: student {row}"
@@ -382,9 +408,7 @@ def load_student(run, seed, row):
     baseline = row == "baseline"
     folder = run.teacher_folder(seed) if baseline else run.student_folder(seed, row)
     record, notebook = (folder / "whole.json", "03_teachers") if baseline else (folder / "student.json", "04_student")
-    expected = _common(run, run.params.teachers if baseline else run.params.student, seed)
-    if row not in ("baseline", "cpsd"):
-        expected["training"].pop("alpha")
+    expected = _common(run, run.params.teachers, seed) if baseline else _student_made_of(run, seed, row)
     if not record.exists() or read_json(record)["made_of"] | expected != read_json(record)["made_of"]:
         raise MissingStage(f"{folder} has no {row} model for these parameters; run {notebook} first")
     model = _model(run, len(run.dataset.table.names), seed, "whole")

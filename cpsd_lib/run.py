@@ -14,6 +14,7 @@ from pathlib import Path
 
 import papermill
 from filelock import FileLock, Timeout
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
@@ -21,14 +22,15 @@ from cpsd_lib import progress
 from cpsd_lib.data.dataset import signature
 from cpsd_lib.experiment import Run, save_params
 from cpsd_lib.files import digest, read_json, sha256, write_json
-from cpsd_lib.params import find_params, load_params, repo_root
+from cpsd_lib.params import load_params, repo_root
 
-# A stage is a notebook: which sections of the parameters it reads, and which files of the run folder it leaves.
+# A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's
+# outputs), and which files of the run folder it leaves.
 STAGES = {
-    "01_data": (["data"], ["data.json", "figures/01_*.png"]),
+    "01_data": (["data", "teachers.view", "seed"], ["data.json", "figures/01_*.png"]),
     "02_partition": (["data", "partition"], ["partition/*.json", "figures/02_*.png"]),
     "03_teachers": (
-        ["data", "partition", "model", "teachers", "student", "seed", "seeds", "protocol"],
+        ["data", "partition", "model", "teachers", "student.rows", "seed", "seeds", "protocol"],
         ["seed*/teachers/*.json", "seed*/teachers/*.safetensors", "figures/03_*.png"],
     ),
     "04_student": (
@@ -37,7 +39,7 @@ STAGES = {
     ),
     "05_evaluation": (
         ["data", "partition", "model", "teachers", "student", "seed", "seeds", "protocol", "evaluation"],
-        ["evaluation/*.json", "evaluation/*.csv", "figures/05_*.png"],
+        ["evaluation/metrics.json", "evaluation/per_class.csv", "evaluation/scores/*.npy", "figures/05_*.png"],
     ),
     "07_ablation": (
         ["data", "partition", "model", "teachers", "student", "seed", "seeds", "protocol", "evaluation"],
@@ -76,7 +78,7 @@ def run(source, overrides=None):
                 if entry:
                     del manifest["stages"][name]
                     write_json(manifest_path, manifest)
-                entry = _execute(name, find_params(source), overrides or {}, opened, made_of)
+                entry = _execute(name, opened, made_of)
                 manifest["stages"][name] = entry
                 write_json(manifest_path, manifest)
             previous = digest([made_of, entry["outputs"]])
@@ -87,12 +89,18 @@ def _made_of(name, params, previous):
     sections, _ = STAGES[name]
     values = params.model_dump(mode="json")
     return {
-        "params": digest([values[section] for section in sections]),
+        "params": digest([_value(values, section) for section in sections]),
         "data": signature(params.data),
         "weights": _weights(params.model.weights) if "model" in sections else None,
         "notebook": digest(_code_of(repo_root() / "notebooks" / f"{name}.ipynb")),
         "before": previous,
     }
+
+
+def _value(values, key):
+    for name in key.split("."):
+        values = values[name]
+    return values
 
 
 def _weights(path):
@@ -108,7 +116,7 @@ def _outputs_are_there(folder, entry):
     return all((folder / name).is_file() and sha256(folder / name) == known for name, known in entry["outputs"].items())
 
 
-def _execute(name, source, overrides, opened, made_of):
+def _execute(name, opened, made_of):
     notebook, out = repo_root() / "notebooks" / f"{name}.ipynb", opened.folder / f"{name}.ipynb"
     began = time.time()
     with _shown_progress(name):
@@ -116,16 +124,24 @@ def _execute(name, source, overrides, opened, made_of):
             papermill.execute_notebook(
                 notebook,
                 out,
-                parameters={"params": str(source.resolve()), "overrides": _plain(overrides)},
+                # The resolved parameters, not the file they came from: that may be edited while this runs.
+                parameters={"params": str(opened.folder / "params.yaml"), "overrides": {}},
                 cwd=str(notebook.parent),
                 kernel_name="python3",
                 progress_bar=False,
                 log_output=False,
-                # A warning about unencrypted local ports is not about the run, and would tear the progress bar.
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                start_timeout=300,  # seconds for a kernel to answer; papermill's 60 are too few on a busy machine
+                # The kernel's own words (unencrypted local ports, sockets closed by Ctrl-C) are not about the run, and
+                # would tear the progress bar; the notebook's errors come another way.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
         except PapermillExecutionError as error:
             raise StageFailed(f"{name} stopped: {error.ename}: {error.evalue}\nits notebook: {out}") from None
+        except DeadKernelError:
+            raise StageFailed(
+                f"{name} stopped: its process died (killed from outside, or out of memory?); the same command goes on "
+                f"from the last checkpoint\nits notebook: {out}"
+            ) from None
     seconds = time.time() - began
     print(f"{name}: {seconds:.0f} s", flush=True)
     outputs = sorted(path for pattern in STAGES[name][1] for path in opened.folder.glob(pattern))
@@ -137,10 +153,6 @@ def _execute(name, source, overrides, opened, made_of):
         "seed": opened.params.seed,
         **environment(),
     }
-
-
-def _plain(overrides):
-    return json.loads(json.dumps(overrides, default=str))
 
 
 def environment():
@@ -197,7 +209,10 @@ def _shown_progress(name):
     """Draw on this terminal the bars of the notebook that runs in another process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "progress.json"
-        os.environ[progress.FILE_VARIABLE] = str(path)
+        # A notebook's working folder is another: the root is handed on in full.
+        given = {"CPSD_ROOT": str(repo_root()), progress.FILE_VARIABLE: str(path)}
+        before = {variable: os.environ.get(variable) for variable in given}
+        os.environ |= given
         stop = threading.Event()
         drawer = threading.Thread(target=_draw, args=(name, path, stop), daemon=True)
         drawer.start()
@@ -206,7 +221,10 @@ def _shown_progress(name):
         finally:
             stop.set()
             drawer.join()
-            del os.environ[progress.FILE_VARIABLE]
+            for variable, value in before.items():
+                os.environ.pop(variable)
+                if value is not None:
+                    os.environ[variable] = value
 
 
 def _draw(name, path, stop):

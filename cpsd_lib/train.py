@@ -3,7 +3,10 @@
 import contextlib
 import csv
 import hashlib
+import math
+import pickle
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from cpsd_lib.metrics import mean_average_precision
 from cpsd_lib.progress import bar
 
 CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the device
+LOCK_SECONDS = 30  # a killed runner's kernel may live a second longer: wait for it rather than write beside it
 
 
 class Diverged(RuntimeError):
@@ -147,10 +151,13 @@ def fit(learners, batches, recipe, folder, *, seed, about, validation=None, file
     with _one_trainer(folder):
         entries = {learner.name: load_learner(learner, folder) for learner in learners}
         todo = [learner for learner in learners if entries[learner.name] is None]
+        finished = [name for name, entry in entries.items() if entry is not None]
         if todo:
+            for leftover in folder.glob(".*.tmp"):  # half-written by a killed process; ours alone under the lock
+                leftover.unlink(missing_ok=True)
             tracks = [_track(learner, batches, recipe) for learner in todo]
             state = _resume(folder / "last.ckpt", tracks, batches.device)
-            _train(tracks, batches, recipe, folder, seed, state, validation, files, desc)
+            _train(tracks, batches, recipe, folder, seed, state, validation, files, desc, finished)
             for track in tracks:
                 entries[track.learner.name] = _save(track, folder, about, state, len(tracks))
             (folder / "last.ckpt").unlink(missing_ok=True)
@@ -159,8 +166,7 @@ def fit(learners, batches, recipe, folder, *, seed, about, validation=None, file
 
 @contextlib.contextmanager
 def _one_trainer(folder):
-    # A killed runner's kernel may live a second longer; wait for it rather than write beside it.
-    lock = FileLock(folder / ".lock", timeout=30)
+    lock = FileLock(folder / ".lock", timeout=LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout:
@@ -179,7 +185,7 @@ def _track(learner, batches, recipe):
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     optimizer = kind(groups, lr=recipe.lr, fused=True)
     total = recipe.epochs * batches.steps
-    # torch divides by pct_start * total - 1: keep that off zero in very short trainings.
+    # torch divides by pct_start * total - 1, which very short trainings would make zero.
     pct_start = min(max(recipe.pct_start, 1.5 / total), 0.99)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=pct_start)
     half = pick_precision(recipe.precision, device) is torch.float16
@@ -197,16 +203,28 @@ def _forward(model, recipe):
 
 
 def _resume(path, tracks, device):
-    """Return the loop's state, from the checkpoint when it was made of the same."""
+    """Return the loop's state, from the checkpoint when it was made of the same; unreadable, it is as good as none."""
     fresh = {"epoch": 0, "step": 0, "seconds": 0.0, "history": []}
     if not path.exists():
         return fresh
-    saved = torch.load(path, map_location=device, weights_only=True)
-    if saved["made_of"] != _made_of(tracks):
+    try:
+        # torch.save writes a zip; anything else is not handed to torch's old unpickler.
+        saved = torch.load(path, map_location=device, weights_only=True) if zipfile.is_zipfile(path) else None
+    except (RuntimeError, pickle.UnpicklingError):
+        saved = None
+    if saved is None:
+        print(f"{path} cannot be read; this training starts anew")
+        return fresh
+    made_of = _made_of(tracks)
+    # Killed while the finished weights were being written, some learners of the checkpoint need no training any more.
+    if {name: saved["made_of"].get(name) for name in made_of} != made_of:
         return fresh
     for track in tracks:
         track.load(saved["tracks"][track.learner.name])
-    return {name: saved[name] for name in fresh}
+    state = {name: saved[name] for name in fresh}
+    state["seconds"] *= len(tracks) / len(saved["tracks"])
+    state["history"] = [row for row in saved["history"] if row["learner"] in made_of]
+    return state
 
 
 def _made_of(tracks):
@@ -220,7 +238,7 @@ def _checkpoint(path, tracks, state):
         )
 
 
-def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc):
+def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc, finished):
     precision = pick_precision(recipe.precision, batches.device)
     checkpoint = folder / "last.ckpt"
     pending = []  # (rows, {learner: loss}) not looked at yet
@@ -237,8 +255,11 @@ def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc
                 pending.append((batch.rows, losses))
                 now = time.perf_counter()
                 due = now - saved_at >= recipe.checkpoint_seconds
-                if len(pending) >= look_every or due or state["step"] == batches.steps:
+                last_step = state["step"] == batches.steps
+                if len(pending) >= look_every or due or last_step:
                     _look(pending, state, checkpoint, files)
+                    if due or last_step:  # what is kept on disk is finite
+                        _look_at_weights(tracks, batch.rows, state, checkpoint, files)
                     pending = []
                     progress.note(f"epoch {state['epoch'] + 1}/{recipe.epochs}")
                 if due:
@@ -248,7 +269,7 @@ def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc
                 progress.update(1)
             _end_epoch(tracks, batches, recipe, state, validation, precision)
             state["seconds"] = before + time.perf_counter() - began
-            _write_history(folder / "history.csv", state["history"])
+            _write_history(folder / "history.csv", state["history"], finished)
     state["seconds"] = before + time.perf_counter() - began
 
 
@@ -276,13 +297,25 @@ def _look(pending, state, checkpoint, files):
     values = torch.stack([losses[name] for _, losses in pending for name in names]).cpu()
     for position, finite in enumerate(torch.isfinite(values).tolist()):
         if not finite:
-            rows = pending[position // len(names)][0]
-            shown = [str(files[row]) if files is not None else str(row) for row in rows]
-            kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there was no checkpoint yet"
-            raise Diverged(
-                f"the loss of {names[position % len(names)]} is {values[position].item()} in epoch {state['epoch'] + 1}, on "
-                f"the batch of {', '.join(shown)}; {kept}. Lower lr, or use precision=float32, and start again"
-            )
+            rows, name = pending[position // len(names)][0], names[position % len(names)]
+            raise _diverged(f"the loss of {name} is {values[position].item()}", rows, state, checkpoint, files)
+
+
+def _look_at_weights(tracks, rows, state, checkpoint, files):
+    # A finite loss can have an infinite gradient; only the next loss would show it, after a checkpoint of NaNs.
+    for track in tracks:
+        norms = torch._foreach_norm([p.detach() for p in track.learner.model.parameters()])
+        if not torch.stack(norms).isfinite().all():
+            raise _diverged(f"the weights of {track.learner.name} are not finite", rows, state, checkpoint, files)
+
+
+def _diverged(what, rows, state, checkpoint, files):
+    shown = ", ".join(str(files[row]) if files is not None else str(row) for row in rows)
+    kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there was no checkpoint yet"
+    return Diverged(
+        f"{what} in epoch {state['epoch'] + 1}, on the batch of {shown}; {kept}. Lower lr, or use precision=float32, "
+        "and start again"
+    )
 
 
 def _end_epoch(tracks, batches, recipe, state, validation, precision):
@@ -309,18 +342,26 @@ def _validate(track, epoch, validation, device, precision):
         logits = predict(forward, validation.images, validation.rows, device, precision=precision)
         targets = validation.targets[validation.rows][:, track.learner.columns]
         scores[f"val_map_{kind}"] = score = 100 * mean_average_precision(logits, targets)
-        if not track.best or score > track.best["score"]:
+        score = None if math.isnan(score) else score  # no known positive among the images: nothing to choose by
+        # Without a score the latest EMA is kept, as under `last`.
+        if not track.best or (score is None and kind == "ema") or (score is not None and score > track.best["score"]):
             kept = {name: tensor.detach().clone() for name, tensor in state.items()}
             track.best = {"score": score, "epoch": epoch, "kind": kind, "state": kept}
     return scores
 
 
-def _write_history(path, history):
-    names = list(dict.fromkeys(name for row in history for name in row))
+def _write_history(path, history, finished):
+    # The lines of learners that were finished before stay; those of learners nobody asks for any more go.
+    before = []
+    if path.exists() and finished:
+        with open(path, newline="") as file:
+            before = [row for row in csv.DictReader(file) if row["learner"] in finished]
+    rows = before + history
+    names = list(dict.fromkeys(name for row in rows for name in row))
     with atomic(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows(history)
+        writer.writerows(rows)
 
 
 def _save(track, folder, about, state, side_by_side):

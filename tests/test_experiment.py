@@ -1,0 +1,319 @@
+"""What the stages do with a run's parameters, without notebooks: one very small run, shared by most tests (about 15 s)."""
+
+import numpy as np
+import pytest
+import torch
+
+from cpsd_lib import experiment
+from cpsd_lib.experiment import (
+    MissingStage,
+    branches_of,
+    cut_labels,
+    describe_data,
+    fill_targets,
+    load_partitions,
+    load_student,
+    load_teachers,
+    open_run,
+    show_params,
+    student_batches,
+    train_student,
+    train_teachers,
+    training_rows,
+)
+from cpsd_lib.files import read_json, sha256
+from cpsd_lib.params import ParameterError, load_params
+
+SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 32, "partition.k": 2}
+DISTILLED = ("sd", "cgpd", "dgpd", "cpsd")
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """Outputs of the module: a finished run named `base`, and room for others beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CPSD_OUTPUTS", str(tmp_path_factory.mktemp("outputs")))
+        run = small()
+        describe_data(run)
+        everything(run)
+        yield run.folder.parent
+
+
+def small(**overrides):
+    return open_run("tiny", SMALL | {"name": "base"} | {key.replace("__", "."): v for key, v in overrides.items()})
+
+
+def everything(run):
+    cut_labels(run)
+    for seed in run.params.seed_list():
+        train_teachers(run, seed)
+        stores = fill_targets(run, seed)
+        for row in run.params.student.rows:
+            if row != "baseline":
+                train_student(run, seed, row, stores)
+
+
+def weights_of(folder):
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.glob("**/*.safetensors")}
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """From here on nothing may be trained, only loaded."""
+
+    def refuse(*_):
+        raise AssertionError("this was to be loaded, not trained")
+
+    monkeypatch.setattr("cpsd_lib.train._step", refuse)
+
+
+# ---- which images ----------------------------------------------------------------------------------------------------
+
+
+def test_without_selection_every_train_image_is_trained_on_and_no_other(outputs):
+    run = small()
+    rows, selection = training_rows(run, run.params.teachers, 0)
+    assert selection is None and set(rows) == set(np.flatnonzero(run.dataset.table.split == "train"))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.001])
+def test_validation_holds_out_a_seeded_part_of_train_and_never_test(outputs, share):
+    run = small(train__select="val", train__val_share=share)
+    train = set(run.dataset.table.rows("train"))
+    rows, held_out = training_rows(run, run.params.teachers, 0)
+    assert len(held_out) == max(1, int(share * len(train)))
+    assert set(rows) | set(held_out) == train and not set(rows) & set(held_out)
+    assert training_rows(run, run.params.student, 0)[1].tolist() == held_out.tolist()
+    assert share < 0.01 or training_rows(run, run.params.teachers, 1)[1].tolist() != held_out.tolist()
+
+
+def test_protocol_paper_selects_on_test_and_records_it(outputs):
+    run = small(name="paper", protocol="paper", student__rows=["baseline", "sd"])
+    rows, selection = training_rows(run, run.params.teachers, 0)
+    assert set(run.dataset.table.split[rows]) == {"train"} and set(run.dataset.table.split[selection]) == {"test"}
+    everything(run)
+    entry = load_student(run, 0, "sd")[1]
+    assert entry["protocol"] == "paper" and entry["weights"] in ("ema", "raw") and entry["val_map"] is not None
+    assert "val_map_raw" in (run.student_folder(0, "sd") / "history.csv").read_text()
+    with pytest.raises(MissingStage):  # an honest run does not take a model that has seen test
+        load_student(small(name="paper", student__rows=["baseline", "sd"]), 0, "sd")
+
+
+def test_the_honest_protocol_never_shows_test_images_to_training(outputs, monkeypatch):
+    run = small(name="honest", train__select="val", student__rows=["baseline", "sd"])
+    seen, read = set(), experiment.Batches._gather
+    predict = experiment.fit.__globals__["predict"]
+
+    def watched(forward, images, rows, *arguments, **more):
+        seen.update(np.asarray(rows).tolist())
+        return predict(forward, images, rows, *arguments, **more)
+
+    monkeypatch.setattr("cpsd_lib.train.predict", watched)
+    monkeypatch.setattr(
+        experiment.Batches, "_gather", lambda self, rows: seen.update(np.asarray(rows).tolist()) or read(self, rows)
+    )
+    everything(run)
+    assert len(seen) > 0 and set(run.dataset.table.split[sorted(seen)]) == {"train"}
+    assert load_student(run, 0, "sd")[1]["val_map"] is not None
+
+
+# ---- the order of the stages -----------------------------------------------------------------------------------------
+
+
+def test_each_stage_names_the_notebook_that_has_to_run_first(outputs):
+    run = small(name="fresh")
+    with pytest.raises(MissingStage, match="run 02_partition first"):
+        load_partitions(run)
+    with pytest.raises(MissingStage, match="run 02_partition first"):
+        train_teachers(run, 0)
+    cut_labels(run)
+    with pytest.raises(MissingStage, match="run 03_teachers first"):
+        fill_targets(run, 0)
+    with pytest.raises(MissingStage, match="run 03_teachers first"):
+        load_teachers(run, 0)
+    with pytest.raises(MissingStage, match="run 03_teachers first"):
+        load_student(run, 0, "baseline")
+    with pytest.raises(MissingStage):
+        load_student(run, 0, "cpsd")
+
+
+def test_more_parts_than_classes_is_an_error_in_words(outputs):
+    run = small(name="fresh", partition__k=50)
+    with pytest.raises(ParameterError, match=r"partition\.k is 50, but the data set has only \d+ classes"):
+        cut_labels(run)
+
+
+def test_another_k_makes_the_partition_missing(outputs):
+    with pytest.raises(MissingStage, match="run 02_partition first"):
+        load_partitions(small(partition__k=3))
+
+
+def test_teachers_of_other_parameters_are_not_distilled_even_when_their_soft_targets_are_complete(outputs):
+    with pytest.raises(MissingStage, match="run 03_teachers first"):
+        fill_targets(small(teachers__lr=0.1), 0)
+
+
+def test_students_of_other_teachers_are_missing(outputs):
+    run = small(name="relearned")
+    everything(run)
+    again = small(name="relearned", teachers__lr=0.1)
+    train_teachers(again, 0)
+    for row in DISTILLED:
+        with pytest.raises(MissingStage, match="run 04_student first"):
+            load_student(again, 0, row)
+    load_student(again, 0, "baseline")
+
+
+def test_another_alpha_is_another_cpsd_student_and_nothing_else(outputs, no_training):
+    changed = small(student__alpha=0.3)
+    for row in ("baseline", "sd", "cgpd", "dgpd"):
+        load_student(changed, 0, row)
+    with pytest.raises(MissingStage, match="run 04_student first"):
+        load_student(changed, 0, "cpsd")
+    load_student(small(), 0, "cpsd")
+
+
+def test_weights_that_were_changed_are_missing_in_words(outputs):
+    run = small(name="harmed", student__rows=["baseline"])
+    everything(run)
+    path = run.teacher_folder(0) / "whole.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(MissingStage, match="gone or were changed; run 03_teachers again"):
+        load_student(run, 0, "baseline")
+
+
+# ---- what is trained, and what is not --------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_only_loaded(outputs, no_training):
+    before = weights_of(outputs / "base")
+    everything(small())
+    assert weights_of(outputs / "base") == before and len(before) == 1 + 2 * 2 + 4
+
+
+@pytest.mark.parametrize(
+    "change", [{"train__checkpoint_seconds": 1}, {"student__rows": ["cpsd"]}, {"evaluation__threshold": 0.3}]
+)
+def test_what_does_not_change_a_result_retrains_nothing(outputs, no_training, change):
+    everything(small(**change))
+
+
+def test_a_second_seed_trains_itself_alone(outputs):
+    rows = ["baseline", "sd"]
+    everything(small(name="seeds", student__rows=rows))
+    before = weights_of(outputs / "seeds")
+    everything(small(name="seeds", student__rows=rows, seeds=2))
+    after = weights_of(outputs / "seeds")
+    assert before.items() <= after.items()
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"seed1"}
+    first, second = outputs / "seeds" / "seed0", outputs / "seeds" / "seed1"
+    assert sha256(first / "teachers" / "whole.safetensors") != sha256(second / "teachers" / "whole.safetensors")
+
+
+def test_rows_added_later_train_only_the_teachers_they_need_and_get_the_weights_of_a_run_of_all_rows(outputs):
+    everything(small(name="rows", student__rows=["baseline", "cgpd"]))
+    before = weights_of(outputs / "rows")
+    assert sorted(before) == [
+        f"seed0/{n}.safetensors" for n in ("students/cgpd/student", "teachers/co-0", "teachers/co-1", "teachers/whole")
+    ]
+    everything(small(name="rows"))
+    assert before.items() <= weights_of(outputs / "rows").items()
+    for name in weights_of(outputs / "base"):
+        assert sha256(outputs / "rows" / name) == sha256(outputs / "base" / name), name
+
+
+def test_rows_need_the_branches_of_their_teachers():
+    assert branches_of(["baseline"]) == branches_of(["sd", "baseline"]) == ["whole"]
+    assert branches_of(["cgpd"]) == ["co"] and branches_of(["dgpd", "baseline"]) == ["whole", "dis"]
+    assert branches_of(["cpsd"]) == ["co", "dis"] and branches_of(["cpsd", "sd"]) == ["whole", "co", "dis"]
+
+
+def test_every_row_starts_from_the_same_weights_and_sees_the_same_views(outputs, monkeypatch):
+    run, started, views = small(), {}, {}
+    stores = fill_targets(run, 0)
+
+    def look(learners, batches, training, folder, **_):
+        started[folder.name] = [tensor.clone() for tensor in learners[0].model.state_dict().values()]
+        views[folder.name] = [batch.images for batch in batches.epoch(0)]
+        return {"student": {}}
+
+    monkeypatch.setattr(experiment, "fit", look)
+    for row in DISTILLED:
+        train_student(run, 0, row, stores)
+    assert sorted(started) == sorted(DISTILLED)
+    for row in DISTILLED:
+        for found, expected in zip(started[row] + views[row], started["sd"] + views["sd"], strict=True):
+            assert torch.equal(found, expected)
+
+
+# ---- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_the_list_of_teachers_is_by_part_in_order_and_covers_every_class(outputs):
+    run = small()
+    listing, partitions = read_json(run.teacher_folder(0) / "teachers.json"), load_partitions(run)
+    assert list(listing) == ["whole", "co", "dis"]
+    for branch, teachers in listing.items():
+        assert [teacher["part"] for teacher in teachers] == list(range(len(partitions[branch].parts)))
+        assert [teacher["columns"] for teacher in teachers] == [
+            list(map(int, part)) for part in partitions[branch].parts
+        ]
+        for teacher in teachers:
+            assert sha256(run.teacher_folder(0) / teacher["file"]) == teacher["sha256"]
+
+
+def test_soft_targets_are_what_the_teachers_say_of_the_view_the_student_sees(outputs):
+    run = small()
+    stores, merged, batches = fill_targets(run, 0), load_teachers(run, 0), student_batches(run, 0, fill_targets(run, 0))
+    batch = next(iter(batches.epoch(0)))
+    assert set(stores) == {"whole", "co", "dis"}
+    for branch in stores:
+        with torch.no_grad():
+            torch.testing.assert_close(batch.soft[branch], merged[branch](batch.images), rtol=2e-3, atol=2e-3)
+
+
+def test_soft_targets_are_filled_again_for_other_views(outputs, capsys):
+    run = small(name="views", student__rows=["sd"])
+    everything(run)
+    everything(small(name="views", student__rows=["sd"], student__view="plain"))
+    assert "filled again" in capsys.readouterr().out
+    assert read_json(run.student_folder(0, "sd") / "student.json")["made_of"]["training"]["view"]["flip"] is False
+
+
+def test_a_record_says_what_the_model_needs_to_be_used(outputs):
+    run = small()
+    entry = read_json(run.student_folder(0, "cpsd") / "student.json")
+    assert entry["class_names"] == run.dataset.table.names and entry["preprocessing"]["size"] == 16
+    assert entry["architecture"]["name"] == "test_resnet" and entry["seed"] == 0 and entry["protocol"] == "honest"
+    assert entry["made_of"]["weights"] == {"co": 0.5, "dis": 0.5} and set(entry["made_of"]["targets"]) == {"co", "dis"}
+
+
+def test_the_same_weights_file_under_another_name_is_the_same_model(outputs, tmp_path):
+    for name in ("a.safetensors", "b.safetensors"):
+        (tmp_path / name).write_bytes(b"the same bytes")
+    (tmp_path / "c.safetensors").write_bytes(b"other bytes")
+    made = {}
+    for name in "abc":
+        run = small(model__weights=str(tmp_path / f"{name}.safetensors"))
+        made[name] = experiment._common(run, run.params.teachers, 0)
+    assert made["a"] == made["b"] != made["c"]
+
+
+def test_the_parameters_shown_are_the_parameters_a_run_can_be_repeated_with(outputs, tmp_path):
+    run = small(train__lr=1e-5, student__rows=["sd"], model__options={"channels": [8, 8, 16, 16]})
+    path = tmp_path / "params.yaml"
+    path.write_text(show_params(run))
+    assert load_params(path) == run.params
+
+
+def test_overrides_may_come_as_yaml_text(outputs):
+    assert open_run("tiny", "{student.epochs: 7, name: seven}").params.student.epochs == 7
+    assert open_run("tiny", "").params.name == open_run("tiny", None).params.name == "tiny"
+
+
+def test_describe_data_counts_every_split(outputs):
+    run = small()
+    found = read_json(run.folder / "data.json")
+    table = run.dataset.table
+    assert found["class_names"] == table.names and sum(found["images"].values()) == 100
+    assert found["positives"]["train"] == (table.targets[table.rows("train")] == 1).sum(0).tolist()

@@ -1,0 +1,140 @@
+"""The notebooks by plain papermill, without the runner (about 40 s on two free cores), and how they are committed."""
+
+import ast
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cpsd_lib.run import STAGES
+
+REPO = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
+
+
+def cells(path, kind="code"):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+# ---- as committed ----------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_of_the_runner_is_a_notebook():
+    assert set(STAGES) <= set(NAMES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_notebook_is_committed_without_outputs(path):
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(path))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_one_cell_is_tagged_parameters_and_sets_params_and_overrides_only(path):
+    (tagged,) = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+    assert tagged is cells(path)[0] or tagged["source"] == cells(path)[0]["source"]
+    names = [target.id for line in ast.parse(source(tagged)).body for target in line.targets]
+    assert names == ["params", "overrides"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_notebook_opens_with_a_title_and_defines_nothing_over_ten_lines(path):
+    first = json.loads(path.read_text())["cells"][0]
+    assert first["cell_type"] == "markdown" and source(first).startswith("# ")
+    for cell in cells(path):
+        for node in ast.walk(ast.parse(source(cell))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < 10, node.name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_notebook_names_no_folder_of_the_machine_it_was_written_on(path):
+    assert "/home/" not in path.read_text() and str(REPO) not in path.read_text()
+
+
+# ---- executed --------------------------------------------------------------------------------------------------------
+
+OVERRIDES = "overrides: {student.epochs: 1, data.images: 200}"
+
+
+def environment(outputs):
+    return os.environ | {"CPSD_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """Every notebook executed by papermill in the order of their numbers, from a folder that has nothing to do with them."""
+    outputs, away = tmp_path_factory.mktemp("outputs"), tmp_path_factory.mktemp("away")
+    for path in NOTEBOOKS:
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(path),
+            f"{path.stem}.ipynb",
+            "-p",
+            "params",
+            "tiny",
+            "-y",
+            OVERRIDES,
+        ]
+        done = subprocess.run(command, cwd=away, env=environment(outputs), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{path.stem}:\n{done.stderr[-3000:]}"
+    return away, outputs / "tiny"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_by_plain_papermill_and_warns_of_nothing(executed, name):
+    """A progress bar is the one thing that may stand on stderr where no runner draws it."""
+    for cell in cells(executed[0] / f"{name}.ipynb"):
+        assert cell["execution_count"] is not None
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error"
+            text = "".join(output.get("text", ""))
+            assert "Warning" not in text and "Traceback" not in text, text
+            assert output.get("name") != "stderr" or "%|" in text or not text.strip(), text
+
+
+def test_overrides_reach_the_notebooks(executed):
+    def epochs(path):
+        with open(path, newline="") as file:
+            return {row["epoch"] for row in csv.DictReader(file)}
+
+    folder = executed[1] / "seed0"
+    assert epochs(folder / "students" / "cpsd" / "history.csv") == {"1"}
+    assert epochs(folder / "teachers" / "history.csv") == {"1", "2"}
+
+
+def test_notebooks_run_by_hand_leave_the_files_that_the_runner_expects_of_them(executed):
+    for _, patterns in STAGES.values():
+        for pattern in patterns:
+            assert list(executed[1].glob(pattern)), pattern
+
+
+# ---- real photos -----------------------------------------------------------------------------------------------------
+
+
+def test_the_pipeline_makes_its_table_from_300_real_photos_and_pretrained_weights(shared_data, tmp_path):
+    """About 70 s on two free cores."""
+    weights = shared_data.parent / "weights" / "mobilenetv2_100.safetensors"
+    if not weights.is_file():
+        pytest.skip("there are no weights/mobilenetv2_100.safetensors beside the folder of CPSD_DATA")
+    words = [f"data.root={shared_data / 'coco18'}", f"model.weights={weights}", "name=photos", "seeds=1"]
+    words += ["data.limit=300", "data.size=64", "train.epochs=1", "partition.k=2"]
+    command = [sys.executable, "-m", "cpsd_lib", "run", "params/csv_mobilenetv2.yaml", *words]
+    done = subprocess.run(command, cwd=REPO, env=environment(tmp_path), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for row in ("baseline", "+ SD", "+ CGPD", "+ DGPD", "+ CPSD"):
+        assert f"\n{row} " in done.stdout
+    assert (tmp_path / "photos" / "report.html").stat().st_size > 10_000
+    for name in STAGES:
+        for cell in cells(tmp_path / "photos" / f"{name}.ipynb"):
+            assert not [output for output in cell["outputs"] if output.get("name") == "stderr"], name
