@@ -6,9 +6,10 @@ from scipy.special import expit
 
 from cpsd_lib import metrics
 from cpsd_lib.batches import predict
-from cpsd_lib.experiment import BRANCHES, MissingStage, load_student, load_teachers
+from cpsd_lib.distill import BRANCHES, load_student, load_teachers
+from cpsd_lib.experiment import MissingStage
 from cpsd_lib.files import atomic, read_json, write_json
-from cpsd_lib.train import pick_precision
+from cpsd_lib.hardware import pick_precision
 
 SPLITS = ("test", "test_shifted")
 ROW_NAMES = {"baseline": "baseline", "sd": "+ SD", "cgpd": "+ CGPD", "dgpd": "+ DGPD", "cpsd": "+ CPSD"}

@@ -157,7 +157,6 @@ class TrainParams(Section):
     val_share: float = Field(0.1, gt=0, lt=0.5)  # select val: share of train held out, where the data has no val split
     validate_every: int = Field(1, ge=1)  # epochs
     checkpoint_seconds: float = Field(60, ge=0)  # 0: after every step
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
 
 class StudentParams(TrainParams):
@@ -184,6 +183,7 @@ class Params(Section):
     seeds: int = Field(1, ge=1, le=100)  # the whole of training is repeated with seed, seed + 1, ...
     protocol: Literal["honest", "paper"] = "honest"  # paper: the best epoch is chosen on TEST, and every figure says so
     recipe: Literal["default", "release"] = "default"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     data: DataParams
     partition: PartitionParams = PartitionParams()
     model: ModelParams

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 
+from cpsd_lib.evaluation import ROW_NAMES
 from cpsd_lib.files import atomic
 
 # Okabe and Ito's palette: told apart by every common kind of colour vision, and in grey by the markers beside it.
@@ -92,8 +93,6 @@ def training_curves(histories, value, ylabel, title):
 
 def components(records, split, title):
     """The component table as a picture: a dot a seed, a bar at the mean of each row; records as evaluation.load_records."""
-    from cpsd_lib.evaluation import ROW_NAMES
-
     shown = records[(records["split"] == split) & records["row"].isin(ROW_NAMES)]
     rows = [row for row in ROW_NAMES if row in set(shown["row"])]
     figure, axis = plt.subplots(figsize=(8, 0.55 * len(rows) + 1.6))

@@ -137,7 +137,7 @@ def _execute(name, opened, made_of):
             )
         except PapermillExecutionError as error:
             raise StageFailed(f"{name} stopped: {error.ename}: {error.evalue}\nits notebook: {out}") from None
-        except DeadKernelError:
+        except (DeadKernelError, RuntimeError):  # died at work, or before it answered
             raise StageFailed(
                 f"{name} stopped: its process died (killed from outside, or out of memory?); the same command goes on "
                 f"from the last checkpoint\nits notebook: {out}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import hashlib
 import math
 import pickle
 import time
@@ -13,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cpsd_lib.batches import predict
-from cpsd_lib.files import atomic, read_json, sha256, write_json
+from cpsd_lib.ema import Ema
+from cpsd_lib.files import atomic
+from cpsd_lib.hardware import derive_seed, pick_precision
 from cpsd_lib.metrics import mean_average_precision
 from cpsd_lib.progress import bar
+from cpsd_lib.weights import load_learner, save_learner
 
 CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the device
 LOCK_SECONDS = 30  # a killed runner's kernel may live a second longer: wait for it rather than write beside it
@@ -48,58 +49,6 @@ class Validation:
     targets: np.ndarray  # [N, C]
     rows: np.ndarray
     raw_too: bool = False  # the release also chose between raw and EMA weights
-
-
-def derive_seed(*parts):
-    """Return a 63-bit seed that is a function of `parts` and nothing else."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
-
-
-def pick_device(name):
-    """Return the torch device for "auto" (a GPU when there is one), "cpu" or "cuda:N"."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name} was asked for, but torch sees no GPU; use device=auto or device=cpu")
-    return torch.device(name)
-
-
-def pick_precision(name, device):
-    """Return the autocast dtype, or None for float32.
-
-    "auto" is bfloat16 on GPUs that have it, else float32. On a CPU it is float32: MobileNetV2 at 128 px, channels_last,
-    two Zen cores with avx512_bf16, takes 7.6 ms an image either way. float16 needs a GPU and is float32 elsewhere.
-    """
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    if name == "float16" and device.type != "cuda":
-        return None
-    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-class Ema:
-    """A moving average of a model's whole state, buffers too."""
-
-    def __init__(self, model, decay, warmup):
-        self.decay, self.warmup = decay, warmup
-        self.names = list(model.state_dict())
-        self._live = list(model.state_dict().values())
-        self.shadow = [tensor.detach().clone() for tensor in self._live]
-        floats = [i for i, tensor in enumerate(self._live) if tensor.is_floating_point()]
-        self._floats = [self.shadow[i] for i in floats], [self._live[i] for i in floats]
-        self._counts = [(self.shadow[i], self._live[i]) for i in range(len(self._live)) if i not in set(floats)]
-
-    @torch.no_grad()
-    def update(self, step):
-        """Move the average towards the live weights after `step` (from 1) updates."""
-        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
-        torch._foreach_lerp_(*self._floats, 1 - decay)
-        for shadow, live in self._counts:
-            shadow.copy_(live)
-
-    def state(self):
-        """Return {name: tensor} of the average."""
-        return dict(zip(self.names, self.shadow, strict=True))
 
 
 @dataclass
@@ -365,43 +314,11 @@ def _write_history(path, history, finished):
 
 
 def _save(track, folder, about, state, side_by_side):
-    """Write a learner's selected weights, then the JSON that makes them valid; return that JSON."""
-    learner = track.learner
+    """Put a learner's selected weights into its model and write them; return what stands beside them."""
+    model = track.learner.model
     best = track.best or {"kind": "ema", "epoch": state["epoch"], "score": None, "state": track.ema.state()}
-    learner.model.load_state_dict(best["state"])
-    learner.model.eval()
-    path = folder / f"{learner.name}.safetensors"
-    with atomic(path) as temporary:
-        save_file({key: tensor.contiguous() for key, tensor in learner.model.state_dict().items()}, temporary)
-    entry = about | {
-        "file": path.name,
-        "sha256": sha256(path),
-        "columns": [int(column) for column in learner.columns],
-        "weights": best["kind"],
-        "epoch": best["epoch"],
-        "val_map": best["score"],
-        # Side by side all learners run the same backbone on the same batch: the time is shared out evenly.
-        "seconds": state["seconds"] / side_by_side,
-        "made_of": learner.made_of,
-    }
-    write_json(path.with_suffix(".json"), entry)
-    return entry
-
-
-def load_learner(learner, folder):
-    """Load finished weights into the learner and return their record; None when absent, changed, or made of other things."""
-    record = Path(folder) / f"{learner.name}.json"
-    if not record.exists() or read_json(record)["made_of"] != learner.made_of:
-        return None
-    return load_weights(learner.model, record)
-
-
-def load_weights(model, record):
-    """Load the weights that the JSON at `record` describes and return it; None when the file is gone or was changed."""
-    entry = read_json(record)
-    path = Path(record).with_name(entry["file"])
-    if not path.exists() or sha256(path) != entry["sha256"]:
-        return None
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(best["state"])
     model.eval()
-    return entry
+    chosen = {"weights": best["kind"], "epoch": best["epoch"], "val_map": best["score"]}
+    # Side by side all learners run the same backbone on the same batch: the time is shared out evenly.
+    return save_learner(track.learner, folder, about | chosen | {"seconds": state["seconds"] / side_by_side})

@@ -4,21 +4,23 @@ import numpy as np
 import pytest
 import torch
 
-from cpsd_lib import experiment
-from cpsd_lib.experiment import (
-    MissingStage,
+from cpsd_lib import distill
+from cpsd_lib.distill import (
     branches_of,
-    cut_labels,
-    describe_data,
     fill_targets,
-    load_partitions,
     load_student,
     load_teachers,
-    open_run,
-    show_params,
     student_batches,
     train_student,
     train_teachers,
+)
+from cpsd_lib.experiment import (
+    MissingStage,
+    cut_labels,
+    describe_data,
+    load_partitions,
+    open_run,
+    show_params,
     training_rows,
 )
 from cpsd_lib.files import read_json, sha256
@@ -101,8 +103,8 @@ def test_protocol_paper_selects_on_test_and_records_it(outputs):
 
 def test_the_honest_protocol_never_shows_test_images_to_training(outputs, monkeypatch):
     run = small(name="honest", train__select="val", student__rows=["baseline", "sd"])
-    seen, read = set(), experiment.Batches._gather
-    predict = experiment.fit.__globals__["predict"]
+    seen, read = set(), distill.Batches._gather
+    predict = distill.fit.__globals__["predict"]
 
     def watched(forward, images, rows, *arguments, **more):
         seen.update(np.asarray(rows).tolist())
@@ -110,7 +112,7 @@ def test_the_honest_protocol_never_shows_test_images_to_training(outputs, monkey
 
     monkeypatch.setattr("cpsd_lib.train.predict", watched)
     monkeypatch.setattr(
-        experiment.Batches, "_gather", lambda self, rows: seen.update(np.asarray(rows).tolist()) or read(self, rows)
+        distill.Batches, "_gather", lambda self, rows: seen.update(np.asarray(rows).tolist()) or read(self, rows)
     )
     everything(run)
     assert len(seen) > 0 and set(run.dataset.table.split[sorted(seen)]) == {"train"}
@@ -237,7 +239,7 @@ def test_every_row_starts_from_the_same_weights_and_sees_the_same_views(outputs,
         views[folder.name] = [batch.images for batch in batches.epoch(0)]
         return {"student": {}}
 
-    monkeypatch.setattr(experiment, "fit", look)
+    monkeypatch.setattr(distill, "fit", look)
     for row in DISTILLED:
         train_student(run, 0, row, stores)
     assert sorted(started) == sorted(DISTILLED)
@@ -295,7 +297,7 @@ def test_the_same_weights_file_under_another_name_is_the_same_model(outputs, tmp
     made = {}
     for name in "abc":
         run = small(model__weights=str(tmp_path / f"{name}.safetensors"))
-        made[name] = experiment._common(run, run.params.teachers, 0)
+        made[name] = distill._common(run, run.params.teachers, 0)
     assert made["a"] == made["b"] != made["c"]
 
 

@@ -79,7 +79,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_name(tmp_path, key, message
         *[("train.lr", 0), ("train.lr", -1e-3), ("train.lr", float("nan")), ("train.lr", float("inf"))],
         *[("train.lr", "fast"), ("train.lr", True), ("train.batch_size", 1), ("train.pct_start", 1)],
         *[("train.ema_decay", 1), ("train.clip", 1), ("train.optimizer", "sgd"), ("train.view", "none")],
-        *[("train.device", "gpu"), ("train.device", "cuda:x"), ("train.compile", 1), ("train.select", "test")],
+        *[("device", "gpu"), ("device", "cuda:x"), ("train.compile", 1), ("train.select", "test")],
         *[("student.alpha", 1.1), ("student.alpha", float("-inf")), ("student.match", "l2"), ("student.views", 0)],
         *[("student.rows", []), ("student.rows", ["sd", "sd"]), ("student.rows", ["kd"]), ("student.rows", "sd")],
         *[("model.name", 50), ("model.head", "mlp"), ("model.prior", 0), ("model.prior", 1), ("model.options", 3)],

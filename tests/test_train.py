@@ -15,12 +15,14 @@ from torch import nn
 
 from cpsd_lib import train
 from cpsd_lib.batches import Batches, predict
+from cpsd_lib.ema import Ema
 from cpsd_lib.files import read_json
+from cpsd_lib.hardware import derive_seed, pick_device, pick_precision
 from cpsd_lib.metrics import mean_average_precision
 from cpsd_lib.models import Output, build_model
 from cpsd_lib.objectives import Supervised
 from cpsd_lib.params import RECIPES, TrainParams
-from cpsd_lib.train import Diverged, Ema, Learner, Validation, fit
+from cpsd_lib.train import Diverged, Learner, Validation, fit
 
 CLASSES = 4
 
@@ -634,15 +636,15 @@ def test_bfloat16_trains_and_keeps_float32_weights(images, targets, tmp_path):
 
 def test_precision_and_device_fall_back_to_what_there_is():
     cpu = torch.device("cpu")
-    assert train.pick_precision("auto", cpu) is None and train.pick_precision("float16", cpu) is None
-    assert train.pick_precision("bfloat16", cpu) is torch.bfloat16
+    assert pick_precision("auto", cpu) is None and pick_precision("float16", cpu) is None
+    assert pick_precision("bfloat16", cpu) is torch.bfloat16
     if not torch.cuda.is_available():
-        assert train.pick_device("auto") == cpu
+        assert pick_device("auto") == cpu
         with pytest.raises(ValueError, match="sees no GPU"):
-            train.pick_device("cuda:0")
+            pick_device("cuda:0")
 
 
 def test_a_derived_seed_is_a_function_of_its_parts_and_fits_torch():
-    assert train.derive_seed(1, "a", 2) == train.derive_seed(1, "a", 2)
-    found = {train.derive_seed(seed, name, step) for seed in range(5) for name in ("a", "b") for step in range(100)}
+    assert derive_seed(1, "a", 2) == derive_seed(1, "a", 2)
+    found = {derive_seed(seed, name, step) for seed in range(5) for name in ("a", "b") for step in range(100)}
     assert len(found) == 1000 and all(0 <= seed < 2**63 for seed in found)

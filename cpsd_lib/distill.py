@@ -1,0 +1,271 @@
+"""Stages 03 and 04: the teachers and the students of a run."""
+
+from dataclasses import asdict
+
+import torch
+
+from cpsd_lib import teachers
+from cpsd_lib.batches import VIEWS, Batches
+from cpsd_lib.experiment import MissingStage, load_partitions, training_rows
+from cpsd_lib.files import digest, read_json, sha256, write_json
+from cpsd_lib.hardware import derive_seed, pick_precision
+from cpsd_lib.models import build_model, preprocessing
+from cpsd_lib.objectives import SelfDistillation, Supervised, student_weights
+from cpsd_lib.teachers import SoftTargets, StaleTargets, Teachers
+from cpsd_lib.train import Learner, Validation, fit
+from cpsd_lib.weights import load_learner, load_weights
+
+# Which branches of teachers a row of the component table needs; the baseline is the teacher over all classes itself.
+BRANCHES = {"baseline": ["whole"], "sd": ["whole"], "cgpd": ["co"], "dgpd": ["dis"], "cpsd": ["co", "dis"]}
+# What does not change a result is no part of what the result is made of.
+_NEUTRAL = {"checkpoint_seconds", "rows"}
+
+
+# ---- 03: teachers --------------------------------------------------------------------------------------------------
+
+
+def branches_of(rows):
+    """Return the branches whose teachers the rows of a table need, in the order whole, co, dis."""
+    needed = {branch for row in rows for branch in BRANCHES[row]}
+    return [branch for branch in ("whole", "co", "dis") if branch in needed]
+
+
+def _common(run, training, seed):
+    settings = {name: value for name, value in training.model_dump(mode="json").items() if name not in _NEUTRAL}
+    settings["view"] = asdict(VIEWS[training.view])  # what the name stands for, should its numbers change
+    model = run.params.model.model_dump(mode="json")
+    if model["weights"] not in (None, "imagenet"):
+        model["weights"] = sha256(model["weights"])  # the same bytes under another name are the same weights
+    return {
+        "data": run.dataset.key,
+        "model": model,
+        "training": settings,
+        "seed": seed,
+        "protocol": run.params.protocol,
+    }
+
+
+def _model(run, num_classes, seed, name):
+    torch.manual_seed(derive_seed(seed, "init", name))
+    settings = run.params.model
+    keep = {name: getattr(settings, name) for name in ("weights", "head", "normalize", "prior")}
+    return build_model(settings.name, num_classes, **keep, **settings.options)
+
+
+def _about(run, model, seed):
+    return {
+        "class_names": run.dataset.table.names,
+        "architecture": {
+            "name": run.params.model.name,
+            "head": run.params.model.head,
+            "options": run.params.model.options,
+        },
+        "preprocessing": preprocessing(model) | {"size": run.params.data.size},
+        "seed": seed,
+        "protocol": run.params.protocol,
+    }
+
+
+def _batches(run, training, seed, rows, **more):
+    dataset = run.dataset
+    return Batches(
+        *(dataset.images, dataset.table.targets, rows),
+        **{"batch_size": training.batch_size, "view": training.view, "seed": seed, "device": run.device},
+        **more,
+    )
+
+
+def _fit(run, learners, batches, training, folder, seed, selection, desc):
+    validation = None
+    if selection is not None:
+        table = run.dataset.table
+        validation = Validation(run.dataset.images, table.targets, selection, run.params.protocol == "paper")
+    return fit(
+        *(learners, batches, training, folder),
+        **{"seed": seed, "about": _about(run, learners[0].model, seed), "validation": validation},
+        **{"files": run.dataset.table.files, "desc": desc},
+    )
+
+
+def _teachers_made_of(run, seed, partitions, branches):
+    """Return {teacher's name: what it is made of}, branch by branch, part by part."""
+    common, found = _common(run, run.params.teachers, seed), {}
+    for branch in branches:
+        for number, part in enumerate(partitions[branch].parts):
+            name = "whole" if branch == "whole" else f"{branch}-{number}"
+            found[name] = common | {"columns": [int(column) for column in part], "learner": name}
+    return found
+
+
+def _teacher_learners(run, seed, partitions, branches):
+    training, learners = run.params.teachers, []
+    for name, made_of in _teachers_made_of(run, seed, partitions, branches).items():
+        part = made_of["columns"]
+        columns = torch.tensor(part, device=run.device)
+        objective = Supervised(columns, training.gamma_neg, training.gamma_pos, training.clip)
+        learners.append(Learner(name, _model(run, len(part), seed, name), objective, part, made_of))
+    return learners
+
+
+def train_teachers(run, seed):
+    """Train (or load) every teacher of one seed side by side and write teachers.json; return {branch: Teachers}."""
+    training, partitions = run.params.teachers, load_partitions(run)
+    rows, selection = training_rows(run, training, seed)
+    branches = branches_of(run.params.student.rows)
+    learners = _teacher_learners(run, seed, partitions, branches)
+    folder = run.teacher_folder(seed)
+    desc = f"seed {seed}: {len(learners)} teachers"
+    entries = _fit(run, learners, _batches(run, training, seed, rows), training, folder, seed, selection, desc)
+    listing, start, found = {}, 0, {}
+    for branch in branches:
+        mine = learners[start : (start := start + len(partitions[branch].parts))]
+        found[branch] = Teachers([learner.model for learner in mine], partitions[branch])
+        # By part, in order: the release found its teachers by file name and mixed them up from the 11th part on.
+        listing[branch] = [{"part": p, **_short(entries[x.name])} for p, x in enumerate(mine)]
+    write_json(folder / "teachers.json", listing)
+    return found
+
+
+def _short(entry):
+    return {name: entry[name] for name in ("file", "sha256", "columns", "weights", "epoch", "val_map", "seconds")}
+
+
+def load_teachers(run, seed):
+    """Return {branch: Teachers} as 03_teachers left them; MissingStage when they are not there or are made of other things."""
+    folder, partitions = run.teacher_folder(seed), load_partitions(run)
+    branches = branches_of(run.params.student.rows)
+    found = {}
+    for branch in branches:
+        learners = _teacher_learners(run, seed, partitions, [branch])
+        if not all(load_learner(learner, folder) for learner in learners):
+            raise MissingStage(f"{folder} has no {branch} teachers for these parameters; run 03_teachers first")
+        found[branch] = Teachers([learner.model for learner in learners], partitions[branch])
+    return found
+
+
+# ---- 04: students --------------------------------------------------------------------------------------------------
+
+
+def _targets_made_of(run, seed, listing):
+    """Return what a store of soft targets is made of; listing: one branch's teachers, as in teachers.json."""
+    training = run.params.student
+    return {
+        "teachers": [[teacher["sha256"], teacher["columns"]] for teacher in listing],
+        "classes": run.dataset.table.names,
+        "images": run.dataset.key,
+        "rows": digest(training_rows(run, training, seed)[0].tolist()),
+        "view": asdict(VIEWS[training.view]),
+        "view_seed": seed,
+        "precision": str(pick_precision(training.precision, run.device)),
+    }
+
+
+def open_targets(run, seed, teachers_record):
+    """Return {branch: SoftTargets} of one seed, emptied where they were made of something else than asked for now."""
+    training = run.params.student
+    rows, _ = training_rows(run, training, seed)
+    stored_views = min(training.views or training.epochs, training.epochs)
+    stores = {}
+    for branch, listing in teachers_record.items():
+        made_of = _targets_made_of(run, seed, listing)
+        arguments = (run.target_path(seed, branch), made_of, rows, len(run.dataset.table.names), stored_views)
+        try:
+            stores[branch] = SoftTargets(*arguments)
+        except StaleTargets as stale:
+            print(f"filled again: {stale}")
+            teachers.remove_store(arguments[0])
+            stores[branch] = SoftTargets(*arguments)
+    return stores
+
+
+def _teachers_record(run, seed):
+    """Return teachers.json; MissingStage when it is not there, or lists teachers made of other things than asked for now."""
+    path = run.teacher_folder(seed) / "teachers.json"
+    if not path.exists():
+        raise MissingStage(f"no teachers in {path.parent}; run 03_teachers first")
+    listing = read_json(path)
+    listed = {teacher["file"]: teacher["sha256"] for branch in listing.values() for teacher in branch}
+    wanted = _teachers_made_of(run, seed, load_partitions(run), branches_of(run.params.student.rows))
+    for name, made_of in wanted.items():
+        record = path.with_name(f"{name}.json")
+        entry = read_json(record) if record.exists() else {"made_of": None}
+        if entry["made_of"] != made_of or listed.get(entry["file"]) != entry["sha256"]:
+            raise MissingStage(f"{path.parent} has no teacher {name} for these parameters; run 03_teachers first")
+    return listing
+
+
+def fill_targets(run, seed):
+    """Let every branch's teachers speak once about every view a student will see; return {branch: SoftTargets}."""
+    training = run.params.student
+    distilled = (
+        branches_of([row for row in training.rows if row != "baseline"]) if set(training.rows) - {"baseline"} else []
+    )
+    record = {branch: listing for branch, listing in _teachers_record(run, seed).items() if branch in distilled}
+    stores = open_targets(run, seed, record)
+    if any(store.missing() for store in stores.values()):
+        precision = pick_precision(training.precision, run.device)
+        teachers.fill(
+            stores,
+            load_teachers(run, seed),
+            student_batches(run, seed).view,
+            run.device,
+            f"seed {seed}: soft targets",
+            precision=precision,
+        )
+    return stores
+
+
+def student_batches(run, seed, soft=None):
+    """Return the Batches every student of `seed` trains on; soft: {branch: SoftTargets} to read beside the targets."""
+    training = run.params.student
+    return _batches(run, training, seed, training_rows(run, training, seed)[0], stored_views=training.views, soft=soft)
+
+
+def _student_made_of(run, seed, row):
+    training = run.params.student
+    common, weights = _common(run, training, seed), student_weights(row, training.alpha)
+    if row != "cpsd":
+        common["training"].pop("alpha")  # another alpha is another CPSD student, and nothing else
+    record = _teachers_record(run, seed)
+    return common | {"weights": weights, "targets": {b: _targets_made_of(run, seed, record[b]) for b in weights}}
+
+
+def train_student(run, seed, row, stores):
+    """Train (or load) the student of one row of the table; return (model, what is written beside its weights)."""
+    training = run.params.student
+    weights = student_weights(row, training.alpha)
+    selection = training_rows(run, training, seed)[1]
+    used = {branch: stores[branch] for branch in weights}
+    batches = student_batches(run, seed, used)
+    num_classes = len(run.dataset.table.names)
+    settings = {
+        "match": training.match,
+        "gamma_neg": training.gamma_neg,
+        "gamma_pos": training.gamma_pos,
+        "clip": training.clip,
+    }
+    objective = SelfDistillation(weights, **settings)
+    made_of = _student_made_of(run, seed, row)
+    # Every row starts from the same weights and sees the same views in the same order: rows differ by their loss alone.
+    learner = Learner("student", _model(run, num_classes, seed, "whole"), objective, list(range(num_classes)), made_of)
+    desc = f"seed {seed}: student {row}"
+    entry = _fit(run, [learner], batches, training, run.student_folder(seed, row), seed, selection, desc)["student"]
+    return learner.model, entry
+
+
+def load_student(run, seed, row):
+    """Return (model, record) of a row's finished student; the baseline's is the teacher over all classes itself.
+
+    MissingStage when it is not there, or was made with other parameters than the run has now.
+    """
+    baseline = row == "baseline"
+    folder = run.teacher_folder(seed) if baseline else run.student_folder(seed, row)
+    record, notebook = (folder / "whole.json", "03_teachers") if baseline else (folder / "student.json", "04_student")
+    expected = _common(run, run.params.teachers, seed) if baseline else _student_made_of(run, seed, row)
+    if not record.exists() or read_json(record)["made_of"] | expected != read_json(record)["made_of"]:
+        raise MissingStage(f"{folder} has no {row} model for these parameters; run {notebook} first")
+    model = _model(run, len(run.dataset.table.names), seed, "whole")
+    entry = load_weights(model, record)
+    if entry is None:
+        raise MissingStage(f"the weights beside {record} are gone or were changed; run {notebook} again")
+    return model, entry
