@@ -67,7 +67,7 @@ def _on_device(run, model):
 
 def _logits(run, forward, rows):
     precision = pick_precision(run.params.student.precision, run.device)
-    return predict(forward, run.dataset.images, rows, run.device, run.params.evaluation.batch_size, precision)
+    return predict(forward, run.dataset.need_images(), rows, run.device, run.params.evaluation.batch_size, precision)
 
 
 def score(logits, targets, threshold):

@@ -217,7 +217,7 @@ def _about(run, model, seed):
 def _batches(run, training, seed, rows, **more):
     dataset = run.dataset
     return Batches(
-        *(dataset.images, dataset.table.targets, rows),
+        *(dataset.need_images(), dataset.table.targets, rows),
         **{"batch_size": training.batch_size, "view": training.view, "seed": seed, "device": run.device},
         **more,
     )
@@ -227,7 +227,7 @@ def _fit(run, learners, batches, training, folder, seed, selection, desc):
     validation = None
     if selection is not None:
         table = run.dataset.table
-        validation = Validation(run.dataset.images, table.targets, selection, run.params.protocol == "paper")
+        validation = Validation(run.dataset.need_images(), table.targets, selection, run.params.protocol == "paper")
     return fit(
         *(learners, batches, training, folder),
         **{"seed": seed, "about": _about(run, learners[0].model, seed), "validation": validation},
