@@ -11,12 +11,15 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="cpsd", description="Distil many small multi-label experts into one model.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run or go on with all stages of a parameter file")
-    run.add_argument("params", help="a YAML file, or its name in params/")
-    run.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. student.epochs=5 seeds=3")
+    data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
+    check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
+    for command in (run, check):
+        command.add_argument("params", help="a YAML file, or its name in params/")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. student.epochs=5 seeds=3")
     options = parser.parse_args(arguments)
     try:
         overrides = parse_overrides(options.overrides)
-        return _run(options.params, overrides)
+        return _check_data(options.params, overrides) if options.command == "data" else _run(options.params, overrides)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -46,6 +49,17 @@ def _run(source, overrides):
         print(f"\n{done.params.name}: mAP on {split}, {done.params.seeds} seed(s)\n{table_text(table)}")
     print(f"\nreport: {write_report(done)}")
     return 0
+
+
+def _check_data(source, overrides):
+    from cpsd_lib.params import load_params, outputs_root
+
+    params = load_params(source, overrides)
+    from cpsd_lib.data.check import check
+
+    found = check(params.data, outputs_root() / params.name)
+    print("\n".join(found.lines))
+    return 0 if found.trainable else 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from cpsd_lib.batches import VIEWS, Batches
 from cpsd_lib.experiment import MissingStage, load_partitions, training_rows
 from cpsd_lib.files import digest, read_json, sha256, write_json
 from cpsd_lib.hardware import derive_seed, pick_precision
+from cpsd_lib.label_vectors import read_label_vectors
 from cpsd_lib.models import build_model, preprocessing
 from cpsd_lib.objectives import SelfDistillation, Supervised, student_weights
 from cpsd_lib.teachers import SoftTargets, StaleTargets, Teachers
@@ -19,6 +20,7 @@ from cpsd_lib.weights import load_learner, load_weights
 BRANCHES = {"baseline": ["whole"], "sd": ["whole"], "cgpd": ["co"], "dgpd": ["dis"], "cpsd": ["co", "dis"]}
 # What does not change a result is no part of what the result is made of.
 _NEUTRAL = {"checkpoint_seconds", "rows"}
+_ARCHITECTURE = {"name", "head", "head_width", "label_vectors", "options"}
 
 
 # ---- 03: teachers --------------------------------------------------------------------------------------------------
@@ -34,8 +36,9 @@ def _common(run, training, seed):
     settings = {name: value for name, value in training.model_dump(mode="json").items() if name not in _NEUTRAL}
     settings["view"] = asdict(VIEWS[training.view])  # what the name stands for, should its numbers change
     model = run.params.model.model_dump(mode="json")
-    if model["weights"] not in (None, "imagenet"):
-        model["weights"] = sha256(model["weights"])  # the same bytes under another name are the same weights
+    for name, builtin in (("weights", "imagenet"), ("label_vectors", "learned")):
+        if model[name] not in (None, builtin):
+            model[name] = sha256(model[name])  # the same bytes under another name are the same
     return {
         "data": run.dataset.key,
         "model": model,
@@ -45,21 +48,19 @@ def _common(run, training, seed):
     }
 
 
-def _model(run, num_classes, seed, name):
+def _model(run, columns, seed, name):
+    """Build the run's model over some classes, its random weights drawn from (seed, name)."""
     torch.manual_seed(derive_seed(seed, "init", name))
     settings = run.params.model
-    keep = {name: getattr(settings, name) for name in ("weights", "head", "normalize", "prior")}
-    return build_model(settings.name, num_classes, **keep, **settings.options)
+    keep = {key: getattr(settings, key) for key in ("weights", "head", "normalize", "prior", "head_width")}
+    vectors = read_label_vectors(settings.label_vectors, [run.dataset.table.names[column] for column in columns])
+    return build_model(settings.name, len(columns), label_vectors=vectors, **keep, **settings.options)
 
 
 def _about(run, model, seed):
     return {
         "class_names": run.dataset.table.names,
-        "architecture": {
-            "name": run.params.model.name,
-            "head": run.params.model.head,
-            "options": run.params.model.options,
-        },
+        "architecture": run.params.model.model_dump(mode="json", include=_ARCHITECTURE),
         "preprocessing": preprocessing(model) | {"size": run.params.data.size},
         "seed": seed,
         "protocol": run.params.protocol,
@@ -69,7 +70,7 @@ def _about(run, model, seed):
 def _batches(run, training, seed, rows, **more):
     dataset = run.dataset
     return Batches(
-        *(dataset.images, dataset.table.targets, rows),
+        *(dataset.need_images(), dataset.table.targets, rows),
         **{"batch_size": training.batch_size, "view": training.view, "seed": seed, "device": run.device},
         **more,
     )
@@ -79,7 +80,7 @@ def _fit(run, learners, batches, training, folder, seed, selection, desc):
     validation = None
     if selection is not None:
         table = run.dataset.table
-        validation = Validation(run.dataset.images, table.targets, selection, run.params.protocol == "paper")
+        validation = Validation(run.dataset.need_images(), table.targets, selection, run.params.protocol == "paper")
     return fit(
         *(learners, batches, training, folder),
         **{"seed": seed, "about": _about(run, learners[0].model, seed), "validation": validation},
@@ -103,7 +104,7 @@ def _teacher_learners(run, seed, partitions, branches):
         part = made_of["columns"]
         columns = torch.tensor(part, device=run.device)
         objective = Supervised(columns, training.gamma_neg, training.gamma_pos, training.clip)
-        learners.append(Learner(name, _model(run, len(part), seed, name), objective, part, made_of))
+        learners.append(Learner(name, _model(run, part, seed, name), objective, part, made_of))
     return learners
 
 
@@ -210,7 +211,8 @@ def fill_targets(run, seed):
             student_batches(run, seed).view,
             run.device,
             f"seed {seed}: soft targets",
-            precision=precision,
+            training.batch_size,
+            precision,
         )
     return stores
 
@@ -237,7 +239,6 @@ def train_student(run, seed, row, stores):
     selection = training_rows(run, training, seed)[1]
     used = {branch: stores[branch] for branch in weights}
     batches = student_batches(run, seed, used)
-    num_classes = len(run.dataset.table.names)
     settings = {
         "match": training.match,
         "gamma_neg": training.gamma_neg,
@@ -247,7 +248,8 @@ def train_student(run, seed, row, stores):
     objective = SelfDistillation(weights, **settings)
     made_of = _student_made_of(run, seed, row)
     # Every row starts from the same weights and sees the same views in the same order: rows differ by their loss alone.
-    learner = Learner("student", _model(run, num_classes, seed, "whole"), objective, list(range(num_classes)), made_of)
+    classes = list(range(len(run.dataset.table.names)))
+    learner = Learner("student", _model(run, classes, seed, "whole"), objective, classes, made_of)
     desc = f"seed {seed}: student {row}"
     entry = _fit(run, [learner], batches, training, run.student_folder(seed, row), seed, selection, desc)["student"]
     return learner.model, entry
@@ -264,7 +266,7 @@ def load_student(run, seed, row):
     expected = _common(run, run.params.teachers, seed) if baseline else _student_made_of(run, seed, row)
     if not record.exists() or read_json(record)["made_of"] | expected != read_json(record)["made_of"]:
         raise MissingStage(f"{folder} has no {row} model for these parameters; run {notebook} first")
-    model = _model(run, len(run.dataset.table.names), seed, "whole")
+    model = _model(run, range(len(run.dataset.table.names)), seed, "whole")
     entry = load_weights(model, record)
     if entry is None:
         raise MissingStage(f"the weights beside {record} are gone or were changed; run {notebook} again")

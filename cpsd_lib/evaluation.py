@@ -68,7 +68,7 @@ def _on_device(run, model):
 
 def _logits(run, forward, rows):
     precision = pick_precision(run.params.student.precision, run.device)
-    return predict(forward, run.dataset.images, rows, run.device, run.params.evaluation.batch_size, precision)
+    return predict(forward, run.dataset.need_images(), rows, run.device, run.params.evaluation.batch_size, precision)
 
 
 def score(logits, targets, threshold):
@@ -82,6 +82,13 @@ def score(logits, targets, threshold):
     for name, value in metrics.precision_recall_f1(scores, targets, threshold=0.0, top_k=min(3, len(ap))).items():
         record[f"{name}_top3"] = 100 * value
     return record, ap
+
+
+def stamp(run):
+    """Return what every figure of this run must carry beside it: "" when all is as it should be."""
+    found = ["protocol: paper, epochs chosen on TEST"] if run.params.protocol == "paper" else []
+    found += [run.dataset.incomplete] if run.dataset.incomplete else []
+    return f" ({'; '.join(found)})" if found else ""
 
 
 def load_records(run):

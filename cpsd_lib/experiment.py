@@ -9,7 +9,7 @@ import yaml
 from cpsd_lib import graph, partition
 from cpsd_lib.data.dataset import open_dataset
 from cpsd_lib.files import read_json, write_json, write_text
-from cpsd_lib.hardware import derive_seed, pick_device
+from cpsd_lib.hardware import derive_seed, keep_freed_memory, pick_device
 from cpsd_lib.params import ParameterError, load_params, outputs_root
 from cpsd_lib.partition import Partition
 
@@ -23,6 +23,7 @@ def open_run(params="demo", overrides=None):
 
     The first call of every notebook. Raises ParameterError before anything is computed.
     """
+    keep_freed_memory()
     if isinstance(overrides, str):  # papermill -p overrides '{...}' hands text over
         overrides = yaml.safe_load(overrides)
     return Run(load_params(params, overrides))
@@ -87,6 +88,7 @@ def describe_data(run):
         "class_names": table.names,
         "notes": run.dataset.notes,
         "skipped": run.dataset.skipped,
+        "incomplete": run.dataset.incomplete,
     }
     found["positives"] = {
         split: (table.targets[table.rows(split)] == 1).sum(0).tolist() for split in sorted(set(table.split))

@@ -1,6 +1,8 @@
 """Which device, which precision, which seed: decided once, in words that a run records."""
 
+import ctypes
 import hashlib
+import platform
 
 import torch
 
@@ -30,3 +32,18 @@ def pick_precision(name, device):
     if name == "float16" and device.type != "cuda":
         return None
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def keep_freed_memory():
+    """Tell glibc's malloc to keep what is freed instead of giving it back to the system; nothing on other systems.
+
+    A batch's activations are tens of MB each. By default malloc maps every one anew and the kernel zeroes its pages: on two
+    Zen cores, MobileNetV2 at 128 px in eval mode took 14.6 ms an image in batches of 128 and 7.3 in batches of 32, with this
+    4.5 and 3.8 (training in batches of 32: 22.1 and 16.4).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    libc.mallopt(m_mmap_max, 0)  # no mapping of its own for any block
+    libc.mallopt(m_trim_threshold, 2**31 - 1)

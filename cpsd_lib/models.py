@@ -11,6 +11,19 @@ import timm
 import torch
 from torch import nn
 
+from cpsd_lib.heads import GapHead, LabelTransformer, MLDecoder, Query2Label
+from cpsd_lib.released import check_class_names, load_released
+
+__all__ = [
+    "Classifier",
+    "Output",
+    "build_model",
+    "check_class_names",
+    "load_backbone",
+    "load_released",
+    "preprocessing",
+]
+
 
 class Output(NamedTuple):
     """What a model says of a batch."""
@@ -23,33 +36,51 @@ class Output(NamedTuple):
 class Classifier(nn.Module):
     """A backbone without its head, then a head over C classes; the input's normalisation is part of the model."""
 
-    def __init__(self, backbone, head, mean, std):
+    def __init__(self, backbone, head, mean, std, stride=1):
         super().__init__()
         self.backbone, self.head = backbone, head
+        self.stride = stride  # pixels; both sides of an image are a multiple of it
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, images):
-        """Return the Output for images [B, 3, S, S], float in [0, 1]."""
+        """Return the Output for images [B, 3, S, S], float in [0, 1] (ValueError for a size the model does not take)."""
+        if any(side % self.stride for side in images.shape[2:]):
+            size = "x".join(map(str, images.shape[2:]))
+            raise ValueError(f"images of {size} pixels do not fit: both sides must be a multiple of {self.stride}")
         features = feature_map(self.backbone, (images - self.mean) / self.std)
         logits, label_embeddings = self.head(features)
         return Output(logits, label_embeddings, features)
 
 
-class GapHead(nn.Module):
-    """Global average pooling and one linear layer (METHOD 1, R101)."""
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that keeps its statistics, and whose weights are not trained, as in DETR (which has the same eps)."""
 
-    def __init__(self, features, num_classes, prior=0.12):
-        super().__init__()
-        self.linear = nn.Linear(features, num_classes)
-        # timm's own init gives logits of std 7 on MobileNet and the first epochs only unlearn them: mAP 26 after two
-        # epochs on 18 classes of COCO at 96 px, against 42 with small weights and a low prior.
-        nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.constant_(self.linear.bias, math.log(prior / (1 - prior)))
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.requires_grad_(False)
+        self.eval()
 
-    def forward(self, features):
-        """Return (logits [B, C], None) for features [B, F, h, w]."""
-        return self.linear(features.mean((2, 3))), None
+    def train(self, mode=True):
+        """Stay in eval mode."""
+        return super().train(False)
+
+
+# The paper's models by their names: backbone with the weights the release starts from, head, timm's options (METHOD 1).
+# The weights of resnext50_swsl are licensed CC-BY-NC-4.0: not for commercial use.
+PRESETS = {
+    "resnet101": ("resnet101.tv_in1k", "gap", {}),
+    "resnet101_tf": ("resnet101.tv_in1k", "label_transformer", {}),
+    # zero_init_last: a last norm that starts at zero and is frozen would switch off each block of a random backbone.
+    "q2l_resnet101": (
+        "resnet101.tv_in1k",
+        "query2label",
+        {"norm_layer": FrozenBatchNorm2d, "zero_init_last": False},
+    ),
+    "tresnet_l": ("tresnet_l.miil_in1k_448", "gap", {}),  # its own pool is the mean
+    "resnext50_swsl": ("resnext50_32x4d.fb_swsl_ig1b_ft_in1k", "gap", {}),
+}
+HEADS = {"gap": GapHead, "label_transformer": LabelTransformer, "query2label": Query2Label, "ml_decoder": MLDecoder}
 
 
 def feature_map(backbone, images):
@@ -72,27 +103,68 @@ def feature_map(backbone, images):
     return features
 
 
-def build_model(name, num_classes, weights=None, head="gap", normalize="auto", prior=0.12, **options):
-    """Return a Classifier over any timm backbone, its new head drawn small with bias log(prior / (1 - prior)).
+def build_model(
+    name,
+    num_classes,
+    weights=None,
+    head="gap",
+    normalize="auto",
+    prior=0.12,
+    label_vectors=None,
+    head_width=None,
+    **options,
+):
+    """Return a Classifier: a model of the paper (PRESETS), or any timm backbone with a head (HEADS).
 
+    A new head starts with small output weights and bias log(prior / (1 - prior)); gap with such a name means its own head.
     weights: None (random), "imagenet" (timm's own, from the hub), or a local .safetensors / .pth file of the timm model.
     normalize: "auto" uses the mean and std of those weights, [0, 1] as it is for random ones; "none"; "imagenet".
+    label_vectors, for label_transformer: [C, V], fixed; None or "learned". head_width: None is the papers' own, per head.
     Raises ValueError for an unknown name or option, FileNotFoundError or ConnectionError when weights cannot be had.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, not {num_classes}")
-    if head != "gap":
-        raise ValueError(f"head {head!r} is not there; expected gap")
-    backbone = _backbone(name, weights == "imagenet", options)
+    timm_name, own_head, preset = PRESETS.get(name, (name, "gap", {}))
+    if own_head != "gap" and head not in ("gap", own_head):
+        raise ValueError(f"{name} has the head {own_head}; name its backbone, {timm_name}, to give it another")
+    head = own_head if head == "gap" else head
+    backbone = _backbone(timm_name, weights == "imagenet", preset | options)
     if weights not in (None, "imagenet"):
         load_backbone(backbone, weights)
+    if name == "q2l_resnet101":
+        for part in (backbone.conv1, backbone.bn1, backbone.layer1):
+            part.requires_grad_(False)
     mean, std = _normalization(backbone, normalize, weights)
-    return Classifier(backbone, GapHead(backbone.num_features, num_classes, prior), mean, std)
+    made = _head(head, backbone.num_features, num_classes, prior, label_vectors, head_width)
+    # A plain backbone takes what it takes; TResNet's stem cuts the image into blocks and fails inside timm.
+    strict = name in PRESETS or head != "gap" or isinstance(backbone, timm.models.TResNet)
+    return Classifier(backbone, made, mean, std, backbone.feature_info[-1]["reduction"] if strict else 1)
+
+
+def _head(head, features, num_classes, prior, label_vectors, width):
+    if head not in HEADS:
+        raise ValueError(f"head {head!r} is not there; expected one of {', '.join(HEADS)}")
+    options = {}
+    if width is not None:
+        if head == "gap" or width < 8 or width % 8:
+            raise ValueError(f"head_width must be a multiple of 8, for a head with tokens; not {width} for {head}")
+        options["dim"] = width
+    if label_vectors is not None and head != "label_transformer":
+        raise ValueError(f"the head {head} takes no label vectors; only label_transformer does")
+    if label_vectors is not None and not isinstance(label_vectors, str):
+        # On the CPU first: on the meta device there are no values to look at.
+        vectors = torch.as_tensor(label_vectors, dtype=torch.float32, device="cpu").clone()
+        if vectors.ndim != 2 or len(vectors) != num_classes or not vectors.isfinite().all():
+            raise ValueError(f"label_vectors must be finite [{num_classes}, V], not {list(vectors.shape)}")
+        options["label_vectors"] = vectors.to(torch.get_default_device())
+    elif label_vectors not in (None, "learned"):
+        raise ValueError(f'label_vectors must be "learned" or an array; read {label_vectors!r} with read_label_vectors')
+    return HEADS[head](features, num_classes, prior, **options)
 
 
 def _backbone(name, pretrained, options):
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0].lower(), timm.list_models(), 5)
+        near = difflib.get_close_matches(name.split(".")[0].lower(), [*timm.list_models(), *PRESETS], 5)
         raise ValueError(f"timm has no model {name!r}" + (f"; near names: {', '.join(near)}" if near else ""))
     architecture, _, tag = name.partition(".")
     tagged = timm.list_pretrained(f"{architecture}.*")
@@ -124,7 +196,7 @@ def load_backbone(backbone, path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; give a .safetensors or .pth file of the timm model")
-    state = _read_state(path)
+    state = read_state(path)
     own = backbone.state_dict()
     # The file's own classifier is the one thing that may stay unread.
     classifier = backbone.pretrained_cfg.get("classifier") or "classifier"
@@ -141,7 +213,11 @@ def load_backbone(backbone, path):
     backbone.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
 
 
-def _read_state(path):
+def read_state(path):
+    """Return the state dict {name: tensor} in a .safetensors or torch file, out of `state_dict` or `model` (ValueError).
+
+    Nothing is unpickled but tensors.
+    """
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

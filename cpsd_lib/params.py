@@ -54,8 +54,14 @@ def _folder(path):
 
 
 def _weights(source):
-    if source == "imagenet":
-        return source
+    return source if source == "imagenet" else _existing(source)
+
+
+def _label_vectors(source):
+    return source if source == "learned" else _existing(source)
+
+
+def _existing(source):
     found = _expanded(source)
     if not os.path.isfile(found):
         raise ValueError(f"there is no file {found} (a relative path starts at the project's folder)")
@@ -64,6 +70,7 @@ def _weights(source):
 
 # What build_model decides itself, and what would let timm read a file behind its back.
 _NO_OPTIONS = {"name", "num_classes", "weights", "head", "normalize", "prior", "in_chans", "features_only"}
+_NO_OPTIONS |= {"head_width", "label_vectors", "norm_layer"}
 _NO_OPTIONS |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
@@ -89,26 +96,37 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
+# What data.root holds, by kind.
+_HOLDS = {
+    "csv": "annotations.csv",
+    "coco2014": "train2014/, val2014/ and annotations/ (or train_anno.json and val_anno.json)",
+    "nuswide": "Flickr/, ImageList/, TrainTestLabels/ (or Groundtruth/) and Concepts81.txt",
+    "voc2007": "VOCdevkit/VOC2007 (or VOCtrainval2007/ and VOCtest2007/)",
+    "labels": "labels.npz",
+}
+
+
 class DataParams(Section):
     """Which labelled images, and how large they are decoded (pixels, both sides)."""
 
-    kind: Literal["scenes", "csv"]
+    kind: Literal["scenes", "csv", "coco2014", "nuswide", "voc2007", "labels"]
     size: int = Field(64, ge=16, le=2048)
     images: int = Field(6000, ge=100, le=1_000_000)  # scenes: how many to draw
     groups: int = Field(4, ge=2, le=4)  # scenes: planted groups
-    seed: int = Field(0, ge=0, le=2**31)  # scenes: which world; csv: which images `limit` keeps
-    root: Annotated[str, AfterValidator(_folder)] | None = None  # csv: folder with annotations.csv
-    annotations: str = "annotations.csv"
-    image_folder: str = "images"
+    seed: int = Field(0, ge=0, le=2**31)  # scenes: which world; others: which images `limit` keeps
+    root: Annotated[str, AfterValidator(_folder)] | None = None  # the folder all but scenes are read from
+    annotations: str = "annotations.csv"  # csv
+    image_folder: str = "images"  # csv
+    difficult: bool = True  # voc2007: a class with difficult objects only is present; False: unknown, as VOC scores it
     bad_files: Literal["error", "skip"] = "error"
     allow_overlap: bool = False  # True: images that stand in train and in test only warn
     max_pixels: int = Field(178_956_970, ge=1)  # Pillow's own limit against decompression bombs
-    limit: int | None = Field(None, ge=20)  # csv: a seeded share of this many images, for a quick trial
+    limit: int | None = Field(None, ge=20)  # all but scenes: a seeded share of this many images, for a quick trial
 
     @model_validator(mode="after")
     def _root_fits_the_kind(self):
-        if self.kind == "csv" and self.root is None:
-            raise ValueError("kind csv needs data.root, the folder that holds annotations.csv")
+        if self.kind in _HOLDS and self.root is None:
+            raise ValueError(f"kind {self.kind} needs data.root, the folder that holds {_HOLDS[self.kind]}")
         if self.kind == "scenes" and self.size > 1024:
             raise ValueError("kind scenes draws at most 1024 pixels; lower data.size")
         return self
@@ -124,16 +142,44 @@ class PartitionParams(Section):
     refine_dis: bool = True  # the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)
 
 
+# The paper's models that are more than a backbone and a gap head; models.PRESETS has them all.
+_OWN_HEADS = {"resnet101_tf": "label_transformer", "q2l_resnet101": "query2label"}
+
+
 class ModelParams(Section):
-    """A timm backbone and its head."""
+    """A timm backbone and its head, or a model of the paper by its name (models.PRESETS), which has a head of its own."""
 
     name: str
-    head: Literal["gap"] = "gap"
+    head: Literal["gap", "label_transformer", "query2label", "ml_decoder"] = "gap"
+    # width of a head with tokens, in multiples of 8; None: the papers' own (1024, 2048, 768)
+    head_width: int | None = Field(None, ge=8, le=8192, multiple_of=8)
+    # label_transformer: "learned", or a file: GloVe text, or an .npz with class_names and vectors
+    label_vectors: Annotated[str, AfterValidator(_label_vectors)] | None = None
     # None: random; "imagenet": timm's own from the hub; else a local file
     weights: Annotated[str, AfterValidator(_weights)] | None = None
     normalize: Literal["auto", "none", "imagenet"] = "auto"  # auto: what the weights were trained with; none: [0, 1]
     prior: float = Field(0.12, gt=0, lt=1)  # the new head's first guess; 0.12 is a bias of -2
     options: Annotated[dict[str, Any], AfterValidator(_options)] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_head(cls, raw):
+        # Written into the parameters, so that the record of a run says which head it had.
+        own = _OWN_HEADS.get(raw.get("name")) if isinstance(raw, dict) and isinstance(raw.get("name"), str) else None
+        return {"head": own} | raw if own else raw
+
+    @model_validator(mode="after")
+    def _parts_fit(self):
+        own = _OWN_HEADS.get(self.name, self.head)
+        if own != self.head:
+            raise ValueError(f"{self.name} has the head {own}; name its backbone to give it another")
+        if self.head == "label_transformer" and self.label_vectors is None:
+            raise ValueError("label_transformer needs model.label_vectors: a GloVe text file, an .npz, or learned")
+        if self.head != "label_transformer" and self.label_vectors is not None:
+            raise ValueError(f"the head {self.head} takes no label_vectors; only label_transformer does")
+        if self.head == "gap" and self.head_width is not None:
+            raise ValueError("the head gap has no head_width")
+        return self
 
 
 class TrainParams(Section):

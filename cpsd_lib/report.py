@@ -5,7 +5,7 @@ from html import escape
 
 import pandas as pd
 
-from cpsd_lib.evaluation import component_table, load_records
+from cpsd_lib.evaluation import component_table, load_records, stamp
 from cpsd_lib.experiment import show_params
 from cpsd_lib.files import read_json, write_text
 
@@ -29,8 +29,9 @@ pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; }}
 <h2>Parameters</h2><pre>{params}</pre>
 </body></html>
 """
-_STAMP = """<p class="stamp"><b>protocol: paper.</b> The best epoch of every model was chosen on the test split, as the
-release did; these figures are higher than what the models would reach on data nobody has looked at.</p>"""
+_STAMP = """<p class="stamp">The figures below are not what they seem:<b>{}</b>. Where epochs were chosen on the test split, as
+the release did, they are higher than the models would reach on data nobody has looked at.</p>"""
+_SHOWN = 50  # files left out that are listed; all of them are in data.json
 
 
 def write_report(run):
@@ -48,7 +49,7 @@ def _page(run, records, stages):
     seconds = pd.DataFrame({"seconds": {name: entry["seconds"] for name, entry in stages.items()}})
     return _PAGE.format(
         name=escape(run.params.name),
-        stamp=_STAMP if run.params.protocol == "paper" else "",
+        stamp=_STAMP.format(escape(stamp(run))) if stamp(run) else "",
         made=escape(
             f"{run.params.seeds} seed(s) from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
             f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
@@ -94,5 +95,7 @@ def _figure(path):
 def _notes(run):
     path = run.folder / "data.json"
     found = read_json(path) if path.exists() else {"notes": [], "skipped": []}
-    lines = found["notes"] + [f"left out: {name}: {reason}" for name, reason in found["skipped"]]
+    lines = found["notes"] + [f"left out: {name}: {reason}" for name, reason in found["skipped"][:_SHOWN]]
+    if len(found["skipped"]) > _SHOWN:
+        lines.append(f"... and {len(found['skipped']) - _SHOWN:,} more files left out, all listed in data.json")
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines or ["none"]) + "</ul>"

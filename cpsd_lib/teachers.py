@@ -128,7 +128,7 @@ def remove_store(path):
         Path(path).with_suffix(suffix).unlink(missing_ok=True)
 
 
-def fill(stores, teachers, view_of, device, desc="soft targets", batch_size=128, precision=None):
+def fill(stores, teachers, view_of, device, desc="soft targets", batch_size=32, precision=None):
     """Compute what is missing in `stores` {branch: SoftTargets}, all branches on one pass over the views.
 
     teachers: {branch: Teachers}; a branch that is filled needs none. view_of(view, rows) -> images [B, 3, S, S] on

@@ -3,27 +3,18 @@
 import csv
 import io
 from collections import defaultdict
-from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
+from cpsd_lib.data.reading import LabelledFiles, nearest, refuse
 from cpsd_lib.data.table import SPLITS, LabelTable, listed
 
 COLUMNS = ("file_name", "split", "labels")
 
 
-@dataclass(frozen=True, eq=False)
-class CsvData:
-    """A label table and the path of each of its N rows."""
-
-    table: LabelTable
-    paths: list[Path]
-
-
 def read_csv(root, annotations="annotations.csv", images="images", classes=None):
-    """Read root/annotations.csv (columns file_name, split, labels, optionally unknown) and return CsvData.
+    """Read root/annotations.csv (columns file_name, split, labels, optionally unknown) and return LabelledFiles.
 
     `labels` and `unknown` hold class names joined by `;`, a cell may be empty. Classes are in alphabetical order of all
     names that occur, or exactly `classes`. File names are relative to root/images, or to root itself when there is no
@@ -43,7 +34,7 @@ def read_csv(root, annotations="annotations.csv", images="images", classes=None)
     _refuse_duplicates(path, rows, files, split)
     names, targets = _targets(path, rows, classes)
     folder = _image_folder(root, images, files)
-    return CsvData(LabelTable(names, targets, files, np.array(split)), [folder / file for file in files])
+    return LabelledFiles(LabelTable(names, targets, files, np.array(split)), [folder / file for file in files])
 
 
 def _read_rows(path):
@@ -69,7 +60,7 @@ def _read_rows(path):
     _check_header(path, header)
     if not rows:
         raise ValueError(f"{path} has a line of column names but no rows, expected one line an image")
-    _refuse(
+    refuse(
         path,
         [f"line {line}: {len(cells)} cells" for line, cells in rows if len(cells) != len(header)],
         f"expected {len(header)} cells, as in the first line; join class names by ';', quote a cell with a comma",
@@ -80,7 +71,7 @@ def _read_rows(path):
 def _check_header(path, header):
     for column in COLUMNS:
         if column not in header:
-            columns = f"its columns are {listed(map(repr, header))}{_nearest(column, header)}"
+            columns = f"its columns are {listed(map(repr, header))}{nearest(column, header)}"
             separator = " Separate the cells by commas." if len(header) == 1 else ""
             raise ValueError(f"{path} has no column '{column}'; {columns}. Expected {', '.join(COLUMNS)}.{separator}")
     for column in (*COLUMNS, "unknown"):
@@ -91,12 +82,12 @@ def _check_header(path, header):
 def _file_names(path, rows):
     # Backslashes come from lists written on Windows; `./a.jpg` and `a//b.jpg` must not hide a duplicate.
     files = [PurePosixPath(row["file_name"].replace("\\", "/")) for _, row in rows]
-    _refuse(
+    refuse(
         path,
         [f"line {line}" for (line, _), file in zip(rows, files, strict=True) if not file.parts],
         "expected a file name in column 'file_name'",
     )
-    _refuse(
+    refuse(
         path,
         [
             f"line {line}: {row['file_name']}"
@@ -109,10 +100,10 @@ def _file_names(path, rows):
 
 
 def _splits(path, rows):
-    _refuse(
+    refuse(
         path,
         [
-            f"line {line}: {row['split']!r}{_nearest(row['split'], SPLITS)}"
+            f"line {line}: {row['split']!r}{nearest(row['split'], SPLITS)}"
             for line, row in rows
             if row["split"] not in SPLITS
         ],
@@ -130,8 +121,8 @@ def _refuse_duplicates(path, rows, files, split):
         if len(found) > 1:
             where = listed(f"line {line} ({name})" for line, name in found)
             (shared if len({name for _, name in found}) > 1 else twice).append(f"{file}: {where}")
-    _refuse(path, shared, "the same file is in two splits, expected each in one: a test on seen photos says nothing")
-    _refuse(path, twice, "duplicate file name, expected one line a file: join its labels in one line by ';'")
+    refuse(path, shared, "the same file is in two splits, expected each in one: a test on seen photos says nothing")
+    refuse(path, twice, "duplicate file name, expected one line a file: join its labels in one line by ';'")
 
 
 def _targets(path, rows, classes):
@@ -141,16 +132,16 @@ def _targets(path, rows, classes):
     names = sorted(set().union(*positive, *unknown)) if classes is None else [name.strip() for name in classes]
     column = {name: number for number, name in enumerate(names)}
     found = list(zip(lines, positive, unknown, strict=True))
-    _refuse(
+    refuse(
         path,
         [
-            f"line {line}: {name!r}{_nearest(name, names)}"
+            f"line {line}: {name!r}{nearest(name, names)}"
             for line, yes, maybe in found
             for name in (yes | maybe) - column.keys()
         ],
         "expected only names of the given list of classes",
     )
-    _refuse(
+    refuse(
         path,
         [f"line {line}: {', '.join(sorted(yes & maybe))}" for line, yes, maybe in found if yes & maybe],
         "the same class is in 'labels' and in 'unknown', expected it in one of them",
@@ -175,15 +166,3 @@ def _image_folder(root, images, files):
     raise FileNotFoundError(
         f"there is no folder {root / images}, and {files[0]} is not directly in {root} either: put the images into one"
     )
-
-
-def _nearest(name, names):
-    original = {option.lower(): option for option in names}
-    near = get_close_matches(name.lower(), original, n=1, cutoff=0.4)
-    return f" (did you mean {original[near[0]]!r}?)" if near else ""
-
-
-def _refuse(path, problems, expected):
-    if problems:
-        lines = listed(problems, join="\n  ")
-        raise ValueError(f"{path}: {expected}. {len(problems):,} found:\n  {lines}")

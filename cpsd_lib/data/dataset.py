@@ -1,15 +1,31 @@
 """A data set ready for training: its label table beside its decoded images, every fault found before any training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from cpsd_lib.data import cache
+from cpsd_lib.data import cache, coco2014, labels, nuswide, voc2007
 from cpsd_lib.data.csv import read_csv
+from cpsd_lib.data.reading import missing_files
 from cpsd_lib.data.scenes import Scenes
 from cpsd_lib.data.table import LabelTable, check_splits, listed
 from cpsd_lib.files import digest, sha256
+
+# Which module reads a kind; `scenes` are drawn, not read.
+READERS = {
+    "csv": lambda data: read_csv(data.root, data.annotations, data.image_folder),
+    "coco2014": lambda data: coco2014.read_coco2014(data.root),
+    "nuswide": lambda data: nuswide.read_nuswide(data.root),
+    "voc2007": lambda data: voc2007.read_voc2007(data.root, data.difficult),
+    "labels": lambda data: labels.read_labels(data.root),
+}
+WATCHED = {module.__name__.rpartition(".")[2]: module.watched for module in (coco2014, nuswide, voc2007, labels)}
+PUBLISHED = ("coco2014", "nuswide", "voc2007")  # others have figures for these: a part of one is not comparable
+
+
+class NoImages(ValueError):
+    """Something needs pixels, and the data set has labels only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,49 +33,100 @@ class Dataset:
     """N decoded images and their labels; row number = image number everywhere."""
 
     table: LabelTable
-    images: np.ndarray  # uint8 [N, 3, S, S], read-only memory map
+    images: np.ndarray | None  # uint8 [N, 3, S, S], read-only memory map; None for a data set of labels only
     key: str  # hash of pixels, labels, class order and splits
     notes: list[str]  # what a user should know before training
-    skipped: list[tuple[str, str]]  # (file, reason) left out under bad_files: skip
-    source: object  # Scenes (knows boxes and planted groups) or CsvData
+    skipped: list[tuple[str, str]]  # (file, reason) left out: unreadable or not on disk
+    source: object  # Scenes (knows boxes and planted groups) or LabelledFiles
+    incomplete: str = ""  # the stamp of figures that are not from the whole published data set, and why
+
+    def need_images(self):
+        """Return `images`; raises NoImages, with what works without, for a data set of labels only."""
+        if self.images is None:
+            raise NoImages(
+                "this data set has labels and no images: 01_data and 02_partition work on it, training and scoring do "
+                "not. Give data.kind and data.root of one with images"
+            )
+        return self.images
 
 
 def open_dataset(data, cache_root):
     """Return the Dataset of DataParams `data`, decoding into a cache below `cache_root` what is not there yet.
 
-    Raises ValueError or FileNotFoundError for anything that would spoil a training: see csv, table and cache.
+    Raises ValueError or FileNotFoundError for anything that would spoil a training: see the readers, table and cache.
     """
-    opened = _open_scenes(data, cache_root) if data.kind == "scenes" else _open_csv(data, cache_root)
-    table, images, key, notes, skipped, source = opened
-    notes = [*notes, *check_splits(table)]
+    opened = {"scenes": _open_scenes, "labels": _open_labels}.get(data.kind, _open_files)(data, cache_root)
+    notes = [*opened.notes, *check_splits(opened.table, needed_splits(data))]
+    table = opened.table
     label_key = digest([table.names, table.targets.tobytes().hex(), table.split.tolist()])
-    return Dataset(table, images, digest([key, label_key]), notes, skipped, source)
+    return replace(opened, notes=notes, key=digest([opened.key, label_key]))
+
+
+def needed_splits(data):
+    """Return the splits that must hold labelled images: train and test, or train alone for labels without images."""
+    return ("train",) if data.kind == "labels" else ("train", "test")
 
 
 def _open_scenes(data, cache_root):
     scenes = Scenes(images=data.images, size=data.size, seed=data.seed, groups=data.groups)
     built = cache.build(scenes.load, data.images, data.size, scenes.key, cache_root, desc="drawing scenes")
-    return scenes.table, built.images, scenes.key, [], [], scenes
+    return Dataset(scenes.table, built.images, scenes.key, [], [], scenes)
 
 
-def _open_csv(data, cache_root):
-    source = read_csv(data.root, data.annotations, data.image_folder)
-    table, paths, notes = source.table, source.paths, []
-    if data.limit is not None and data.limit < len(paths):
-        kept = _seeded_share(table, data.limit, data.seed)
-        notes.append(f"data.limit: {len(kept):,} of {len(paths):,} images are used")
-        paths = [paths[row] for row in kept]
-        table = LabelTable(table.names, table.targets[kept], [table.files[row] for row in kept], table.split[kept])
+def _open_labels(data, _):
+    source, notes = _limited(READERS["labels"](data), data)
+    return Dataset(source.table, None, "labels", [*source.notes, *notes], [], source)
+
+
+def _open_files(data, cache_root):
+    source, skipped, incomplete = leave_out_missing(READERS[data.kind](data), data)
+    source, notes = _limited(source, data)
+    notes = [*source.notes, *incomplete, *notes]
+    incomplete = [*incomplete, *(note for note in notes if note.startswith("data.limit"))]
+    table, paths = source.table, source.paths
     digests = cache.fingerprint(paths, Path(cache_root) / "fingerprints" / f"{digest(str(data.root))}.json")
     key = digest([digests, data.size, data.max_pixels])
     load = cache.CsvImages(paths, data.size, data.max_pixels)
     built = cache.build(load, len(paths), data.size, key, cache_root)
-    skipped = cache.check_bad(built.bad, table.files, data.bad_files)
-    if skipped:
+    unreadable = cache.check_bad(built.bad, table.files, data.bad_files)
+    if unreadable:
         table = table.skip(sorted(built.bad))
-        notes.append(f"{len(skipped)} files could not be read and are left out: {listed(name for name, _ in skipped)}")
-    notes += _overlap_notes(cache.overlap(digests, table), data.allow_overlap)
-    return table, built.images, key, notes, skipped, source
+        names = listed(name for name, _ in unreadable)
+        notes.append(f"{len(unreadable)} files could not be read and are left out: {names}")
+        incomplete.append(f"INCOMPLETE: {len(unreadable):,} files could not be read and are left out")
+    notes += _overlap_notes(cache.overlap(digests, table), data.allow_overlap or data.kind in PUBLISHED)
+    stamp = "; ".join(incomplete) if data.kind in PUBLISHED else ""
+    return Dataset(table, built.images, key, notes, skipped + unreadable, source, stamp)
+
+
+def leave_out_missing(source, data):
+    """Return (LabelledFiles without the images that are not on disk, their (file, reason) list, a sentence in a list).
+
+    Only for the published data sets: NUS-WIDE's missing images are left out, those of the others only under bad_files:
+    skip; else they are an error here, before hours of decoding. A csv's are found when decoding, beside its broken files.
+    """
+    gone = missing_files(source.paths) if data.kind in PUBLISHED else []
+    if not gone:
+        return source, [], []
+    table = source.table
+    reason = "the file does not exist"
+    if len(gone) == len(source.paths):
+        raise FileNotFoundError(f"none of {len(gone):,} images is on disk, expected {source.paths[0]} and so on")
+    policy = "skip" if data.kind == "nuswide" else data.bad_files
+    skipped = cache.check_bad({row: reason for row in gone}, table.files, policy)
+    splits = [
+        f"{(table.split[gone] == split).sum():,} of {len(table.rows(split)):,} {split}" for split in ("train", "test")
+    ]
+    sentence = f"INCOMPLETE: images that are not on disk are left out: {', '.join(splits)} images (named in data.json)"
+    return source.take(np.setdiff1d(np.arange(len(source.paths)), gone)), skipped, [sentence]
+
+
+def _limited(source, data):
+    count = len(source.table.files)
+    if data.limit is None or data.limit >= count:
+        return source, []
+    kept = _seeded_share(source.table, data.limit, data.seed)
+    return source.take(kept), [f"data.limit: {len(kept):,} of {count:,} images are used"]
 
 
 def _overlap_notes(pairs, allowed):
@@ -83,10 +150,18 @@ def _seeded_share(table, limit, seed):
 
 
 def signature(data):
-    """Return a hash that changes when the images or labels on disk may have: names, sizes and times, no pixels read."""
+    """Return a hash that changes when the images or labels on disk may have: names, sizes and times, no pixels read.
+
+    For the published data sets: of every label file and image folder, not of 120,000 images one by one. It sees labels
+    that changed and images that came, went or were renamed; an image overwritten in place is seen by `open_dataset`.
+    """
     if data.kind == "scenes":
         return Scenes(images=data.images, size=data.size, seed=data.seed, groups=data.groups).key
     root = Path(data.root)
+    if data.kind in WATCHED:
+        texts, folders = WATCHED[data.kind](root)
+        files = [(path.relative_to(root).as_posix(), *_state(path)) for path in texts]
+        return digest([files, [(path.relative_to(root).as_posix(), _state(path)[1:]) for path in folders]])
     folder = root / data.image_folder if (root / data.image_folder).is_dir() else root
     found = sorted(
         (file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns)
@@ -95,3 +170,11 @@ def signature(data):
     )
     annotations = root / data.annotations
     return digest([found, sha256(annotations) if annotations.is_file() else None])
+
+
+def _state(path):
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return (None, None)
+    return (status.st_size, status.st_mtime_ns)

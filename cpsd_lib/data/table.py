@@ -62,16 +62,22 @@ class LabelTable:
         split[np.asarray(list(indices), dtype=np.int64)] = SKIPPED
         return replace(self, split=split)
 
+    def take(self, rows):
+        """Return a table of `rows` alone (int [n]), in that order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        files = [self.files[row] for row in rows]
+        return LabelTable(self.names, self.targets[rows], files, self.split[rows])
 
-def check_splits(table):
+
+def check_splits(table, needed=("train", "test")):
     """Return what a user should know before training, as plain sentences (list of str, empty when all is well).
 
-    Raises ValueError where training or testing would be meaningless: fewer than two classes, no image in train or in
-    test, no positive label in train or in test.
+    Raises ValueError where training or testing would be meaningless: fewer than two classes, no image or no positive
+    label in one of the splits that are `needed`.
     """
     if len(table.names) < 2:
         raise ValueError(f"the data set has {len(table.names)} classes, expected at least 2: label more than one thing")
-    for split in ("train", "test"):
+    for split in needed:
         rows = table.rows(split)
         if not len(rows):
             raise ValueError(f"no image is in split '{split}', expected at least one: give some rows that split")
@@ -91,6 +97,8 @@ def _uneven_classes(table):
         return [f"{_plural(len(found), 'class', 'classes')} {text}: {listed(found)}"] if found else []
 
     found = sentence(~anywhere, "never positive in any split (nothing to learn, no score)")
+    if len(present) == 1:  # label statistics alone: there is no other split to compare with
+        return found
     for split, has in present.items():
         cost = {"train": "it cannot be scored", "val": "it can be neither learned nor scored"}
         found += sentence(
