@@ -4,6 +4,7 @@ import base64
 from html import escape
 
 import pandas as pd
+from scipy.stats import t
 
 from cpsd_lib.evaluation import component_table, load_records, stamp
 from cpsd_lib.experiment import show_params
@@ -70,21 +71,17 @@ def _table(records, split):
 
 
 def reading(table, split):
-    """Return the sentence that says what a component table shows, gain against spread."""
+    """Return the sentence that says what a component table shows, gain against spread (95 % interval of Student's t)."""
     if "+ CPSD" not in table.index or "baseline" not in table.index:
         return "The rows + CPSD and baseline were not both run: there is no gain to state."
     cpsd, seeds = table.loc["+ CPSD"], int(table["seeds"].iloc[0])
-    text = f"On {split}, + CPSD is {cpsd['gain']:+.1f} mAP against the baseline"
+    sd = f" and {cpsd['mAP'] - table.loc['+ SD', 'mAP']:+.1f} against + SD" if "+ SD" in table.index else ""
+    text = f"On {split}, + CPSD is {cpsd['gain']:+.1f} mAP against the baseline{sd}"
     if seeds == 1:
         return f"{text}, from one seed: no spread is known, so no gain is claimed."
-    error = cpsd["gain spread"] / seeds**0.5
-    verdict = (
-        "more than two standard errors from zero"
-        if abs(cpsd["gain"]) > 2 * error
-        else "within two standard errors of zero"
-    )
-    sd = f" and {cpsd['mAP'] - table.loc['+ SD', 'mAP']:+.1f} against + SD" if "+ SD" in table.index else ""
-    return f"{text}{sd}; over {seeds} seeds the paired gain's standard error is {error:.2f}, so it is {verdict}."
+    half = t.ppf(0.975, seeds - 1) * cpsd["gain spread"] / seeds**0.5
+    verdict = "leaves out zero" if abs(cpsd["gain"]) > half else "includes zero: these seeds alone do not prove it"
+    return f"{text}. Paired over {seeds} seeds, the 95 % interval of the gain over the baseline is +-{half:.1f} and {verdict}."
 
 
 def _figure(path):
