@@ -26,6 +26,9 @@ def main(arguments=None):
     except ParameterError as error:
         print(f"nothing was started:\n{error}", file=sys.stderr)
         return 2
+    except (ValueError, OSError) as error:  # a broken file of the run, a full disk: they say what they are
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(source, overrides):
@@ -33,8 +36,8 @@ def _run(source, overrides):
     from cpsd_lib.params import load_params
 
     load_params(source, overrides)
-    from cpsd_lib.evaluation import component_table, load_records, table_text
-    from cpsd_lib.report import write_report
+    from cpsd_lib.evaluation import SPLITS, component_table, load_records, stamp, table_text
+    from cpsd_lib.report import reading, write_report
     from cpsd_lib.run import Held, StageFailed, run
 
     try:
@@ -43,10 +46,10 @@ def _run(source, overrides):
         print(error, file=sys.stderr)
         return 1
     records = load_records(done)
-    for split, table in (
-        (s, component_table(records, s)) for s in ("test", "test_shifted") if s in set(records["split"])
-    ):
-        print(f"\n{done.params.name}: mAP on {split}, {done.params.seeds} seed(s)\n{table_text(table)}")
+    for split in [split for split in SPLITS if split in set(records["split"])]:
+        table = component_table(records, split)
+        print(f"\n{done.params.name}: mAP on {split}, {done.params.seeds} seed(s){stamp(done)}")
+        print(f"{table_text(table)}\n{reading(table, split)}")
     print(f"\nreport: {write_report(done)}")
     return 0
 
