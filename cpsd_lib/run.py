@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,9 @@ STAGES = {
 }
 
 
+INTERRUPT_SECONDS = 15  # nbclient gives a kernel 5 to end by itself
+
+
 class StageFailed(RuntimeError):
     """A notebook stopped with an error."""
 
@@ -64,7 +68,7 @@ def run(source, overrides=None):
     """
     params = load_params(source, overrides)
     opened = Run(params)
-    with _one_runner(opened.folder):
+    with _one_runner(opened.folder), _ctrl_c_gets_through():
         save_params(opened)
         manifest_path = opened.folder / "manifest.json"
         manifest = read_json(manifest_path) if manifest_path.exists() else {"stages": {}}
@@ -202,6 +206,29 @@ def _one_runner(folder):
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def _ctrl_c_gets_through():
+    """Repeat a Ctrl-C after some seconds, for as long as the run goes on: a callback of the event loop may swallow one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    timers, before = [], signal.getsignal(signal.SIGINT)
+
+    def interrupt(number, frame):
+        timers.append(threading.Timer(INTERRUPT_SECONDS, os.kill, (os.getpid(), signal.SIGINT)))
+        timers[-1].daemon = True
+        timers[-1].start()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Most tests put a quick stand-in in papermill's place; three start real kernels o
 the reference run it shares with the last test run the whole tiny pipeline: about 3 minutes on two free cores.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -315,6 +316,14 @@ def test_ctrl_c_leaves_no_kernel_alive_and_the_same_command_goes_on(quick):
     log = (quick / "outputs" / "log.txt").read_text()
     assert list(manifest(quick)["stages"]) == ALL
     assert "01_data: done" in log and "report:" in log and "50.0" in log
+
+
+def test_a_ctrl_c_that_was_swallowed_comes_again(monkeypatch):
+    monkeypatch.setattr(runner, "INTERRUPT_SECONDS", 0.1)
+    with pytest.raises(KeyboardInterrupt), runner._ctrl_c_gets_through():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(20)
 
 
 def test_a_kernel_that_dies_stops_the_run_with_words_and_exit_status_1(quick):
