@@ -3,38 +3,15 @@
 import difflib
 import math
 import os
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+
+from cpsd_lib.param_files import ParameterError, find_params, read_params, repo_root, set_dotted
+from cpsd_lib.recipes import RECIPES
 
 ROWS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")
 Row = Literal[ROWS]
-
-
-class ParameterError(ValueError):
-    """A parameter is unknown, has the wrong type or range, or names something that is not there."""
-
-
-def repo_root():
-    """Return the project's folder: CPSD_ROOT, or the nearest parent (of the working folder, of this file) with notebooks/."""
-    if os.environ.get("CPSD_ROOT"):
-        return Path(os.environ["CPSD_ROOT"]).resolve()
-    for start in (Path.cwd(), Path(__file__).resolve().parent):
-        for folder in (start, *start.parents):
-            if (folder / "params").is_dir() and (folder / "notebooks").is_dir():
-                return folder
-    raise ParameterError(
-        "no folder with params/ and notebooks/ above here: start in the project, or set CPSD_ROOT to it"
-    )
-
-
-def outputs_root():
-    """Return the folder all runs are written below: CPSD_OUTPUTS, or outputs/ in the project."""
-    # From the project's folder, not the working folder: runner and notebooks work in different ones.
-    return (repo_root() / os.path.expanduser(os.environ.get("CPSD_OUTPUTS") or "outputs")).resolve()
 
 
 def _expanded(path):
@@ -42,30 +19,38 @@ def _expanded(path):
         raise ValueError("an empty path")
     text = os.path.expanduser(os.path.expandvars(path))
     if "$" in text:
-        raise ValueError(f"{path} uses an environment variable that is not set")
+        raise ValueError(f"{path} uses an environment variable that is not set; set it, or give the path itself")
     return str(repo_root() / text)
 
 
-def _folder(path):
+def _folder(path, info: ValidationInfo):
+    if _elsewhere(info):
+        return path
     found = _expanded(path)
     if not os.path.isdir(found):
         raise ValueError(f"there is no folder {found} (a relative path starts at the project's folder)")
     return found
 
 
-def _weights(source):
-    return source if source == "imagenet" else _existing(source)
-
-
-def _label_vectors(source):
-    return source if source == "learned" else _existing(source)
-
-
-def _existing(source):
-    found = _expanded(source)
+def _file(path, info: ValidationInfo):
+    if _elsewhere(info):
+        return path
+    found = _expanded(path)
     if not os.path.isfile(found):
         raise ValueError(f"there is no file {found} (a relative path starts at the project's folder)")
     return found
+
+
+def _weights(source, info: ValidationInfo):
+    return source if source == "imagenet" else _file(source, info)
+
+
+def _label_vectors(source, info: ValidationInfo):
+    return source if source == "learned" else _file(source, info)
+
+
+def _elsewhere(info):
+    return info.context is not None and not info.context["paths"]
 
 
 # What build_model decides itself, and what would let timm read a file behind its back.
@@ -89,6 +74,12 @@ def _table_rows(rows):
     if not rows or len(set(rows)) != len(rows):
         raise ValueError("each row of the table at most once, and at least one")
     return rows
+
+
+def _part_counts(counts):
+    if any(k < 2 for k in counts) or len(set(counts)) != len(counts):
+        raise ValueError("numbers of parts, each once and at least 2")
+    return sorted(counts)
 
 
 class Section(BaseModel):
@@ -133,13 +124,26 @@ class DataParams(Section):
 
 
 class PartitionParams(Section):
-    """How the label graph is cut (METHOD 1.1 and 1.2)."""
+    """How the label graph is cut (METHOD 1.1 and 1.2), and what 02_partition compares the cut with."""
 
     k: int = Field(4, ge=1, le=1000)
     exponent: float = Field(0.5, gt=0, le=4)
     seed: int = Field(0, ge=0, le=2**31)
     refine_co: bool = False
     refine_dis: bool = True  # the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)
+    released_co: Annotated[str, AfterValidator(_file)] | None = (
+        None  # partition files, ours or the paper's, to compare with
+    )
+    released_dis: Annotated[str, AfterValidator(_file)] | None = None
+    use_released: bool = False  # True: train on those two, and cut nothing
+    study_k: Annotated[list[int], AfterValidator(_part_counts)] = [2, 3, 5, 8]  # cut for the study of stability alone
+    study_repeats: int = Field(3, ge=2, le=100)  # seeds, and random halves of the images, a k
+
+    @model_validator(mode="after")
+    def _both_files_or_a_cut(self):
+        if self.use_released and not (self.released_co and self.released_dis):
+            raise ValueError("use_released needs both partition.released_co and partition.released_dis")
+        return self
 
 
 # The paper's models that are more than a backbone and a gap head; models.PRESETS has them all.
@@ -214,11 +218,23 @@ class StudentParams(TrainParams):
     views: int | None = Field(None, ge=1)  # stored views, reused round robin; None: one an epoch
 
 
+# released.LAYOUTS: the checkpoints that came with the paper.
+Released = Literal["resnet101", "resnet101_tf", "q2l_resnet101", "tresnet_l", "resnext50_swsl"]
+
+
 class EvaluationParams(Section):
     """What is computed on the test split."""
 
     threshold: float = Field(0.5, gt=0, lt=1)
     batch_size: int = Field(128, ge=1)
+    released: Released | None = None  # score a released checkpoint of this model, not the run's own training
+    checkpoint: Annotated[str, AfterValidator(_file)] | None = None  # its file
+
+    @model_validator(mode="after")
+    def _both_or_none(self):
+        if (self.released is None) != (self.checkpoint is None):
+            raise ValueError("released (the model's name) and checkpoint (its file) belong together: give both or none")
+        return self
 
 
 class Params(Section):
@@ -237,126 +253,32 @@ class Params(Section):
     student: StudentParams
     evaluation: EvaluationParams = EvaluationParams()
 
+    @model_validator(mode="after")
+    def _scored_checkpoint_is_this_model(self):
+        if self.evaluation.released not in (None, self.model.name):
+            raise ValueError(
+                f"evaluation.released is {self.evaluation.released}, but these are the parameters of model {self.model.name}"
+            )
+        return self
+
     def seed_list(self):
         """Return the seeds of this run, in order."""
         return list(range(self.seed, self.seed + self.seeds))
 
 
-_ASL = {"gamma_neg": 4, "gamma_pos": 0, "clip": 0.05}
-# `default` fine-tunes small data well on one machine (METHOD 5); `release` is METHOD 1's recipe to the letter.
-RECIPES = {
-    "default": {
-        "train": _ASL
-        | {"epochs": 6, "batch_size": 32, "optimizer": "adamw", "lr": 5e-4, "weight_decay": 1e-2, "pct_start": 0.1}
-        | {"ema_decay": 0.998, "ema_warmup": True, "view": "default"},
-        "teachers": {},
-        "student": {},
-        "model": {},
-    },
-    "release": {
-        "train": _ASL
-        | {"epochs": 80, "batch_size": 24, "optimizer": "adam", "weight_decay": 1e-4, "pct_start": 0.1}
-        | {"ema_decay": 0.9997, "ema_warmup": False, "view": "release", "precision": "float16"},
-        "teachers": {"lr": 1e-4},
-        "student": {"lr": 1e-5},
-        "model": {"normalize": "none"},
-    },
-}
-
-
-def load_params(source, overrides=None):
+def load_params(source, overrides=None, paths=True):
     """Return the checked Params of a YAML file (a path, or a name in params/) with `overrides`, a dict of dotted keys.
 
+    paths=False takes files and folders as they are written, for a look at a run whose data is not on this machine.
     Raises ParameterError that lists every fault at once, with the nearest name for an unknown key.
     """
-    raw = read_yaml(find_params(source))
+    raw = read_params(find_params(source))
     for key, value in (overrides or {}).items():
-        _set(raw, key, value)
-    return resolve(raw)
+        set_dotted(raw, key, value)
+    return resolve(raw, paths)
 
 
-def find_params(source):
-    """Return the path of a parameter file given as a path or a name in params/ (ParameterError if there is none)."""
-    folder = repo_root() / "params"
-    for candidate in (Path(source), folder / source, folder / f"{source}.yaml"):
-        if os.path.isfile(candidate):  # False, where Path.is_file raises, for a name too long to be one
-            return candidate
-    near = difflib.get_close_matches(Path(source).stem, [file.stem for file in folder.glob("*.yaml")], 1)
-    hint = (
-        f"; did you mean {near[0]}?"
-        if near
-        else f"; there are: {', '.join(sorted(f.stem for f in folder.glob('*.yaml')))}"
-    )
-    raise ParameterError(f"no parameter file {source!r}{hint}")
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
-
-    def construct_mapping(self, node, deep=False):
-        if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(None, None, "expected `name: value` lines", node.start_mark)
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if len({str(key) for key in keys}) < len(keys):
-            raise yaml.constructor.ConstructorError(None, None, f"a key stands twice among {keys}", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-# YAML 1.1 reads 1e-4 as text; in a table of learning rates that is never meant.
-_UniqueKeys.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def read_yaml(path):
-    """Return the mapping in a YAML file; only plain values, no key twice (ParameterError)."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ParameterError(f"{path} is not UTF-8 text") from None
-    except OSError as error:
-        raise ParameterError(f"{path} cannot be read: {error.strerror}") from None
-    return _parse(text, str(path), dict)
-
-
-def _parse(text, where, kind):
-    try:
-        value = yaml.load(text, _UniqueKeys)  # a SafeLoader: it builds plain values only
-    # PyYAML lets what its constructors raise through: ValueError for the date 2024-13-45, KeyError for `!!bool x`, ...
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ParameterError(f"{where} is not valid YAML: {error}") from None
-    if kind and not isinstance(value, kind):
-        held = "nothing" if value is None else type(value).__name__
-        raise ParameterError(f"{where} must hold `name: value` lines; it holds {held}")
-    return value
-
-
-def parse_overrides(pairs):
-    """Return {dotted key: value} of `key=value` words, values read as YAML (ParameterError for anything else)."""
-    overrides = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ParameterError(f"{pair!r}: write overrides as key=value, e.g. student.epochs=5")
-        overrides[key] = _parse(value, pair, None)
-    return overrides
-
-
-def _set(raw, key, value):
-    names = str(key).split(".")
-    if not all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names):
-        raise ParameterError(f"{key!r} is not a parameter name; names look like student.epochs")
-    for name in names[:-1]:
-        below = raw.get(name)
-        if below is not None and not isinstance(below, dict):
-            raise ParameterError(f"{key}: {name} is a value, not a section")
-        # A copy: an anchor in the file (`student: *settings`) makes two sections one object.
-        raw[name] = dict(below or {})
-        raw = raw[name]
-    raw[names[-1]] = value
-
-
-def resolve(raw):
+def resolve(raw, paths=True):
     """Return Params of a raw mapping: recipe, then `train` (both trainings), then `teachers` and `student`."""
     raw, faults = dict(raw), []
     # A wrong recipe is a fault among the others, and Params names it.
@@ -373,7 +295,7 @@ def resolve(raw):
         raw[name] = recipe["train"] | recipe[name] | shared | sections[name]
     raw["model"] = recipe["model"] | sections["model"]
     try:
-        params = Params.model_validate(raw)
+        params = Params.model_validate(raw, context={"paths": paths})
     except ValidationError as error:
         faults += [_explain(fault, shared, sections) for fault in error.errors()]
     if faults:

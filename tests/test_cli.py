@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from cpsd_lib import __main__ as command
-from cpsd_lib.params import repo_root
+from cpsd_lib.param_files import repo_root
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from cpsd_lib.data.dataset import NoImages, open_dataset, signature
 from cpsd_lib.data.labels import read_labels
 from cpsd_lib.data.reading import count_notes, missing_files
 from cpsd_lib.data.table import LabelTable, check_splits
-from cpsd_lib.params import DataParams, ParameterError, load_params, repo_root
+from cpsd_lib.param_files import ParameterError, repo_root
+from cpsd_lib.params import DataParams, load_params
 from cpsd_lib.partition import cut
 
 

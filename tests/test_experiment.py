@@ -24,7 +24,8 @@ from cpsd_lib.experiment import (
     training_rows,
 )
 from cpsd_lib.files import read_json, sha256
-from cpsd_lib.params import ParameterError, load_params
+from cpsd_lib.param_files import ParameterError
+from cpsd_lib.params import load_params
 
 SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 32, "partition.k": 2}
 DISTILLED = ("sd", "cgpd", "dgpd", "cpsd")

@@ -5,16 +5,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from cpsd_lib.params import (
-    ParameterError,
-    find_params,
-    load_params,
-    outputs_root,
-    parse_overrides,
-    read_yaml,
-    repo_root,
-    resolve,
-)
+from cpsd_lib.param_files import ParameterError, find_params, outputs_root, parse_overrides, read_yaml, repo_root
+from cpsd_lib.params import load_params, resolve
 
 SMALL = "name: x\ndata: {kind: scenes}\nmodel: {name: test_resnet}\n"
 

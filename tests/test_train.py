@@ -21,7 +21,8 @@ from cpsd_lib.hardware import derive_seed, pick_device, pick_precision
 from cpsd_lib.metrics import mean_average_precision
 from cpsd_lib.models import Output, build_model
 from cpsd_lib.objectives import Supervised
-from cpsd_lib.params import RECIPES, TrainParams
+from cpsd_lib.params import TrainParams
+from cpsd_lib.recipes import RECIPES
 from cpsd_lib.train import Diverged, Learner, Validation, fit
 
 CLASSES = 4
