@@ -1,9 +1,11 @@
 """The command line: `cpsd run params/demo.yaml key=value ...`, also `python -m cpsd_lib`."""
 
 import argparse
+import re
 import sys
+from pathlib import Path
 
-from cpsd_lib.params import ParameterError, parse_overrides
+from cpsd_lib.param_files import ParameterError, parse_overrides
 
 
 def main(arguments=None):
@@ -11,15 +13,23 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="cpsd", description="Distil many small multi-label experts into one model.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run or go on with all stages of a parameter file")
+    evaluate = commands.add_parser("evaluate", help="score a checkpoint released with the paper: notebook 05 on it")
+    evaluate.add_argument("--released", required=True, metavar="MODEL", help="e.g. resnet101")
+    evaluate.add_argument("--checkpoint", required=True, metavar="F.ckpt", help="its file; F.json may say its classes")
+    cost = commands.add_parser("cost", help="what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data")
     data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
     check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
-    for command in (run, check):
+    for command in (run, evaluate, cost, check):
         command.add_argument("params", help="a YAML file, or its name in params/")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. student.epochs=5 seeds=3")
     options = parser.parse_args(arguments)
     try:
         overrides = parse_overrides(options.overrides)
-        return _check_data(options.params, overrides) if options.command == "data" else _run(options.params, overrides)
+        if options.command == "evaluate":
+            checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file
+            overrides = _released(options.params, overrides, options.released, checkpoint) | overrides
+        work = {"run": _run, "evaluate": _run, "cost": _cost, "data": _check_data}[options.command]
+        return work(options.params, overrides)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -31,31 +41,65 @@ def main(arguments=None):
         return 1
 
 
+def _released(source, overrides, model, checkpoint):
+    """Return the overrides that turn a parameter file into the scoring of one checkpoint, in a folder of its own."""
+    from cpsd_lib.params import load_params
+
+    scored = {"evaluation.released": model, "evaluation.checkpoint": checkpoint}
+    name = load_params(source, overrides | scored).name
+    return {"name": f"{name}_{re.sub(r'[^A-Za-z0-9._-]', '-', Path(checkpoint).stem)}"[:100]} | scored
+
+
 def _run(source, overrides):
     # Imported late: a wrong parameter is answered before torch is loaded.
     from cpsd_lib.params import load_params
 
     load_params(source, overrides)
-    from cpsd_lib.evaluation import SPLITS, component_table, load_records, stamp, table_text
-    from cpsd_lib.report import reading, write_report
-    from cpsd_lib.run import Held, StageFailed, run
+    from cpsd_lib.report import write_report
+    from cpsd_lib.run import Held, StageFailed, run, stages_of
 
     try:
         done = run(source, overrides)
     except (Held, StageFailed) as error:
         print(error, file=sys.stderr)
         return 1
-    records = load_records(done)
-    for split in [split for split in SPLITS if split in set(records["split"])]:
-        table = component_table(records, split)
-        print(f"\n{done.params.name}: mAP on {split}, {done.params.seeds} seed(s){stamp(done)}")
-        print(f"{table_text(table)}\n{reading(table, split)}")
+    if "05_evaluation" not in stages_of(done.params):
+        print(f"\nlabels without images: nothing was trained; look at {done.folder / '02_partition.ipynb'}")
+        return 0
+    _print_scores(done)
     print(f"\nreport: {write_report(done)}")
     return 0
 
 
+def _print_scores(done):
+    from cpsd_lib.evaluation import SPLITS, against_paper, component_table, load_records, stamp, table_text
+    from cpsd_lib.report import reading
+
+    records = load_records(done)
+    for split in [split for split in SPLITS if split in set(records["split"])]:
+        table = component_table(records, split)
+        print(f"\n{done.params.name}: mAP on {split}, {int(table['seeds'].max())} seed(s){stamp(done)}")
+        print(f"{table_text(table)}\n{reading(table, split)}".rstrip())
+    compared = against_paper(records, done.params)
+    if compared is not None:
+        print(f"\nours beside the paper's, on test{stamp(done)}\n{compared.round(1).to_string()}")
+
+
+def _cost(source, overrides):
+    from cpsd_lib.params import load_params
+
+    params = load_params(source, overrides, paths=False)
+    from cpsd_lib.cost import card, estimate, images_of
+
+    train, test, classes, counted = images_of(params.data)
+    print(f"{params.name}: {train:,} training and {test:,} test images, {classes} classes ({counted})")
+    print(card(estimate(params, classes, train, test)))
+    return 0
+
+
 def _check_data(source, overrides):
-    from cpsd_lib.params import load_params, outputs_root
+    from cpsd_lib.param_files import outputs_root
+    from cpsd_lib.params import load_params
 
     params = load_params(source, overrides)
     from cpsd_lib.data.check import check

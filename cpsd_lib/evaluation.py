@@ -10,20 +10,27 @@ from cpsd_lib.distill import BRANCHES, load_student, load_teachers
 from cpsd_lib.experiment import MissingStage
 from cpsd_lib.files import atomic, read_json, write_json
 from cpsd_lib.hardware import pick_precision
+from cpsd_lib.label_vectors import read_label_vectors
+from cpsd_lib.models import check_class_names, load_released
+from cpsd_lib.published import published
+from cpsd_lib.released import check_preprocessing
 
 SPLITS = ("test", "test_shifted")
 ROW_NAMES = {"baseline": "baseline", "sd": "+ SD", "cgpd": "+ CGPD", "dgpd": "+ DGPD", "cpsd": "+ CPSD"}
+ROW_NAMES |= {"released": "released checkpoint"}
 
 
 def evaluate(run):
     """Score every row and every branch's merged teachers of every seed on the test splits and write evaluation/.
 
+    With evaluation.released, that checkpoint alone is scored; it must know these classes and want these inputs (ValueError).
     Writes scores/*.npy (logits [n, C] float32), metrics.json, per_class.csv; returns metrics.json's list of records.
     """
     folder = run.folder / "evaluation"
     records, per_class = [], []
-    for seed in run.params.seed_list():
-        for name, forward, seconds in _models(run, seed):
+    released = run.params.evaluation.released is not None
+    for seed in run.params.seed_list()[: 1 if released else None]:
+        for name, forward, seconds in _released(run) if released else _models(run, seed):
             for split in SPLITS:
                 rows = run.dataset.table.rows(split)
                 if len(rows):
@@ -41,6 +48,16 @@ def evaluate(run):
     with atomic(folder / "per_class.csv") as temporary:
         pd.concat(per_class).to_csv(temporary, index=False)
     return records
+
+
+def _released(run):
+    """Yield (row name, images -> logits, None) of the one checkpoint these parameters name."""
+    names, settings, model = run.dataset.table.names, run.params.evaluation, run.params.model
+    vectors = read_label_vectors(model.label_vectors, names)
+    loaded = load_released(settings.released, settings.checkpoint, len(names), vectors)
+    check_class_names(loaded.class_names, names)
+    check_preprocessing(loaded, model.normalize, run.params.data.size)
+    yield "released", _on_device(run, loaded), None
 
 
 def _models(run, seed):
@@ -119,17 +136,42 @@ def component_table(records, split="test"):
                 "gain spread": gain.std(),
             }
             | {"CF1": found["CF1"][row].mean(), "OF1": found["OF1"][row].mean()}
-            | {"seconds": found["seconds"][row].mean(), "seeds": len(map_)}
+            | {"seconds": found["seconds"][row].astype(float).mean(), "seeds": len(map_)}
         )
     return pd.DataFrame(lines).set_index("row")
+
+
+def against_paper(records, params):
+    """Return ours, the paper's and the difference, in percent, one line a row and figure; None where it has no figure.
+
+    records: DataFrame of evaluate's records; ours is the mean over seeds on test.
+    """
+    ours = records[records["split"] == "test"].groupby("row").mean(numeric_only=True)
+    lines = [
+        {"row": ROW_NAMES[row], "figure": name, "ours": ours.loc[row, name], "paper": figure}
+        for row, figures in published(params).items()
+        if row in ours.index
+        for name, figure in figures.items()
+    ]
+    if not lines:
+        return None
+    table = pd.DataFrame(lines).set_index(["row", "figure"])
+    return table.assign(difference=table["ours"] - table["paper"])
 
 
 def table_text(table):
     """Return the component table as aligned text for a terminal."""
     shown = table.copy()
-    formats = {"mAP": ".1f", "spread": ".1f", "gain": "+.1f", "gain spread": ".1f", "CF1": ".1f", "OF1": ".1f"}
+    formats = {
+        "mAP": ".1f",
+        "spread": ".1f",
+        "gain": "+.1f",
+        "gain spread": ".1f",
+        "CF1": ".1f",
+        "OF1": ".1f",
+        "seconds": ",.0f",
+    }
     for name, form in formats.items():
         shown[name] = ["-" if pd.isna(value) else format(value, form) for value in table[name]]
-    shown["seconds"] = shown["seconds"].map(lambda value: f"{value:,.0f}")
     shown.index.name = None
     return shown.to_string()

@@ -8,9 +8,10 @@ import yaml
 
 from cpsd_lib import graph, partition
 from cpsd_lib.data.dataset import open_dataset
-from cpsd_lib.files import read_json, write_json, write_text
+from cpsd_lib.files import read_json, sha256, write_json, write_text
 from cpsd_lib.hardware import derive_seed, keep_freed_memory, pick_device
-from cpsd_lib.params import ParameterError, load_params, outputs_root
+from cpsd_lib.param_files import ParameterError, outputs_root
+from cpsd_lib.params import load_params
 from cpsd_lib.partition import Partition
 
 
@@ -123,21 +124,39 @@ def label_graph(run, branch, exponent=None):
 
 
 def cut_labels(run):
-    """Cut the label graph in both branches, write partition/{co,dis}.json and return {branch: Partition}."""
+    """Cut the label graph in both branches, write partition/{co,dis}.json and return {branch: Partition}.
+
+    With partition.use_released the parts are those of the two files, whatever k is.
+    """
     settings = run.params.partition
     num_classes = len(run.dataset.table.names)
     if settings.k > num_classes:
         raise ParameterError(f"partition.k is {settings.k}, but the data set has only {num_classes} classes")
     found = {}
     for branch, refine in (("co", settings.refine_co), ("dis", settings.refine_dis)):
-        found[branch] = partition.cut(label_graph(run, branch), settings.k, settings.seed, refine)
+        if settings.use_released:
+            found[branch] = released_partitions(run)[branch]
+        else:
+            found[branch] = partition.cut(label_graph(run, branch), settings.k, settings.seed, refine)
         found[branch].save(run.folder / "partition" / f"{branch}.json")
     write_json(run.folder / "partition" / "made_of.json", _partition_made_of(run))
     return found
 
 
+def released_partitions(run):
+    """Return {branch: Partition} of the files the parameters name, ours or the paper's form; {} when they name none."""
+    settings, num_classes = run.params.partition, len(run.dataset.table.names)
+    named = {"co": settings.released_co, "dis": settings.released_dis}
+    return {branch: Partition.load(path, num_classes) for branch, path in named.items() if path is not None}
+
+
 def _partition_made_of(run):
-    return {"data": run.dataset.key, "partition": run.params.partition.model_dump(mode="json")}
+    settings = run.params.partition
+    if settings.use_released:
+        made_of = {"co": sha256(settings.released_co), "dis": sha256(settings.released_dis)}
+    else:  # what the cut is only compared with is no part of it
+        made_of = settings.model_dump(mode="json", include={"k", "exponent", "seed", "refine_co", "refine_dis"})
+    return {"data": run.dataset.key, "partition": made_of}
 
 
 def load_partitions(run):

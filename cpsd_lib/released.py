@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.tresnet import checkpoint_filter_fn
 
 from cpsd_lib.data.coco2014 import CLASSES
@@ -50,7 +51,7 @@ _NO_COUNTERS = ("q2l_resnet101", "tresnet_l")
 
 
 def load_released(name, path, num_classes=80, label_vectors=None, class_names=None):
-    """Return a released checkpoint as a Classifier in eval mode, with `.class_names` (None when nobody said them).
+    """Return a released checkpoint as a Classifier in eval mode, with `.class_names` and `.input_size` (None: nobody said).
 
     name: a key of LAYOUTS. Class names are `class_names`, else those of the JSON beside the file (F.json for F.ckpt), else
     COCO's in alphabetical order for 80 classes. Inputs are in [0, 1], not normalised, unless that JSON has a
@@ -72,6 +73,7 @@ def load_released(name, path, num_classes=80, label_vectors=None, class_names=No
     for buffer in ("mean", "std"):
         getattr(model, buffer).copy_(torch.tensor(sidecar["preprocessing"][buffer]).view(1, -1, 1, 1))
     model.class_names = class_names
+    model.input_size = sidecar["preprocessing"].get("size")
     return model.eval()
 
 
@@ -90,6 +92,22 @@ def check_class_names(model_names, data_names):
         f"the classes of the model ({len(model_names)}) and of the data ({len(data_names)}) are {order}: "
         f"number {place} is {known} for the model and {had} in the data"
     )
+
+
+def check_preprocessing(model, normalize, size):
+    """Raise ValueError unless a released model wants its input as a run would give it.
+
+    normalize, size: model.normalize ("auto" takes what the checkpoint wants) and data.size, in pixels, of the run.
+    """
+    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
+    given = {"none": ([0.0] * 3, [1.0] * 3), "imagenet": (list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))}
+    if normalize != "auto" and not torch.allclose(torch.tensor(given[normalize]), torch.tensor((mean, std)), atol=1e-3):
+        raise ValueError(
+            f"the checkpoint wants inputs of mean {mean} and std {std}, but model.normalize is {normalize}; with auto it "
+            "gets what it wants"
+        )
+    if model.input_size not in (None, size):
+        raise ValueError(f"the checkpoint was made for {model.input_size} pixels, but data.size is {size}")
 
 
 def _read_sidecar(path):

@@ -6,7 +6,7 @@ from html import escape
 import pandas as pd
 from scipy.stats import t
 
-from cpsd_lib.evaluation import component_table, load_records, stamp
+from cpsd_lib.evaluation import ROW_NAMES, against_paper, component_table, load_records, stamp
 from cpsd_lib.experiment import show_params
 from cpsd_lib.files import read_json, write_text
 
@@ -24,6 +24,7 @@ pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; }}
 {stamp}
 <p>{made}</p>
 {tables}
+{paper}
 <h2>Time per stage</h2>{times}
 <h2>Figures</h2>{figures}
 <h2>Notes on the data</h2>{notes}
@@ -57,6 +58,7 @@ def _page(run, records, stages):
             f"{versions}; finished {last['finished']}"
         ),
         tables="".join(_table(records, split) for split in ("test", "test_shifted") if split in set(records["split"])),
+        paper=_paper(against_paper(records, run.params)),
         times=seconds.to_html(border=0, float_format=lambda value: f"{value:,.0f}"),
         figures="".join(_figure(path) for path in sorted((run.folder / "figures").glob("*.png"))),
         notes=_notes(run),
@@ -70,8 +72,17 @@ def _table(records, split):
     return f"<h2>Component table, {split}</h2>{shown}<p>{escape(reading(table, split))}</p>"
 
 
+def _paper(compared):
+    if compared is None:
+        return ""
+    shown = compared.to_html(border=0, float_format=lambda value: f"{value:.1f}")
+    return f"<h2>Ours beside the paper's, on test</h2>{shown}"
+
+
 def reading(table, split):
     """Return the sentence that says what a component table shows, gain against spread (95 % interval of Student's t)."""
+    if list(table.index) == [ROW_NAMES["released"]]:
+        return ""  # nobody's gain: one model, trained elsewhere
     if "+ CPSD" not in table.index or "baseline" not in table.index:
         return "The rows + CPSD and baseline were not both run: there is no gain to state."
     cpsd, seeds = table.loc["+ CPSD"], int(table["seeds"].iloc[0])

@@ -23,7 +23,8 @@ from cpsd_lib import progress
 from cpsd_lib.data.dataset import signature
 from cpsd_lib.experiment import Run, save_params
 from cpsd_lib.files import digest, read_json, sha256, write_json
-from cpsd_lib.params import load_params, repo_root
+from cpsd_lib.param_files import repo_root
+from cpsd_lib.params import load_params
 
 # A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's
 # outputs), and which files of the run folder it leaves.
@@ -49,6 +50,12 @@ STAGES = {
 }
 
 
+# Parameters that name a file: a stage that reads their section follows the bytes in it, not its name alone.
+FILES = (
+    *("partition.released_co", "partition.released_dis", "model.weights", "model.label_vectors"),
+    "evaluation.checkpoint",
+)
+
 INTERRUPT_SECONDS = 15  # nbclient gives a kernel 5 to end by itself
 
 
@@ -58,6 +65,14 @@ class StageFailed(RuntimeError):
 
 class Held(RuntimeError):
     """Another process runs in the same run folder."""
+
+
+def stages_of(params):
+    """Return the names of the stages that these parameters ask for, in order."""
+    if params.evaluation.released:
+        return ["05_evaluation"]  # a checkpoint somebody else trained
+    # The label graph needs no image, all else does.
+    return [name for name in STAGES if params.data.kind != "labels" or name in ("01_data", "02_partition")]
 
 
 def run(source, overrides=None):
@@ -73,7 +88,7 @@ def run(source, overrides=None):
         manifest_path = opened.folder / "manifest.json"
         manifest = read_json(manifest_path) if manifest_path.exists() else {"stages": {}}
         previous = None
-        for name in STAGES:
+        for name in stages_of(params):
             made_of = _made_of(name, params, previous)
             entry = manifest["stages"].get(name)
             if entry and entry["made_of"] == made_of and _outputs_are_there(opened.folder, entry):
@@ -95,7 +110,7 @@ def _made_of(name, params, previous):
     return {
         "params": digest([_value(values, section) for section in sections]),
         "data": signature(params.data),
-        "weights": _weights(params.model.weights) if "model" in sections else None,
+        "files": {name: _content(_value(values, name)) for name in FILES if name.partition(".")[0] in sections},
         "notebook": digest(_code_of(repo_root() / "notebooks" / f"{name}.ipynb")),
         "before": previous,
     }
@@ -107,8 +122,11 @@ def _value(values, key):
     return values
 
 
-def _weights(path):
-    return path if path in (None, "imagenet") else sha256(path)
+def _content(path):
+    if path in (None, "imagenet", "learned"):
+        return path
+    beside = Path(path).with_suffix(".json")  # may say a checkpoint's classes and inputs
+    return [sha256(file) for file in dict.fromkeys((Path(path), beside)) if file.is_file()]
 
 
 def _code_of(path):

@@ -27,7 +27,16 @@ def records(maps, split="test"):
 
 def a_run(folder, protocol="honest", incomplete="", seeds=2):
     params = SimpleNamespace(
-        name="hand", protocol=protocol, seeds=seeds, seed=0, model_dump=lambda mode: {"name": "hand"}
+        **{
+            "name": "hand",
+            "protocol": protocol,
+            "seeds": seeds,
+            "seed": 0,
+            "model_dump": lambda mode: {"name": "hand"},
+        },
+        evaluation=SimpleNamespace(released=None),
+        model=SimpleNamespace(name="test_resnet"),
+        data=SimpleNamespace(kind="csv", size=64),
     )
     return SimpleNamespace(folder=folder, params=params, dataset=SimpleNamespace(incomplete=incomplete))
 
