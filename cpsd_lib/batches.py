@@ -16,10 +16,25 @@ class Batches:
 
     images: uint8 [N, 3, S, S] memory map. targets: int8 [N, C]. rows [n]: the images to train on. view: a name in VIEWS.
     stored_views: reuse this many views round robin; None draws a new view of each image every epoch.
-    soft: {branch: SoftTargets} to read beside the targets.
+    soft: {branch: SoftTargets} to read beside the targets. experts: {branch: Teachers} asked for their label-wise
+    embeddings of each batch, in `precision`: 768 numbers a class and view are too many to store.
     """
 
-    def __init__(self, images, targets, rows, *, batch_size, view, seed, device, stored_views=None, soft=None):
+    def __init__(
+        self,
+        images,
+        targets,
+        rows,
+        *,
+        batch_size,
+        view,
+        seed,
+        device,
+        stored_views=None,
+        soft=None,
+        experts=None,
+        precision=None,
+    ):
         self.images, self.rows, self.seed, self.device = images, np.asarray(rows), seed, torch.device(device)
         self.targets = torch.from_numpy(np.ascontiguousarray(targets)).float()
         self.batch_size = min(batch_size, len(self.rows))
@@ -27,6 +42,7 @@ class Batches:
         # torch.compile, and no batch of one image in batch norm.
         self.steps = len(self.rows) // self.batch_size
         self.recipe, self.stored_views, self.soft = VIEWS[view], stored_views, soft or {}
+        self.experts, self.precision = experts or {}, precision
 
     def view(self, number, rows):
         """Return view `number` of image rows [B] as float32 [B, 3, S, S] on the training device."""
@@ -44,7 +60,12 @@ class Batches:
                 if step + 1 < len(parts):
                     ahead = reader.submit(self._gather, parts[step + 1])
                 soft = {branch: self._move(store.read(view, rows)) for branch, store in self.soft.items()}
-                yield Batch(self._augmented(pixels, view, rows), self._move(self.targets[rows]), rows, soft)
+                images = self._augmented(pixels, view, rows)
+                yield Batch(images, self._move(self.targets[rows]), rows, soft, self._embeddings(images))
+
+    def _embeddings(self, images):
+        with torch.no_grad(), torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            return {branch: experts.label_embeddings(images) for branch, experts in self.experts.items()}
 
     def _gather(self, rows):
         # The map is read in the order of the file: the disk likes it, and the batch is put back into its own order.

@@ -11,13 +11,12 @@ from cpsd_lib.files import digest, read_json, sha256, write_json
 from cpsd_lib.hardware import derive_seed, pick_precision
 from cpsd_lib.label_vectors import read_label_vectors
 from cpsd_lib.models import build_model, preprocessing
-from cpsd_lib.objectives import SelfDistillation, Supervised, student_weights
+from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
+from cpsd_lib.rows import ROWS, branches_of, shares
 from cpsd_lib.teachers import SoftTargets, StaleTargets, Teachers
 from cpsd_lib.train import Learner, Validation, fit
 from cpsd_lib.weights import load_learner, load_weights
 
-# Which branches of teachers a row of the component table needs; the baseline is the teacher over all classes itself.
-BRANCHES = {"baseline": ["whole"], "sd": ["whole"], "cgpd": ["co"], "dgpd": ["dis"], "cpsd": ["co", "dis"]}
 # What does not change a result is no part of what the result is made of.
 _NEUTRAL = {"checkpoint_seconds", "rows"}
 _ARCHITECTURE = {"name", "head", "head_width", "label_vectors", "options"}
@@ -26,16 +25,14 @@ _ARCHITECTURE = {"name", "head", "head_width", "label_vectors", "options"}
 # ---- 03: teachers --------------------------------------------------------------------------------------------------
 
 
-def branches_of(rows):
-    """Return the branches whose teachers the rows of a table need, in the order whole, co, dis."""
-    needed = {branch for row in rows for branch in BRANCHES[row]}
-    return [branch for branch in ("whole", "co", "dis") if branch in needed]
+def _teacher_model(run):
+    return run.params.teacher_model or run.params.model
 
 
-def _common(run, training, seed):
+def _common(run, training, model, seed):
     settings = {name: value for name, value in training.model_dump(mode="json").items() if name not in _NEUTRAL}
     settings["view"] = asdict(VIEWS[training.view])  # what the name stands for, should its numbers change
-    model = run.params.model.model_dump(mode="json")
+    model = model.model_dump(mode="json")
     for name, builtin in (("weights", "imagenet"), ("label_vectors", "learned")):
         if model[name] not in (None, builtin):
             model[name] = sha256(model[name])  # the same bytes under another name are the same
@@ -48,19 +45,18 @@ def _common(run, training, seed):
     }
 
 
-def _model(run, columns, seed, name):
-    """Build the run's model over some classes, its random weights drawn from (seed, name)."""
+def _model(run, settings, columns, seed, name):
+    """Build the model of ModelParams `settings` over some classes, its random weights drawn from (seed, name)."""
     torch.manual_seed(derive_seed(seed, "init", name))
-    settings = run.params.model
     keep = {key: getattr(settings, key) for key in ("weights", "head", "normalize", "prior", "head_width")}
     vectors = read_label_vectors(settings.label_vectors, [run.dataset.table.names[column] for column in columns])
     return build_model(settings.name, len(columns), label_vectors=vectors, **keep, **settings.options)
 
 
-def _about(run, model, seed):
+def _about(run, settings, model, seed):
     return {
         "class_names": run.dataset.table.names,
-        "architecture": run.params.model.model_dump(mode="json", include=_ARCHITECTURE),
+        "architecture": settings.model_dump(mode="json", include=_ARCHITECTURE),
         "preprocessing": preprocessing(model) | {"size": run.params.data.size},
         "seed": seed,
         "protocol": run.params.protocol,
@@ -76,21 +72,21 @@ def _batches(run, training, seed, rows, **more):
     )
 
 
-def _fit(run, learners, batches, training, folder, seed, selection, desc):
+def _fit(run, learners, batches, training, folder, settings, seed, selection, desc):
     validation = None
     if selection is not None:
         table = run.dataset.table
         validation = Validation(run.dataset.need_images(), table.targets, selection, run.params.protocol == "paper")
     return fit(
         *(learners, batches, training, folder),
-        **{"seed": seed, "about": _about(run, learners[0].model, seed), "validation": validation},
+        **{"seed": seed, "about": _about(run, settings, learners[0].model, seed), "validation": validation},
         **{"files": run.dataset.table.files, "desc": desc},
     )
 
 
 def _teachers_made_of(run, seed, partitions, branches):
     """Return {teacher's name: what it is made of}, branch by branch, part by part."""
-    common, found = _common(run, run.params.teachers, seed), {}
+    common, found = _common(run, run.params.teachers, _teacher_model(run), seed), {}
     for branch in branches:
         for number, part in enumerate(partitions[branch].parts):
             name = "whole" if branch == "whole" else f"{branch}-{number}"
@@ -104,7 +100,7 @@ def _teacher_learners(run, seed, partitions, branches):
         part = made_of["columns"]
         columns = torch.tensor(part, device=run.device)
         objective = Supervised(columns, training.gamma_neg, training.gamma_pos, training.clip)
-        learners.append(Learner(name, _model(run, part, seed, name), objective, part, made_of))
+        learners.append(Learner(name, _model(run, _teacher_model(run), part, seed, name), objective, part, made_of))
     return learners
 
 
@@ -116,7 +112,8 @@ def train_teachers(run, seed):
     learners = _teacher_learners(run, seed, partitions, branches)
     folder = run.teacher_folder(seed)
     desc = f"seed {seed}: {len(learners)} teachers"
-    entries = _fit(run, learners, _batches(run, training, seed, rows), training, folder, seed, selection, desc)
+    batches = _batches(run, training, seed, rows)
+    entries = _fit(run, learners, batches, training, folder, _teacher_model(run), seed, selection, desc)
     listing, start, found = {}, 0, {}
     for branch in branches:
         mine = learners[start : (start := start + len(partitions[branch].parts))]
@@ -131,12 +128,14 @@ def _short(entry):
     return {name: entry[name] for name in ("file", "sha256", "columns", "weights", "epoch", "val_map", "seconds")}
 
 
-def load_teachers(run, seed):
-    """Return {branch: Teachers} as 03_teachers left them; MissingStage when they are not there or are made of other things."""
+def load_teachers(run, seed, branches=None):
+    """Return {branch: Teachers} of some branches (None: all the rows need) as 03_teachers left them.
+
+    MissingStage when they are not there or are made of other things.
+    """
     folder, partitions = run.teacher_folder(seed), load_partitions(run)
-    branches = branches_of(run.params.student.rows)
     found = {}
-    for branch in branches:
+    for branch in branches_of(run.params.student.rows) if branches is None else branches:
         learners = _teacher_learners(run, seed, partitions, [branch])
         if not all(load_learner(learner, folder) for learner in learners):
             raise MissingStage(f"{folder} has no {branch} teachers for these parameters; run 03_teachers first")
@@ -198,9 +197,7 @@ def _teachers_record(run, seed):
 def fill_targets(run, seed):
     """Let every branch's teachers speak once about every view a student will see; return {branch: SoftTargets}."""
     training = run.params.student
-    distilled = (
-        branches_of([row for row in training.rows if row != "baseline"]) if set(training.rows) - {"baseline"} else []
-    )
+    distilled = branches_of([row for row in training.rows if row != "baseline"])
     record = {branch: listing for branch, listing in _teachers_record(run, seed).items() if branch in distilled}
     stores = open_targets(run, seed, record)
     if any(store.missing() for store in stores.values()):
@@ -217,42 +214,69 @@ def fill_targets(run, seed):
     return stores
 
 
-def student_batches(run, seed, soft=None):
-    """Return the Batches every student of `seed` trains on; soft: {branch: SoftTargets} to read beside the targets."""
+def student_batches(run, seed, soft=None, experts=None):
+    """Return the Batches every student of `seed` trains on.
+
+    soft: {branch: SoftTargets} to read beside the targets; experts: {branch: Teachers} asked for label-wise embeddings.
+    """
     training = run.params.student
-    return _batches(run, training, seed, training_rows(run, training, seed)[0], stored_views=training.views, soft=soft)
+    rows, _ = training_rows(run, training, seed)
+    precision = pick_precision(training.precision, run.device)
+    said = {"soft": soft, "experts": experts, "precision": precision}
+    return _batches(run, training, seed, rows, stored_views=training.views, **said)
 
 
 def _student_made_of(run, seed, row):
     training = run.params.student
-    common, weights = _common(run, training, seed), student_weights(row, training.alpha)
-    if row != "cpsd":
-        common["training"].pop("alpha")  # another alpha is another CPSD student, and nothing else
+    common, weights = _common(run, training, run.params.model, seed), shares(row, training.alpha)
+    for name in _no_say(row):
+        common["training"].pop(name)
     record = _teachers_record(run, seed)
     return common | {"weights": weights, "targets": {b: _targets_made_of(run, seed, record[b]) for b in weights}}
+
+
+def _no_say(row):
+    """Return the parameters that a row's student does not read: another alpha is another CPSD student, and nothing else."""
+    names = [] if len(ROWS[row].teachers) > 1 else ["alpha"]
+    if ROWS[row].method == "self":
+        return [*names, "mld", "cd", "id", *([] if ROWS[row].teachers else ["match"])]
+    return [
+        *names,
+        "match",
+        *([] if "mld" in ROWS[row].method else ["mld"]),
+        *([] if ROWS[row].embeds else ["cd", "id"]),
+    ]
+
+
+def _objective(run, row):
+    training, taught = run.params.student, ROWS[row]
+    weights = shares(row, training.alpha)
+    labels = {"gamma_neg": training.gamma_neg, "gamma_pos": training.gamma_pos, "clip": training.clip}
+    if not weights:
+        columns = torch.arange(len(run.dataset.table.names), device=run.device)
+        return Supervised(columns, **labels)
+    if taught.method == "self":
+        return SelfDistillation(weights, training.match, **labels)
+    return MultiLabelDistillation(weights, taught.method, training.mld, training.cd, training.id, **labels)
 
 
 def train_student(run, seed, row, stores):
     """Train (or load) the student of one row of the table; return (model, what is written beside its weights)."""
     training = run.params.student
-    weights = student_weights(row, training.alpha)
     selection = training_rows(run, training, seed)[1]
-    used = {branch: stores[branch] for branch in weights}
-    batches = student_batches(run, seed, used)
-    settings = {
-        "match": training.match,
-        "gamma_neg": training.gamma_neg,
-        "gamma_pos": training.gamma_pos,
-        "clip": training.clip,
-    }
-    objective = SelfDistillation(weights, **settings)
+    used = {branch: stores[branch] for branch in ROWS[row].teachers}
+    experts = load_teachers(run, seed, ROWS[row].teachers) if ROWS[row].embeds else {}
+    for merged in experts.values():
+        merged.to(run.device, memory_format=torch.channels_last)
+    batches = student_batches(run, seed, used, experts)
     made_of = _student_made_of(run, seed, row)
     # Every row starts from the same weights and sees the same views in the same order: rows differ by their loss alone.
     classes = list(range(len(run.dataset.table.names)))
-    learner = Learner("student", _model(run, classes, seed, "whole"), objective, classes, made_of)
-    desc = f"seed {seed}: student {row}"
-    entry = _fit(run, [learner], batches, training, run.student_folder(seed, row), seed, selection, desc)["student"]
-    return learner.model, entry
+    model = _model(run, run.params.model, classes, seed, "whole")
+    learner = Learner("student", model, _objective(run, row), classes, made_of)
+    folder, desc = run.student_folder(seed, row), f"seed {seed}: student {row}"
+    entries = _fit(run, [learner], batches, training, folder, run.params.model, seed, selection, desc)
+    return learner.model, entries["student"]
 
 
 def load_student(run, seed, row):
@@ -263,10 +287,12 @@ def load_student(run, seed, row):
     baseline = row == "baseline"
     folder = run.teacher_folder(seed) if baseline else run.student_folder(seed, row)
     record, notebook = (folder / "whole.json", "03_teachers") if baseline else (folder / "student.json", "04_student")
-    expected = _common(run, run.params.teachers, seed) if baseline else _student_made_of(run, seed, row)
+    expected = (
+        _common(run, run.params.teachers, run.params.model, seed) if baseline else _student_made_of(run, seed, row)
+    )
     if not record.exists() or read_json(record)["made_of"] | expected != read_json(record)["made_of"]:
         raise MissingStage(f"{folder} has no {row} model for these parameters; run {notebook} first")
-    model = _model(run, range(len(run.dataset.table.names)), seed, "whole")
+    model = _model(run, run.params.model, range(len(run.dataset.table.names)), seed, "whole")
     entry = load_weights(model, record)
     if entry is None:
         raise MissingStage(f"the weights beside {record} are gone or were changed; run {notebook} again")

@@ -6,7 +6,7 @@ from scipy.special import expit
 
 from cpsd_lib import metrics
 from cpsd_lib.batches import predict
-from cpsd_lib.distill import BRANCHES, load_student, load_teachers
+from cpsd_lib.distill import load_student, load_teachers
 from cpsd_lib.experiment import MissingStage
 from cpsd_lib.files import atomic, read_json, write_json
 from cpsd_lib.hardware import pick_precision
@@ -14,10 +14,9 @@ from cpsd_lib.label_vectors import read_label_vectors
 from cpsd_lib.models import check_class_names, load_released
 from cpsd_lib.published import published
 from cpsd_lib.released import check_preprocessing
+from cpsd_lib.rows import ROWS, TITLES
 
 SPLITS = ("test", "test_shifted")
-ROW_NAMES = {"baseline": "baseline", "sd": "+ SD", "cgpd": "+ CGPD", "dgpd": "+ DGPD", "cpsd": "+ CPSD"}
-ROW_NAMES |= {"released": "released checkpoint"}
 
 
 def evaluate(run):
@@ -68,12 +67,12 @@ def _models(run, seed):
         model, entry = load_student(run, seed, row)
         seconds = entry["seconds"]
         if row != "baseline":
-            for branch in BRANCHES[row]:
+            for branch in ROWS[row].teachers:
                 path = run.target_path(seed, branch).with_suffix(".seconds")
                 seconds += teacher_seconds[branch] + (float(path.read_text()) if path.exists() else 0.0)
         yield row, _on_device(run, model), seconds
     for branch, merged in load_teachers(run, seed).items():
-        if branch != "whole":
+        if branch != "whole" or run.params.teacher_model:  # else it is the baseline, scored above
             merged.to(run.device)
             yield f"teachers_{branch}", merged, teacher_seconds[branch]
 
@@ -117,19 +116,20 @@ def load_records(run):
 
 
 def component_table(records, split="test"):
-    """Return one line a row: mean mAP, its standard deviation over seeds, the paired gain over the baseline, seconds.
+    """Return one line a row: mean mAP, its standard deviation over seeds, the paired gain, seconds.
 
-    records: DataFrame of evaluate's records. The gain is taken seed by seed: both models of a pair had the same views in
-    the same order. One seed has no spread (NaN).
+    records: DataFrame of evaluate's records. The gain is over the baseline, or the row alone where that is not there; it
+    is taken seed by seed: both models of a pair had the same views in the same order. One seed has no spread (NaN).
     """
     found = records[records["split"] == split].pivot(index="seed", columns="row")
+    against = next((row for row in ("baseline", "alone") if row in found["mAP"]), None)
     lines = []
-    for row in [name for name in ROW_NAMES if name in found["mAP"]]:
+    for row in [name for name in TITLES if name in found["mAP"]]:
         map_ = found["mAP"][row]
-        gain = map_ - found["mAP"]["baseline"] if "baseline" in found["mAP"] else map_ * np.nan
+        gain = map_ - found["mAP"][against] if against else map_ * np.nan
         lines.append(
             {
-                "row": ROW_NAMES[row],
+                "row": TITLES[row],
                 "mAP": map_.mean(),
                 "spread": map_.std(),
                 "gain": gain.mean(),
@@ -148,7 +148,7 @@ def against_paper(records, params):
     """
     ours = records[records["split"] == "test"].groupby("row").mean(numeric_only=True)
     lines = [
-        {"row": ROW_NAMES[row], "figure": name, "ours": ours.loc[row, name], "paper": figure}
+        {"row": TITLES[row], "figure": name, "ours": ours.loc[row, name], "paper": figure}
         for row, figures in published(params).items()
         if row in ours.index
         for name, figure in figures.items()

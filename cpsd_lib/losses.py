@@ -65,6 +65,71 @@ def class_kl(student, teacher, temperature=4):
     return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True) * temperature**2
 
 
+def mld(student, teacher):
+    """Multi-label logits distillation: binary KL(teacher || student) summed over classes, mean over batch (METHOD 2).
+
+    student, teacher: logits [B, C], B at least 1; a class's probability is its sigmoid. The gradient of an entry is
+    (sigmoid(student) - sigmoid(teacher)) / B; the teacher gets none. Returns a float32 scalar. Raises ValueError for
+    shapes that differ or are not [B, C].
+    """
+    _check_shapes(student, teacher)
+    if student.ndim != 2 or not len(student):
+        raise ValueError(f"the logits must be [B, C] with B at least 1, got {tuple(student.shape)}")
+    s, t = student.float(), teacher.detach().float()
+    # Differences of log-sigmoids: exactly 0 for equal logits. The release clamps probabilities before the logarithm
+    # instead, and its gradient is NaN from |logit| about 30.
+    yes = torch.sigmoid(t) * (F.logsigmoid(t) - F.logsigmoid(s))
+    no = torch.sigmoid(-t) * (F.logsigmoid(-t) - F.logsigmoid(-s))
+    return (yes + no).sum() / len(s)
+
+
+def led(student_embeddings, teacher_embeddings, targets):
+    """Label-wise embedding distillation: relative distances among positive labels match the teacher's (METHOD 2).
+
+    student_embeddings, teacher_embeddings: [B, C, Ds] and [B, C, Dt], Ds and Dt may differ; targets: [B, C], only entries
+    that are 1 count. Groups are the images that hold one class (class_loss, the paper's CD) and the classes of one image
+    (instance_loss, ID). The teacher gets no gradient; nor does a pair of equal embeddings through its distance. Returns
+    two float32 scalars (class_loss, instance_loss), 0 where no group has two members. Raises ValueError for shapes that
+    do not fit.
+    """
+    shapes = [tuple(x.shape) for x in (student_embeddings, teacher_embeddings, targets)]
+    if not (len(shapes[0]) == len(shapes[1]) == 3 and shapes[0][:2] == shapes[1][:2] == shapes[2]):
+        raise ValueError(
+            "student embeddings [B, C, Ds], teacher embeddings [B, C, Dt] and targets [B, C] must agree in B and C, "
+            f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
+        )
+    # nonzero waits for the GPU (once here, once per kind of group). A version without it computes all C labels of an
+    # image, and about 3 of 80 are positive.
+    image, label = (targets == 1).nonzero(as_tuple=True)
+    student = student_embeddings[image, label].float()
+    teacher = teacher_embeddings.detach()[image, label].float()
+    b, c = shapes[2]
+    return _match_distances(student, teacher, label, c), _match_distances(student, teacher, image, b)
+
+
+def _match_distances(student, teacher, group, groups):
+    """Huber between relative distances [P, Ds] and [P, Dt] within each group; group: [P], integers below `groups`."""
+    same = group[:, None] == group
+    # Each pair once: the matrix is symmetric with a zero diagonal. A group of one has no pair, so it is skipped.
+    i, j = same.triu(1).nonzero(as_tuple=True)
+    of_pair = group[i]
+
+    def relative_distances(rows):
+        # Explicit differences [pairs, D]: about 1,000 pairs for 64 COCO images, 3 MB. A matrix product would need less
+        # memory in a crowded batch, but it loses small distances to cancellation and runs in bfloat16 under autocast.
+        # The rows are looked up by F.embedding because its backward adds in a fixed order; that of rows[i] does not.
+        # vector_norm has gradient 0 at distance 0, where a plain square root has NaN.
+        distance = torch.linalg.vector_norm(F.embedding(i, rows) - F.embedding(j, rows), dim=1)
+        zeros = distance.new_zeros(groups)
+        count = zeros.index_add(0, of_pair, (distance > 0).float())
+        mean = zeros.index_add(0, of_pair, distance) / count.clamp(min=1)
+        # A group whose distances are all 0 keeps them: 0 / 1, not 0 / 0.
+        return distance / torch.where(count > 0, mean, 1).index_select(0, of_pair)
+
+    huber = F.smooth_l1_loss(relative_distances(student), relative_distances(teacher), reduction="none")
+    return (2 * huber / same.sum(1)[i]).sum()
+
+
 def _check_shapes(a, b):
     # Broadcasting [B, 1] against [B, C] would train on nonsense without a word.
     if a.shape != b.shape:

@@ -9,9 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cpsd_lib.param_files import ParameterError, find_params, read_params, repo_root, set_dotted
 from cpsd_lib.recipes import RECIPES
-
-ROWS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")
-Row = Literal[ROWS]
+from cpsd_lib.rows import COMPONENTS, ROWS
 
 
 def _expanded(path):
@@ -190,6 +188,7 @@ class TrainParams(Section):
     """One training of the one loop; every field has a value in each recipe."""
 
     epochs: int = Field(ge=1, le=10_000)
+    stop_after: int | None = Field(None, ge=1)  # epochs of the schedule that are trained; None: all of them
     batch_size: int = Field(ge=2, le=65_536)
     optimizer: Literal["adam", "adamw"]
     lr: float = Field(gt=0, le=10)
@@ -210,11 +209,14 @@ class TrainParams(Section):
 
 
 class StudentParams(TrainParams):
-    """Student training and how it matches its teachers (METHOD 1.5)."""
+    """Student training and how it matches its teachers (METHOD 1.5; mld, cd and id: METHOD 2)."""
 
-    rows: Annotated[list[Row], AfterValidator(_table_rows)] = list(ROWS)
+    rows: Annotated[list[Literal[tuple(ROWS)]], AfterValidator(_table_rows)] = list(COMPONENTS)
     alpha: float = Field(0.5, ge=0, le=1)  # CPSD: weight of the co branch; 1 - alpha is the dis branch's
-    match: Literal["mse", "kl"] = "mse"
+    match: Literal["mse", "kl", "mld"] = "mse"
+    mld: float = Field(10, ge=0)  # weights of L2D's losses in the rows that have them
+    cd: float = Field(100, ge=0)
+    id: float = Field(1000, ge=0)
     views: int | None = Field(None, ge=1)  # stored views, reused round robin; None: one an epoch
 
 
@@ -244,11 +246,12 @@ class Params(Section):
     seed: int = Field(0, ge=0, le=2**31)
     seeds: int = Field(1, ge=1, le=100)  # the whole of training is repeated with seed, seed + 1, ...
     protocol: Literal["honest", "paper"] = "honest"  # paper: the best epoch is chosen on TEST, and every figure says so
-    recipe: Literal["default", "release"] = "default"
+    recipe: Literal["default", "release", "l2d"] = "default"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     data: DataParams
     partition: PartitionParams = PartitionParams()
-    model: ModelParams
+    model: ModelParams  # the student's
+    teacher_model: ModelParams | None = None  # None: the same as the student's
     teachers: TrainParams
     student: StudentParams
     evaluation: EvaluationParams = EvaluationParams()
@@ -258,6 +261,21 @@ class Params(Section):
         if self.evaluation.released not in (None, self.model.name):
             raise ValueError(
                 f"evaluation.released is {self.evaluation.released}, but these are the parameters of model {self.model.name}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_fit_the_models(self):
+        if self.teacher_model is not None and "baseline" in self.student.rows:
+            raise ValueError(
+                "student.rows: with a teacher_model of its own the baseline would be the teacher; the student trained "
+                "on labels is the row alone"
+            )
+        led = [row for row in self.student.rows if ROWS[row].embeds]
+        if led and "gap" in (self.model.head, (self.teacher_model or self.model).head):
+            raise ValueError(
+                f"student.rows: {', '.join(led)} match label-wise embeddings, which the head gap does not have; take "
+                "ml_decoder (L2D's), query2label or label_transformer for model.head and teacher_model.head"
             )
         return self
 
@@ -283,7 +301,7 @@ def resolve(raw, paths=True):
     raw, faults = dict(raw), []
     # A wrong recipe is a fault among the others, and Params names it.
     recipe = next((RECIPES[name] for name in RECIPES if raw.get("recipe") == name), RECIPES["default"])
-    sections = {name: raw.get(name) for name in ("train", "teachers", "student", "model")}
+    sections = {name: raw.get(name) for name in ("train", "teachers", "student", "model", "teacher_model")}
     for name, section in sections.items():
         if section is not None and not isinstance(section, dict):
             faults.append(f"{name}: must be a section of `name: value` lines, not {section!r}")
@@ -294,6 +312,8 @@ def resolve(raw, paths=True):
     for name in ("teachers", "student"):
         raw[name] = recipe["train"] | recipe[name] | shared | sections[name]
     raw["model"] = recipe["model"] | sections["model"]
+    if sections["teacher_model"]:
+        raw["teacher_model"] = recipe["model"] | sections["teacher_model"]
     try:
         params = Params.model_validate(raw, context={"paths": paths})
     except ValidationError as error:

@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 
-from cpsd_lib.evaluation import ROW_NAMES
 from cpsd_lib.files import atomic
+from cpsd_lib.rows import TITLES
 
 # Okabe and Ito's palette: told apart by every common kind of colour vision, and in grey by the markers beside it.
 BASELINE, SD, CO, DIS, CPSD, GREY = "#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
@@ -93,11 +93,11 @@ def training_curves(histories, value, ylabel, title):
 
 def components(records, split, title):
     """The component table as a picture: a dot a seed, a bar at the mean of each row; records as evaluation.load_records."""
-    shown = records[(records["split"] == split) & records["row"].isin(ROW_NAMES)]
-    rows = [row for row in ROW_NAMES if row in set(shown["row"])]
+    shown = records[(records["split"] == split) & records["row"].isin(TITLES)]
+    rows = [row for row in TITLES if row in set(shown["row"])]
     figure, axis = plt.subplots(figsize=(8, 0.55 * len(rows) + 1.6))
     for place, row in enumerate(rows):
-        values, colour = shown.loc[shown["row"] == row, "mAP"], ROW_COLOURS[ROW_NAMES[row]]
+        values, colour = shown.loc[shown["row"] == row, "mAP"], ROW_COLOURS[TITLES[row]]
         axis.plot(values, [place] * len(values), "o", color=colour, alpha=0.7, markersize=7)
         axis.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=3)
         axis.annotate(
@@ -105,7 +105,7 @@ def components(records, split, title):
         )
     if "baseline" in rows:
         axis.axvline(shown.loc[shown["row"] == "baseline", "mAP"].mean(), color=GREY, linestyle=":", linewidth=1.5)
-    axis.set_yticks(range(len(rows)), [ROW_NAMES[row] for row in rows])
+    axis.set_yticks(range(len(rows)), [TITLES[row] for row in rows])
     axis.invert_yaxis()
     axis.margins(x=0.15)
     axis.set(xlabel=f"mAP on {split} (%)", title=title)

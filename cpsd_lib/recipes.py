@@ -1,4 +1,4 @@
-"""What a training is like unless a parameter file says otherwise: two named recipes."""
+"""What a training is like unless a parameter file says otherwise: three named recipes."""
 
 _ASL = {"gamma_neg": 4, "gamma_pos": 0, "clip": 0.05}
 # `default` fine-tunes small data well on one machine (METHOD 5); `release` is METHOD 1's recipe to the letter.
@@ -10,6 +10,16 @@ RECIPES = {
         "teachers": {},
         "student": {},
         "model": {},
+    },
+    # L2D's own (METHOD 2); its loss on labels is BCE, which is ASL without its focus and its clip. METHOD does not say how
+    # inputs were normalised: as the pretrained weights want them.
+    "l2d": {
+        "train": {"gamma_neg": 0, "gamma_pos": 0, "clip": 0}
+        | {"epochs": 80, "batch_size": 64, "optimizer": "adam", "lr": 1e-4, "weight_decay": 1e-4, "pct_start": 0.2}
+        | {"ema_decay": 0.9997, "ema_warmup": False, "view": "release", "precision": "float16"},
+        "teachers": {"stop_after": 30},
+        "student": {},
+        "model": {"head": "ml_decoder"},
     },
     "release": {
         "train": _ASL

@@ -6,9 +6,10 @@ from html import escape
 import pandas as pd
 from scipy.stats import t
 
-from cpsd_lib.evaluation import ROW_NAMES, against_paper, component_table, load_records, stamp
+from cpsd_lib.evaluation import against_paper, component_table, load_records, stamp
 from cpsd_lib.experiment import show_params
 from cpsd_lib.files import read_json, write_text
+from cpsd_lib.rows import TITLES
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name}: CPSD report</title>
@@ -81,7 +82,7 @@ def _paper(compared):
 
 def reading(table, split):
     """Return the sentence that says what a component table shows, gain against spread (95 % interval of Student's t)."""
-    if list(table.index) == [ROW_NAMES["released"]]:
+    if list(table.index) == [TITLES["released"]]:
         return ""  # nobody's gain: one model, trained elsewhere
     if "+ CPSD" not in table.index or "baseline" not in table.index:
         return "The rows + CPSD and baseline were not both run: there is no gain to state."

@@ -31,6 +31,14 @@ class Teachers(nn.Module):
         """Stay in eval mode: the release's teachers changed their batch-norm statistics while they were distilled."""
         return super().train(False)
 
+    def label_embeddings(self, images):
+        """Return merged label-wise embeddings [B, C, D] for images [B, 3, S, S]; ValueError for experts without."""
+        self.eval()
+        found = [expert(images).label_embeddings for expert in self.experts]
+        if any(one is None for one in found):
+            raise ValueError("these teachers have no label embeddings; give them a head that has, such as ml_decoder")
+        return self.partition.merge(found)
+
     def forward(self, images):
         """Return merged logits [B, C] for images [B, 3, S, S]."""
         self.eval()  # one expert may have been told train() by name

@@ -195,8 +195,9 @@ def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc
     saved_at = began = time.perf_counter()
     before = state["seconds"]
     done = state["epoch"] * batches.steps + state["step"]
-    with bar(recipe.epochs * batches.steps, desc, "step", initial=done) as progress:
-        while state["epoch"] < recipe.epochs:
+    last_epoch = _last_epoch(recipe)
+    with bar(last_epoch * batches.steps, desc, "step", initial=done) as progress:
+        while state["epoch"] < last_epoch:
             for batch in batches.epoch(state["epoch"], state["step"]):
                 step = state["epoch"] * batches.steps + state["step"]
                 losses = {t.learner.name: _step(t, batch, precision, seed, step) for t in tracks}
@@ -210,7 +211,7 @@ def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc
                     if due or last_step:  # what is kept on disk is finite
                         _look_at_weights(tracks, batch.rows, state, checkpoint, files)
                     pending = []
-                    progress.note(f"epoch {state['epoch'] + 1}/{recipe.epochs}")
+                    progress.note(f"epoch {state['epoch'] + 1}/{last_epoch}")
                 if due:
                     state["seconds"] = before + now - began
                     _checkpoint(checkpoint, tracks, state)
@@ -220,6 +221,11 @@ def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc
             state["seconds"] = before + time.perf_counter() - began
             _write_history(folder / "history.csv", state["history"], finished)
     state["seconds"] = before + time.perf_counter() - began
+
+
+def _last_epoch(recipe):
+    # The schedule is made for all epochs; L2D's teachers leave it before its end.
+    return min(recipe.epochs, recipe.stop_after or recipe.epochs)
 
 
 def _step(track, batch, precision, seed, step):
@@ -270,7 +276,7 @@ def _diverged(what, rows, state, checkpoint, files):
 def _end_epoch(tracks, batches, recipe, state, validation, precision):
     state["epoch"], state["step"] = state["epoch"] + 1, 0
     validated = validation is not None and (
-        state["epoch"] % recipe.validate_every == 0 or state["epoch"] == recipe.epochs
+        state["epoch"] % recipe.validate_every == 0 or state["epoch"] == _last_epoch(recipe)
     )
     for track in tracks:
         row = {"epoch": state["epoch"], "learner": track.learner.name, "lr": track.schedule.get_last_lr()[0]}

@@ -6,7 +6,6 @@ import torch
 
 from cpsd_lib import distill
 from cpsd_lib.distill import (
-    branches_of,
     fill_targets,
     load_student,
     load_teachers,
@@ -26,6 +25,7 @@ from cpsd_lib.experiment import (
 from cpsd_lib.files import read_json, sha256
 from cpsd_lib.param_files import ParameterError
 from cpsd_lib.params import load_params
+from cpsd_lib.rows import branches_of
 
 SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 32, "partition.k": 2}
 DISTILLED = ("sd", "cgpd", "dgpd", "cpsd")
@@ -298,7 +298,7 @@ def test_the_same_weights_file_under_another_name_is_the_same_model(outputs, tmp
     made = {}
     for name in "abc":
         run = small(model__weights=str(tmp_path / f"{name}.safetensors"))
-        made[name] = distill._common(run, run.params.teachers, 0)
+        made[name] = distill._common(run, run.params.teachers, run.params.model, 0)
     assert made["a"] == made["b"] != made["c"]
 
 

@@ -4,7 +4,8 @@ import torch
 
 from cpsd_lib import losses
 from cpsd_lib.models import Output
-from cpsd_lib.objectives import Batch, SelfDistillation, Supervised, student_weights
+from cpsd_lib.objectives import Batch, MultiLabelDistillation, SelfDistillation, Supervised
+from cpsd_lib.rows import shares
 
 
 def output(logits):
@@ -37,7 +38,7 @@ def squares(a, b):
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
 def test_cpsd_is_the_releases_sum_by_hand(alpha):
     logits, targets, soft = random_case()
-    named = SelfDistillation(student_weights("cpsd", alpha))(output(logits), batch(targets, **soft))
+    named = SelfDistillation(shares("cpsd", alpha))(output(logits), batch(targets, **soft))
     expected = 0.5 * asl_by_hand(logits, targets) + 0.5 * alpha * squares(logits, soft["co"])
     expected += (0.5 - 0.5 * alpha) * squares(logits, soft["dis"])
     assert set(named) == {"asl", "match_co", "match_dis"}
@@ -46,7 +47,7 @@ def test_cpsd_is_the_releases_sum_by_hand(alpha):
 
 def test_cpsd_at_alpha_one_half_is_half_of_the_papers_loss():
     logits, targets, soft = random_case(1)
-    ours = sum(SelfDistillation(student_weights("cpsd", 0.5))(output(logits), batch(targets, **soft)).values())
+    ours = sum(SelfDistillation(shares("cpsd", 0.5))(output(logits), batch(targets, **soft)).values())
     paper = asl_by_hand(logits, targets) + 0.5 * (squares(logits, soft["co"]) + squares(logits, soft["dis"]))
     assert ours.item() == pytest.approx(paper / 2, rel=1e-5)
 
@@ -55,7 +56,7 @@ def test_cpsd_at_alpha_one_half_is_half_of_the_papers_loss():
 def test_the_rows_with_one_branch_match_that_branch_alone(row, branch):
     logits, targets, soft = random_case(2)
     # Alpha is CPSD's own; the other branches are not even asked for.
-    objective = SelfDistillation(student_weights(row, 0.123))
+    objective = SelfDistillation(shares(row, 0.123))
     named = objective(output(logits), batch(targets, **{branch: soft[branch]}))
     assert set(named) == {"asl", f"match_{branch}"}
     assert named["asl"].item() == pytest.approx(0.5 * asl_by_hand(logits, targets), rel=1e-5)
@@ -64,7 +65,7 @@ def test_the_rows_with_one_branch_match_that_branch_alone(row, branch):
 
 @pytest.mark.parametrize("row", ["sd", "cgpd", "dgpd", "cpsd"])
 def test_the_shares_of_every_row_add_up_to_one(row):
-    assert sum(student_weights(row, 0.3).values()) == pytest.approx(1)
+    assert sum(shares(row, 0.3).values()) == pytest.approx(1)
 
 
 def test_kl_takes_the_place_of_the_squares_and_keeps_its_weight():
@@ -128,3 +129,57 @@ def test_half_precision_logits_are_matched_in_float32():
     logits, targets, soft = random_case(7)
     half = SelfDistillation({"co": 1.0})(output((logits * 100).bfloat16()), batch(targets, **soft))
     assert all(value.dtype == torch.float32 and value.isfinite() for value in half.values())
+
+
+# ---- L2D -------------------------------------------------------------------------------------------------------------
+
+
+def embedded(logits, seed=0):
+    """An Output with label embeddings [B, C, 4], and those of a teacher with 6 numbers each."""
+    draw = torch.Generator().manual_seed(seed)
+    ours, theirs = (torch.randn(*logits.shape, size, generator=draw) for size in (4, 6))
+    return Output(logits, ours, None), theirs
+
+
+def test_l2d_is_bce_and_ten_mld_and_a_hundred_cd_and_a_thousand_id():
+    logits, targets, soft = random_case(8)
+    student, theirs = embedded(logits)
+    found = batch(targets, whole=soft["co"])
+    found = Batch(found.images, found.targets, found.rows, found.soft, {"whole": theirs})
+    named = MultiLabelDistillation({"whole": 1.0}, "mld+led")(student, found)
+    cd, id_ = losses.led(student.label_embeddings, theirs, targets)
+    assert set(named) == {"asl", "mld_whole", "cd_whole", "id_whole"}
+    assert named["asl"].item() == pytest.approx(losses.binary_cross_entropy(logits, targets).item(), rel=1e-5)
+    assert named["mld_whole"].item() == pytest.approx(10 * losses.mld(logits, soft["co"]).item())
+    assert named["cd_whole"].item() == pytest.approx(100 * cd.item())
+    assert named["id_whole"].item() == pytest.approx(1000 * id_.item())
+
+
+@pytest.mark.parametrize(
+    ("method", "names"), [("mld", {"asl", "mld_co", "mld_dis"}), ("led", {"asl", "cd_co", "id_co", "cd_dis", "id_dis"})]
+)
+def test_both_papers_at_once_share_each_loss_between_the_branches(method, names):
+    logits, targets, soft = random_case(9)
+    student, theirs = embedded(logits)
+    found = Batch(None, targets, None, soft, {"co": theirs, "dis": theirs + 1})
+    named = MultiLabelDistillation({"co": 0.3, "dis": 0.7}, method)(student, found)
+    assert set(named) == names
+    if method == "mld":
+        assert named["mld_co"].item() == pytest.approx(3 * losses.mld(logits, soft["co"]).item())
+        assert named["mld_dis"].item() == pytest.approx(7 * losses.mld(logits, soft["dis"]).item())
+    else:  # distances are between embeddings: moving them all changes nothing
+        assert named["id_dis"].item() == pytest.approx(7 / 3 * named["id_co"].item(), rel=1e-4)
+
+
+def test_led_needs_a_student_with_label_embeddings():
+    logits, targets, soft = random_case(10)
+    with pytest.raises(ValueError, match="label embeddings"):
+        MultiLabelDistillation({"co": 1.0}, "led")(output(logits), batch(targets, co=soft["co"]))
+
+
+def test_mld_in_the_place_of_the_squares_is_a_sum_over_the_batch():
+    logits, targets, soft = random_case(11)
+    named = SelfDistillation({"co": 1.0}, match="mld")(output(logits), batch(targets, co=soft["co"]))
+    assert named["match_co"].item() == pytest.approx(
+        0.5 * len(logits) * losses.mld(logits, soft["co"]).item(), rel=1e-5
+    )

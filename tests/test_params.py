@@ -5,7 +5,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from cpsd_lib.param_files import ParameterError, find_params, outputs_root, parse_overrides, read_yaml, repo_root
+from cpsd_lib.param_files import ParameterError, outputs_root, parse_overrides, repo_root
 from cpsd_lib.params import load_params, resolve
 
 SMALL = "name: x\ndata: {kind: scenes}\nmodel: {name: test_resnet}\n"
@@ -253,15 +253,104 @@ def test_the_seeds_of_a_run_count_up_from_its_seed(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (repo_root() / "params").glob("*.yaml")))
 def test_every_committed_parameter_file_is_valid(tmp_path, name):
-    weights = tmp_path / "w.safetensors"
-    weights.touch()
-    raw = read_yaml(find_params(name))
-    overrides = {"data.root": str(tmp_path)} if raw["data"]["kind"] == "csv" else {}
-    if raw["model"].get("weights"):
-        overrides["model.weights"] = str(weights)
-    params = load_params(name, overrides)
+    overrides = {"data.root": str(tmp_path)} if name == "csv_mobilenetv2" else {}
+    params = load_params(name, overrides, paths=False)  # the papers' data is on no test machine
     assert params.name == name
-    assert params == load_params(f"params/{name}.yaml", overrides) == load_params(f"{name}.yaml", overrides)
+    same = [load_params(other, overrides, paths=False) for other in (f"params/{name}.yaml", f"{name}.yaml")]
+    assert params == same[0] == same[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["coco_resnet101_tf", "nuswide_resnet101_tf", "voc2007_resnet101", "coco18_mobilenetv2"]
+)
+def test_a_committed_file_finds_its_data_through_the_variables_it_names(tmp_path, monkeypatch, name):
+    (tmp_path / "data" / "coco18").mkdir(parents=True)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "mobilenetv2_100.safetensors").touch()
+    for variable in ("COCO2014", "NUSWIDE", "VOC2007"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv("CPSD_DATA", raising=False)
+    with pytest.raises(ParameterError, match=r"data.root: \$\w+.* uses an environment variable that is not set"):
+        load_params(name)
+    for variable in ("COCO2014", "NUSWIDE", "VOC2007"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("CPSD_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("GLOVE", str(tmp_path / "weights" / "mobilenetv2_100.safetensors"))
+    assert load_params(name).data.root.startswith(str(tmp_path))
+
+
+# ---- one file extends another ----------------------------------------------------------------------------------------
+
+BASE = "recipe: release\ndata: {kind: scenes, size: 448}\nmodel: {name: resnet18, options: {a: 1, b: 2}}\ntrain: {epochs: 9}\n"
+
+
+def extended(folder, text, base=BASE):
+    (folder / "base").mkdir(exist_ok=True)
+    (folder / "base" / "b.yaml").write_text(base)
+    return load_params(file(folder, text))
+
+
+@pytest.mark.parametrize("written", ["base/b", "base/b.yaml"])
+def test_a_file_is_laid_over_the_one_it_extends_name_by_name(tmp_path, written):
+    text = f"name: x\nextends: {written}\ndata: {{size: 576}}\nmodel: {{options: {{a: 3}}}}\ntrain: {{lr: 0.5}}\n"
+    params = extended(tmp_path, text)
+    assert (params.data.kind, params.data.size, params.model.name) == ("scenes", 576, "resnet18")
+    assert params.model.options == {"a": 3}  # a value of a section gives way as a whole
+    assert (params.teachers.epochs, params.student.lr, params.teachers.optimizer) == (9, 0.5, "adam")
+
+
+def test_a_file_says_the_same_as_its_base_and_its_own_lines_written_out(tmp_path):
+    extending = extended(tmp_path, "name: x\nextends: base/b\nseed: 3\n")
+    assert extending == load_params(file(tmp_path, BASE + "name: x\nseed: 3\n"))
+
+
+@pytest.mark.parametrize("wrong", ["base/c", "nowhere", "", "[1]", "3", "base"])
+def test_a_base_that_is_not_there_is_named(tmp_path, wrong):
+    with pytest.raises(ParameterError, match=r"extends .*no such parameter file"):
+        extended(tmp_path, f"name: x\nextends: {wrong}\n")
+
+
+def test_a_base_extends_no_other(tmp_path):
+    with pytest.raises(ParameterError, match="extends another"):
+        extended(tmp_path, "name: x\nextends: base/b\n", BASE + "extends: b\n")
+
+
+def test_a_fault_of_the_base_is_told_like_one_of_the_file(tmp_path):
+    with pytest.raises(ParameterError, match=r"sed: unknown parameter; did you mean seed\?"):
+        extended(tmp_path, "name: x\nextends: base/b\n", BASE + "sed: 3\n")
+
+
+# ---- what belongs together -------------------------------------------------------------------------------------------
+
+
+def test_partition_files_belong_together_and_must_be_there(tmp_path):
+    there = file(tmp_path)
+    one = {"partition.use_released": True, "partition.released_co": str(there)}
+    assert "needs both" in refused(tmp_path, overrides=one)
+    assert load_params(there, one | {"partition.released_dis": str(there)}).partition.use_released
+    assert "there is no file" in refused(tmp_path, overrides={"partition.released_co": "gone.json"})
+
+
+def test_rows_matched_by_embeddings_need_a_head_that_has_them(tmp_path):
+    rows = {"student.rows": ["alone", "led"]}
+    assert "head gap does not have" in refused(tmp_path, overrides=rows)
+    assert load_params(file(tmp_path), rows | {"model.head": "ml_decoder"}).student.rows == ["alone", "led"]
+    teacher = {"teacher_model.name": "resnet18"}  # the teacher's own head counts too
+    assert "head gap does not have" in refused(tmp_path, overrides=rows | teacher | {"model.head": "ml_decoder"})
+
+
+def test_with_another_teacher_the_baseline_is_not_the_teacher(tmp_path):
+    teacher = {"teacher_model.name": "resnet18"}
+    assert "is the row alone" in refused(tmp_path, overrides=teacher)
+    params = load_params(file(tmp_path), teacher | {"student.rows": ["alone", "sd"]})
+    assert params.teacher_model.name == "resnet18" and params.model.name == "test_resnet"
+    assert load_params(file(tmp_path)).teacher_model is None
+
+
+def test_the_l2d_recipe_is_bce_and_stops_its_teacher_after_30_of_80_epochs(tmp_path):
+    params = load_params(file(tmp_path), {"recipe": "l2d"})
+    assert (params.teachers.stop_after, params.student.stop_after, params.teachers.epochs) == (30, None, 80)
+    assert params.student.gamma_neg == params.student.clip == 0 and params.model.head == "ml_decoder"
 
 
 def test_a_csv_run_needs_a_root_that_is_a_folder(tmp_path):

@@ -1,0 +1,52 @@
+"""The rows of the result tables: which teachers a student has, and how it is matched to them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; its student learns from the labels and from the merged teachers of each branch in `teachers`.
+
+    method: "self" is CPSD's match on logits (METHOD 1.5); "mld", "led" and "mld+led" are L2D's losses (METHOD 2).
+    """
+
+    title: str
+    teachers: tuple[str, ...] = ()
+    method: str = "self"
+
+    @property
+    def embeds(self):
+        """Whether its student is matched by label-wise embeddings, which the head gap does not have."""
+        return "led" in self.method
+
+
+# In the order of the tables. The baseline is the teacher over all classes itself, so it is trained in stage 03.
+ROWS = {
+    "baseline": Row("baseline", ("whole",)),
+    "sd": Row("+ SD", ("whole",)),
+    "cgpd": Row("+ CGPD", ("co",)),
+    "dgpd": Row("+ DGPD", ("dis",)),
+    "cpsd": Row("+ CPSD", ("co", "dis")),
+    # L2D and its parts; where teacher and student differ, `alone` is the baseline.
+    "alone": Row("student alone"),
+    "mld": Row("+ MLD", ("whole",), "mld"),
+    "led": Row("+ LED", ("whole",), "led"),
+    "mld_led": Row("+ MLD + LED", ("whole",), "mld+led"),
+    # Both papers at once: CPSD's merged teachers, L2D's losses.
+    "cpsd_mld": Row("+ CPSD by MLD", ("co", "dis"), "mld"),
+    "cpsd_mld_led": Row("+ CPSD by MLD + LED", ("co", "dis"), "mld+led"),
+}
+TITLES = {name: row.title for name, row in ROWS.items()} | {"released": "released checkpoint"}
+COMPONENTS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")  # CPSD's own table
+
+
+def branches_of(rows):
+    """Return the branches whose teachers some rows need, in the order whole, co, dis."""
+    needed = {branch for row in rows for branch in ROWS[row].teachers}
+    return [branch for branch in ("whole", "co", "dis") if branch in needed]
+
+
+def shares(row, alpha):
+    """Return {branch: share} of a row's teachers in its match, adding up to 1; alpha is the co branch's beside dis."""
+    teachers = ROWS[row].teachers
+    return {"co": alpha, "dis": 1.0 - alpha} if len(teachers) > 1 else dict.fromkeys(teachers, 1.0)
