@@ -14,7 +14,7 @@ from cpsd_lib.label_vectors import read_label_vectors
 from cpsd_lib.models import check_class_names, load_released
 from cpsd_lib.published import published
 from cpsd_lib.released import check_preprocessing
-from cpsd_lib.rows import ROWS, TITLES
+from cpsd_lib.rows import ROWS, TITLES, baseline_of
 
 SPLITS = ("test", "test_shifted")
 
@@ -122,7 +122,7 @@ def component_table(records, split="test"):
     is taken seed by seed: both models of a pair had the same views in the same order. One seed has no spread (NaN).
     """
     found = records[records["split"] == split].pivot(index="seed", columns="row")
-    against = next((row for row in ("baseline", "alone") if row in found["mAP"]), None)
+    against = baseline_of(found["mAP"].columns)
     lines = []
     for row in [name for name in TITLES if name in found["mAP"]]:
         map_ = found["mAP"][row]

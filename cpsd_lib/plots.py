@@ -7,11 +7,13 @@ import numpy as np
 import seaborn as sns
 
 from cpsd_lib.files import atomic
-from cpsd_lib.rows import TITLES
+from cpsd_lib.rows import TITLES, baseline_of
 
 # Okabe and Ito's palette: told apart by every common kind of colour vision, and in grey by the markers beside it.
 BASELINE, SD, CO, DIS, CPSD, GREY = "#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
 ROW_COLOURS = {"baseline": BASELINE, "+ SD": SD, "+ CGPD": CO, "+ DGPD": DIS, "+ CPSD": CPSD}
+ROW_COLOURS |= {"student alone": BASELINE, "+ MLD": "#CC79A7", "+ LED": "#56B4E9", "+ MLD + LED": "#882255"}
+ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "released checkpoint": GREY}
 
 
 def use_style():
@@ -103,8 +105,9 @@ def components(records, split, title):
         axis.annotate(
             f"{values.mean():.1f}", (values.max(), place), xytext=(9, 0), textcoords="offset points", va="center"
         )
-    if "baseline" in rows:
-        axis.axvline(shown.loc[shown["row"] == "baseline", "mAP"].mean(), color=GREY, linestyle=":", linewidth=1.5)
+    against = baseline_of(rows)
+    if against:
+        axis.axvline(shown.loc[shown["row"] == against, "mAP"].mean(), color=GREY, linestyle=":", linewidth=1.5)
     axis.set_yticks(range(len(rows)), [TITLES[row] for row in rows])
     axis.invert_yaxis()
     axis.margins(x=0.15)

@@ -9,7 +9,7 @@ from scipy.stats import t
 from cpsd_lib.evaluation import against_paper, component_table, load_records, stamp
 from cpsd_lib.experiment import show_params
 from cpsd_lib.files import read_json, write_text
-from cpsd_lib.rows import TITLES
+from cpsd_lib.rows import TITLES, baseline_of
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name}: CPSD report</title>
@@ -84,16 +84,22 @@ def reading(table, split):
     """Return the sentence that says what a component table shows, gain against spread (95 % interval of Student's t)."""
     if list(table.index) == [TITLES["released"]]:
         return ""  # nobody's gain: one model, trained elsewhere
-    if "+ CPSD" not in table.index or "baseline" not in table.index:
+    against = baseline_of([row for row, title in TITLES.items() if title in table.index])
+    told = [TITLES[row] for row in ("cpsd", "mld_led", "cpsd_mld", "cpsd_mld_led") if TITLES[row] in table.index]
+    if not told or against is None:
         return "The rows + CPSD and baseline were not both run: there is no gain to state."
-    cpsd, seeds = table.loc["+ CPSD"], int(table["seeds"].iloc[0])
-    sd = f" and {cpsd['mAP'] - table.loc['+ SD', 'mAP']:+.1f} against + SD" if "+ SD" in table.index else ""
-    text = f"On {split}, + CPSD is {cpsd['gain']:+.1f} mAP against the baseline{sd}"
+    return " ".join(_gain_of(row, table, split, TITLES[against]) for row in told)
+
+
+def _gain_of(row, table, split, against):
+    line, seeds = table.loc[row], int(table["seeds"].iloc[0])
+    sd = f" and {line['mAP'] - table.loc['+ SD', 'mAP']:+.1f} against + SD" if "+ SD" in table.index else ""
+    text = f"On {split}, {row} is {line['gain']:+.1f} mAP against the {against}{sd}"
     if seeds == 1:
         return f"{text}, from one seed: no spread is known, so no gain is claimed."
-    half = t.ppf(0.975, seeds - 1) * cpsd["gain spread"] / seeds**0.5
-    verdict = "leaves out zero" if abs(cpsd["gain"]) > half else "includes zero: these seeds alone do not prove it"
-    return f"{text}. Paired over {seeds} seeds, the 95 % interval of the gain over the baseline is +-{half:.1f} and {verdict}."
+    half = t.ppf(0.975, seeds - 1) * line["gain spread"] / seeds**0.5
+    verdict = "leaves out zero" if abs(line["gain"]) > half else "includes zero: these seeds alone do not prove it"
+    return f"{text}. Paired over {seeds} seeds, the 95 % interval of the gain over the {against} is +-{half:.1f} and {verdict}."
 
 
 def _figure(path):

@@ -23,12 +23,12 @@ class Row:
 # In the order of the tables. The baseline is the teacher over all classes itself, so it is trained in stage 03.
 ROWS = {
     "baseline": Row("baseline", ("whole",)),
+    "alone": Row("student alone"),  # the baseline where the teacher is another, larger model
     "sd": Row("+ SD", ("whole",)),
     "cgpd": Row("+ CGPD", ("co",)),
     "dgpd": Row("+ DGPD", ("dis",)),
     "cpsd": Row("+ CPSD", ("co", "dis")),
-    # L2D and its parts; where teacher and student differ, `alone` is the baseline.
-    "alone": Row("student alone"),
+    # L2D and its parts.
     "mld": Row("+ MLD", ("whole",), "mld"),
     "led": Row("+ LED", ("whole",), "led"),
     "mld_led": Row("+ MLD + LED", ("whole",), "mld+led"),
@@ -38,6 +38,11 @@ ROWS = {
 }
 TITLES = {name: row.title for name, row in ROWS.items()} | {"released": "released checkpoint"}
 COMPONENTS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")  # CPSD's own table
+
+
+def baseline_of(rows):
+    """Return which of some rows the others' gain is measured against; None where neither baseline nor alone is there."""
+    return next((row for row in ("baseline", "alone") if row in rows), None)
 
 
 def branches_of(rows):
