@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -28,7 +29,7 @@ def naive_scores(scores, targets, threshold, top_k):
     for i in range(n):
         ranking = sorted((j for j in range(c) if targets[i, j] != -1), key=lambda j: (-scores[i, j], j))
         for rank, j in enumerate(ranking):
-            predicted = scores[i, j] >= threshold and (top_k is None or rank < top_k)
+            predicted = scores[i, j] >= np.broadcast_to(threshold, c)[j] and (top_k is None or rank < top_k)
             right[j] += predicted and targets[i, j] == 1
             chosen[j] += predicted
             present[j] += targets[i, j] == 1
@@ -160,7 +161,9 @@ def test_scores_that_are_no_probabilities_are_refused(bad):
         metrics.precision_recall_f1(np.array([[0.5, bad]]), np.array([[1, 0]]))
 
 
-@pytest.mark.parametrize("function", [metrics.average_precision, metrics.precision_recall_f1])
+@pytest.mark.parametrize(
+    "function", [metrics.average_precision, metrics.precision_recall_f1, metrics.bootstrap_interval]
+)
 def test_tables_that_cannot_be_scored_are_refused(function):
     with pytest.raises(ValueError, match=r"\[images, classes\]"):
         function(np.zeros((2, 3)), np.zeros((2, 2)))
@@ -175,3 +178,172 @@ def test_tables_that_cannot_be_scored_are_refused(function):
 def test_a_top_k_below_one_is_refused():
     with pytest.raises(ValueError, match="top_k must be at least 1"):
         metrics.precision_recall_f1(np.zeros((1, 2)), np.zeros((1, 2)), top_k=0)
+
+
+@pytest.mark.parametrize("top_k", ["oracle", "3", [1, 2], np.array([1, 2]), torch.tensor([1, 2]), np.array([3])])
+def test_a_top_k_that_reads_the_answer_is_refused(top_k):
+    with pytest.raises(ValueError, match=r"such as 3: .* oracle, it reads the answer"):
+        metrics.precision_recall_f1(np.zeros((2, 3)), np.zeros((2, 3)), top_k=top_k)
+
+
+def test_a_top_k_may_be_any_whole_number():
+    scores, targets = table(0)
+    expected = metrics.precision_recall_f1(scores, targets, top_k=2)
+    assert metrics.precision_recall_f1(scores, targets, top_k=np.int64(2)) == expected
+    assert metrics.precision_recall_f1(scores, targets, top_k=torch.tensor(2)) == expected
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("kind", ["random", "tied"])
+def test_a_threshold_per_class_equals_the_naive_loop(kind, top_k):
+    scores, targets = table(3, kind, unknown=True)
+    thresholds = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+    ours = metrics.precision_recall_f1(scores, targets, thresholds, top_k)
+    assert ours == pytest.approx(naive_scores(scores, targets, thresholds, top_k), abs=1e-12)
+
+
+@pytest.mark.parametrize("form", [list, np.array, torch.tensor])
+def test_one_threshold_and_the_same_for_every_class_are_equal(form):
+    scores, targets = table(4)
+    expected = metrics.precision_recall_f1(scores, targets, 0.3)
+    assert metrics.precision_recall_f1(scores, targets, form([0.3] * 5)) == expected
+    for one in (np.float64(0.3), np.array(0.3), torch.tensor(0.3, dtype=torch.float64)):
+        assert metrics.precision_recall_f1(scores, targets, one) == expected
+
+
+def test_a_score_equal_to_its_classs_threshold_is_a_prediction_in_any_precision():
+    for dtype in (np.float16, np.float32, np.float64):
+        scores = np.array([[0.7, 0.3]], dtype)
+        assert metrics.precision_recall_f1(scores, np.ones((1, 2)), threshold=np.array([0.7, 0.3]))["OF1"] == 1
+
+
+@pytest.mark.parametrize("bad", [[0.5], [0.5] * 3, [[0.5, 0.5]], [0.5, np.nan]])
+def test_thresholds_that_do_not_fit_the_classes_are_refused(bad):
+    with pytest.raises(ValueError, match=r"threshold must be one number or one per class \[2\]"):
+        metrics.precision_recall_f1(np.zeros((1, 2)), np.zeros((1, 2)), threshold=np.array(bad))
+
+
+def naive_resamples(scores, targets, resamples, seed):
+    random, result = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        rows = random.integers(len(scores), size=len(scores))
+        result.append(metrics.mean_average_precision(scores[rows], targets[rows]))
+    return np.array(result)
+
+
+@pytest.mark.parametrize("kind", ["random", "tied", "constant"])
+@pytest.mark.parametrize("unknown", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_resample_has_the_map_of_the_images_drawn(kind, unknown, seed):
+    scores, targets = table(
+        seed, kind, n=12, unknown=unknown
+    )  # few images: some resample has a class without a positive
+    targets[1:, 0] = 0
+    targets[:, 1] = 0
+    interval = metrics.bootstrap_interval(scores, targets, resamples=1, seed=seed)
+    assert interval.value == metrics.mean_average_precision(scores, targets)
+    assert interval.low == interval.high == pytest.approx(naive_resamples(scores, targets, 1, seed)[0], abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["random", "tied"])
+def test_the_interval_equals_the_naive_loop(kind):
+    scores, targets = table(5, kind, n=30, unknown=True)
+    values = naive_resamples(scores, targets, 150, seed=8)  # more than are taken at a time
+    interval = metrics.bootstrap_interval(scores, targets, resamples=150, seed=8, level=0.9)
+    assert interval[1:] == pytest.approx(np.quantile(values, [0.05, 0.95]), abs=1e-12)
+    assert interval.low < interval.value < interval.high
+
+
+@pytest.mark.parametrize("kind", ["random", "tied"])
+def test_the_paired_bootstrap_equals_the_naive_loop(kind):
+    (a, targets), (b, _) = table(6, kind, n=40, unknown=True), table(16, kind, n=40)
+    differences = naive_resamples(a, targets, 150, seed=2) - naive_resamples(b, targets, 150, seed=2)
+    paired = metrics.paired_bootstrap(a, b, targets, resamples=150, seed=2, level=0.5)
+    map_ = metrics.mean_average_precision
+    assert paired.difference == map_(a, targets) - map_(b, targets)
+    assert paired[1:3] == pytest.approx(np.quantile(differences, [0.25, 0.75]), abs=1e-12)
+    assert (differences > 0).any() and (differences < 0).any()
+    sides = min((1 + (differences <= 0).sum()) / 151, (1 + (differences >= 0).sum()) / 151)
+    assert paired.p_value == pytest.approx(2 * sides)
+
+
+def test_a_resample_without_a_positive_is_left_out():
+    scores, targets = np.array([[0.9], [0.8], [0.1]]), np.array([[0], [1], [0]])
+    values = naive_resamples(scores, targets, 70, seed=0)
+    assert np.isnan(values).any()
+    interval = metrics.bootstrap_interval(scores, targets, resamples=70, level=0.5)
+    assert interval[1:] == pytest.approx(np.nanquantile(values, [0.25, 0.75]), abs=1e-12)
+
+
+def test_a_perfect_model_is_sure_of_100_percent():
+    _, targets = table(0, unknown=True)
+    assert metrics.bootstrap_interval(targets, targets, resamples=70) == (1, 1, 1)
+
+
+def test_a_model_does_not_differ_from_itself():
+    scores, targets = table(0)
+    assert metrics.paired_bootstrap(scores, scores, targets, resamples=70) == (0, 0, 0, 1)
+    assert metrics.paired_bootstrap(scores, np.exp(scores), targets, resamples=70) == (0, 0, 0, 1)
+
+
+def test_a_clear_difference_has_the_smallest_p_value_and_the_sign_of_a_minus_b():
+    scores, targets = table(0)
+    better = metrics.paired_bootstrap(targets, scores, targets, resamples=99)
+    worse = metrics.paired_bootstrap(scores, targets, targets, resamples=99)
+    assert better.p_value == worse.p_value == 2 / 100
+    assert 0 < better.low < better.difference < better.high
+    assert worse[:3] == (-better.difference, -better.high, -better.low)
+
+
+def test_the_order_of_the_classes_and_a_monotone_change_of_the_scores_do_not_count():
+    scores, targets = table(1, "tied")
+    expected = metrics.bootstrap_interval(scores, targets, resamples=70)
+    assert metrics.bootstrap_interval(np.exp(9 * scores), targets, resamples=70) == expected
+    assert metrics.bootstrap_interval(scores[:, ::-1], targets[:, ::-1], resamples=70) == pytest.approx(expected)
+
+
+def test_the_same_seed_gives_the_same_interval_on_any_number_of_cores(monkeypatch):
+    scores, targets = table(2)
+    expected = metrics.bootstrap_interval(scores, targets, resamples=70, seed=1)
+    for cores in (1, 5):
+        monkeypatch.setattr(metrics.os, "cpu_count", lambda cores=cores: cores)
+        assert metrics.bootstrap_interval(scores, targets, resamples=70, seed=1) == expected
+    assert metrics.bootstrap_interval(scores, targets, resamples=70, seed=2) != expected
+
+
+def test_tensors_are_resampled_as_arrays_are():
+    scores, targets = table(0)
+    expected = metrics.bootstrap_interval(scores, targets, resamples=20)
+    assert metrics.bootstrap_interval(torch.tensor(scores), torch.tensor(targets), resamples=20) == expected
+
+
+def test_an_80_percent_interval_holds_the_true_map_about_that_often():
+    def images(seed, n):
+        random = np.random.default_rng(seed)
+        targets = (random.random((n, 3)) < 0.3).astype(int)
+        return random.normal(size=(n, 3)) + 2 * targets, targets
+
+    truth = metrics.mean_average_precision(*images(999, 100_000))
+    found = [metrics.bootstrap_interval(*images(seed, 300), 100, seed, 0.8) for seed in range(60)]
+    assert 0.6 < np.mean([interval.low <= truth <= interval.high for interval in found]) < 0.95
+
+
+def test_a_bar_shows_the_resamples(monkeypatch, tmp_path):
+    monkeypatch.setenv("CPSD_PROGRESS_FILE", str(tmp_path / "progress"))
+    metrics.bootstrap_interval(*table(0), resamples=70)
+    state = json.loads((tmp_path / "progress").read_text())
+    assert (state["desc"], state["n"], state["total"]) == ("bootstrap", 70, 70)
+
+
+def test_what_cannot_be_resampled_is_refused():
+    scores, targets = table(0)
+    for options, word in (({"resamples": 0}, "resamples"), ({"level": 1.0}, "level"), ({"level": 95}, "level")):
+        with pytest.raises(ValueError, match=f"{word} must"):
+            metrics.bootstrap_interval(scores, targets, **options)
+        with pytest.raises(ValueError, match=f"{word} must"):
+            metrics.paired_bootstrap(scores, scores, targets, **options)
+    for empty in (0 * targets, 0 * targets - 1):
+        with pytest.raises(ValueError, match="none of the 9 resamples holds a positive"):
+            metrics.bootstrap_interval(scores, empty, resamples=9)
+    with pytest.raises(ValueError, match=r"\[images, classes\]"):
+        metrics.paired_bootstrap(scores, scores[:, :2], targets)
