@@ -12,8 +12,8 @@ from cpsd_lib.hardware import derive_seed, pick_precision
 from cpsd_lib.label_vectors import read_label_vectors
 from cpsd_lib.models import build_model, preprocessing
 from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
-from cpsd_lib.rows import ROWS, branches_of, shares
-from cpsd_lib.teachers import SoftTargets, StaleTargets, Teachers
+from cpsd_lib.rows import ROWS, branches_of, equal_epochs, shares
+from cpsd_lib.teachers import SoftTargets, StaleTargets, Teachers, TrainModeTeachers
 from cpsd_lib.train import Learner, Validation, fit
 from cpsd_lib.weights import load_learner, load_weights
 
@@ -86,10 +86,11 @@ def _fit(run, learners, batches, training, folder, settings, seed, selection, de
 
 def _teachers_made_of(run, seed, partitions, branches):
     """Return {teacher's name: what it is made of}, branch by branch, part by part."""
-    common, found = _common(run, run.params.teachers, _teacher_model(run), seed), {}
+    found = {}
     for branch in branches:
+        common = _common(run, _teacher_training(run, branch), _teacher_model(run), seed)
         for number, part in enumerate(partitions[branch].parts):
-            name = "whole" if branch == "whole" else f"{branch}-{number}"
+            name = branch if branch in ("whole", "long") else f"{branch}-{number}"
             found[name] = common | {"columns": [int(column) for column in part], "learner": name}
     return found
 
@@ -104,24 +105,46 @@ def _teacher_learners(run, seed, partitions, branches):
     return learners
 
 
+def _equal_epochs(run):
+    student, teachers = run.params.student, run.params.teachers
+    views = min(student.views or student.epochs, student.epochs)
+    return equal_epochs(teachers.epochs, student.epochs, views, len(load_partitions(run)["co"]))
+
+
+def _teacher_training(run, branch):
+    training = run.params.teachers
+    return training.model_copy(update={"epochs": _equal_epochs(run)[1]}) if branch == "long" else training
+
+
+def _branch_folder(run, seed, branch):
+    # The long teacher is trained by itself: its history and checkpoint lie beside no others.
+    return run.teacher_folder(seed) / "long" if branch == "long" else run.teacher_folder(seed)
+
+
 def train_teachers(run, seed):
     """Train (or load) every teacher of one seed side by side and write teachers.json; return {branch: Teachers}."""
-    training, partitions = run.params.teachers, load_partitions(run)
-    rows, selection = training_rows(run, training, seed)
-    branches = branches_of(run.params.student.rows)
-    learners = _teacher_learners(run, seed, partitions, branches)
-    folder = run.teacher_folder(seed)
-    desc = f"seed {seed}: {len(learners)} teachers"
-    batches = _batches(run, training, seed, rows)
-    entries = _fit(run, learners, batches, training, folder, _teacher_model(run), seed, selection, desc)
-    listing, start, found = {}, 0, {}
-    for branch in branches:
-        mine = learners[start : (start := start + len(partitions[branch].parts))]
-        found[branch] = Teachers([learner.model for learner in mine], partitions[branch])
-        # By part, in order: the release found its teachers by file name and mixed them up from the 11th part on.
-        listing[branch] = [{"part": p, **_short(entries[x.name])} for p, x in enumerate(mine)]
-    write_json(folder / "teachers.json", listing)
+    partitions, branches = load_partitions(run), branches_of(run.params.student.rows)
+    listing, found = {}, {}
+    for together in ([branch for branch in branches if branch != "long"], [b for b in branches if b == "long"]):
+        learners = _teacher_learners(run, seed, partitions, together)
+        entries = _fit_teachers(run, seed, learners, together[0]) if learners else {}
+        start = 0
+        for branch in together:
+            mine = learners[start : (start := start + len(partitions[branch].parts))]
+            found[branch] = Teachers([learner.model for learner in mine], partitions[branch])
+            # By part, in order: the release found its teachers by file name and mixed them up from the 11th part on.
+            listing[branch] = [{"part": p, **_short(entries[x.name])} for p, x in enumerate(mine)]
+    write_json(run.teacher_folder(seed) / "teachers.json", listing)
     return found
+
+
+def _fit_teachers(run, seed, learners, branch):
+    training = _teacher_training(run, branch)
+    rows, selection = training_rows(run, training, seed)
+    desc = f"seed {seed}: {len(learners)} teachers" if branch != "long" else f"seed {seed}: one teacher, longer"
+    folder = _branch_folder(run, seed, branch)
+    batches = _batches(run, training, seed, rows)
+    return _fit(run, learners, batches, training, folder, _teacher_model(run), seed, selection, desc)
 
 
 def _short(entry):
@@ -133,9 +156,9 @@ def load_teachers(run, seed, branches=None):
 
     MissingStage when they are not there or are made of other things.
     """
-    folder, partitions = run.teacher_folder(seed), load_partitions(run)
-    found = {}
+    partitions, found = load_partitions(run), {}
     for branch in branches_of(run.params.student.rows) if branches is None else branches:
+        folder = _branch_folder(run, seed, branch)
         learners = _teacher_learners(run, seed, partitions, [branch])
         if not all(load_learner(learner, folder) for learner in learners):
             raise MissingStage(f"{folder} has no {branch} teachers for these parameters; run 03_teachers first")
@@ -157,6 +180,7 @@ def _targets_made_of(run, seed, listing):
         "view": asdict(VIEWS[training.view]),
         "view_seed": seed,
         "precision": str(pick_precision(training.precision, run.device)),
+        "teacher_mode": training.teacher_mode,
     }
 
 
@@ -185,12 +209,13 @@ def _teachers_record(run, seed):
         raise MissingStage(f"no teachers in {path.parent}; run 03_teachers first")
     listing = read_json(path)
     listed = {teacher["file"]: teacher["sha256"] for branch in listing.values() for teacher in branch}
-    wanted = _teachers_made_of(run, seed, load_partitions(run), branches_of(run.params.student.rows))
-    for name, made_of in wanted.items():
-        record = path.with_name(f"{name}.json")
-        entry = read_json(record) if record.exists() else {"made_of": None}
-        if entry["made_of"] != made_of or listed.get(entry["file"]) != entry["sha256"]:
-            raise MissingStage(f"{path.parent} has no teacher {name} for these parameters; run 03_teachers first")
+    partitions = load_partitions(run)
+    for branch in branches_of(run.params.student.rows):
+        for name, made_of in _teachers_made_of(run, seed, partitions, [branch]).items():
+            record = _branch_folder(run, seed, branch) / f"{name}.json"
+            entry = read_json(record) if record.exists() else {"made_of": None}
+            if entry["made_of"] != made_of or listed.get(entry["file"]) != entry["sha256"]:
+                raise MissingStage(f"{path.parent} has no teacher {name} for these parameters; run 03_teachers first")
     return listing
 
 
@@ -202,9 +227,13 @@ def fill_targets(run, seed):
     stores = open_targets(run, seed, record)
     if any(store.missing() for store in stores.values()):
         precision = pick_precision(training.precision, run.device)
+        speaking = load_teachers(run, seed)
+        if training.teacher_mode == "train":
+            torch.manual_seed(derive_seed(seed, "teachers in train mode"))  # their dropout
+            speaking = {b: TrainModeTeachers(merged.experts, merged.partition) for b, merged in speaking.items()}
         teachers.fill(
             stores,
-            load_teachers(run, seed),
+            speaking,
             student_batches(run, seed).view,
             run.device,
             f"seed {seed}: soft targets",
@@ -214,20 +243,22 @@ def fill_targets(run, seed):
     return stores
 
 
-def student_batches(run, seed, soft=None, experts=None):
-    """Return the Batches every student of `seed` trains on.
+def _student_training(run, row):
+    """Return how a row's student is trained: the baseline of CPSD's time as the baseline is, which is a teacher."""
+    if row != "baseline_long":
+        return run.params.student
+    own = run.params.teachers.model_dump() | {"epochs": _equal_epochs(run)[0], "views": None}
+    return run.params.student.model_copy(update=own)
 
-    soft: {branch: SoftTargets} to read beside the targets; experts: {branch: Teachers} asked for label-wise embeddings.
-    """
+
+def student_batches(run, seed, soft=None):
+    """Return the Batches every student of `seed` trains on; soft: {branch: SoftTargets} to read beside the targets."""
     training = run.params.student
-    rows, _ = training_rows(run, training, seed)
-    precision = pick_precision(training.precision, run.device)
-    said = {"soft": soft, "experts": experts, "precision": precision}
-    return _batches(run, training, seed, rows, stored_views=training.views, **said)
+    return _batches(run, training, seed, training_rows(run, training, seed)[0], stored_views=training.views, soft=soft)
 
 
 def _student_made_of(run, seed, row):
-    training = run.params.student
+    training = _student_training(run, row)
     common, weights = _common(run, training, run.params.model, seed), shares(row, training.alpha)
     for name in _no_say(row):
         common["training"].pop(name)
@@ -237,19 +268,15 @@ def _student_made_of(run, seed, row):
 
 def _no_say(row):
     """Return the parameters that a row's student does not read: another alpha is another CPSD student, and nothing else."""
-    names = [] if len(ROWS[row].teachers) > 1 else ["alpha"]
-    if ROWS[row].method == "self":
-        return [*names, "mld", "cd", "id", *([] if ROWS[row].teachers else ["match"])]
-    return [
-        *names,
-        "match",
-        *([] if "mld" in ROWS[row].method else ["mld"]),
-        *([] if ROWS[row].embeds else ["cd", "id"]),
-    ]
+    taught = ROWS[row]
+    read = {"alpha": len(taught.teachers) > 1, "match": taught.method == "self" and bool(taught.teachers)}
+    read |= {"mld": "mld" in taught.method, "cd": taught.embeds, "id": taught.embeds}
+    read["teacher_mode"] = False  # a property of the targets, and named with them
+    return [name for name, does in read.items() if not does]
 
 
-def _objective(run, row):
-    training, taught = run.params.student, ROWS[row]
+def _objective(run, training, row):
+    taught = ROWS[row]
     weights = shares(row, training.alpha)
     labels = {"gamma_neg": training.gamma_neg, "gamma_pos": training.gamma_pos, "clip": training.clip}
     if not weights:
@@ -262,18 +289,19 @@ def _objective(run, row):
 
 def train_student(run, seed, row, stores):
     """Train (or load) the student of one row of the table; return (model, what is written beside its weights)."""
-    training = run.params.student
-    selection = training_rows(run, training, seed)[1]
+    training = _student_training(run, row)
+    rows, selection = training_rows(run, training, seed)
     used = {branch: stores[branch] for branch in ROWS[row].teachers}
     experts = load_teachers(run, seed, ROWS[row].teachers) if ROWS[row].embeds else {}
     for merged in experts.values():
         merged.to(run.device, memory_format=torch.channels_last)
-    batches = student_batches(run, seed, used, experts)
+    said = {"soft": used, "experts": experts, "precision": pick_precision(training.precision, run.device)}
+    batches = _batches(run, training, seed, rows, stored_views=training.views, **said)
     made_of = _student_made_of(run, seed, row)
     # Every row starts from the same weights and sees the same views in the same order: rows differ by their loss alone.
     classes = list(range(len(run.dataset.table.names)))
     model = _model(run, run.params.model, classes, seed, "whole")
-    learner = Learner("student", model, _objective(run, row), classes, made_of)
+    learner = Learner("student", model, _objective(run, training, row), classes, made_of)
     folder, desc = run.student_folder(seed, row), f"seed {seed}: student {row}"
     entries = _fit(run, [learner], batches, training, folder, run.params.model, seed, selection, desc)
     return learner.model, entries["student"]

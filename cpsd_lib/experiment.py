@@ -160,10 +160,12 @@ def _partition_made_of(run):
 
 
 def load_partitions(run):
-    """Return {"whole", "co", "dis": Partition}; MissingStage when 02_partition has not run with these parameters."""
+    """Return {branch: Partition} of rows.BRANCHES; MissingStage when 02_partition has not run with these parameters."""
     made_of = run.folder / "partition" / "made_of.json"
     if not made_of.exists() or read_json(made_of) != _partition_made_of(run):
         raise MissingStage(f"{run.folder / 'partition'} has no partition for these parameters; run 02_partition first")
     num_classes = len(run.dataset.table.names)
     loaded = {b: Partition.load(run.folder / "partition" / f"{b}.json", num_classes) for b in ("co", "dis")}
-    return {"whole": Partition([list(range(num_classes))], num_classes)} | loaded
+    whole = Partition([list(range(num_classes))], num_classes)
+    random = partition.random_partition(num_classes, len(loaded["co"]), run.params.partition.seed)
+    return {"whole": whole, "long": whole, "random": random} | loaded

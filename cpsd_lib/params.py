@@ -217,6 +217,7 @@ class StudentParams(TrainParams):
     mld: float = Field(10, ge=0)  # weights of L2D's losses in the rows that have them
     cd: float = Field(100, ge=0)
     id: float = Field(1000, ge=0)
+    teacher_mode: Literal["eval", "train"] = "eval"  # train: the release's fault, batch norm on the batch's statistics
     views: int | None = Field(None, ge=1)  # stored views, reused round robin; None: one an epoch
 
 

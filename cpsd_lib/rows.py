@@ -7,6 +7,8 @@ from dataclasses import dataclass
 class Row:
     """One row; its student learns from the labels and from the merged teachers of each branch in `teachers`.
 
+    Branches: whole (one teacher over all classes), co and dis (CGP, DGP), random (as many parts, of random classes), long
+    (whole, trained as long as all teachers of co and dis together).
     method: "self" is CPSD's match on logits (METHOD 1.5); "mld", "led" and "mld+led" are L2D's losses (METHOD 2).
     """
 
@@ -27,7 +29,11 @@ ROWS = {
     "sd": Row("+ SD", ("whole",)),
     "cgpd": Row("+ CGPD", ("co",)),
     "dgpd": Row("+ DGPD", ("dis",)),
+    "rand": Row("+ random parts", ("random",)),
     "cpsd": Row("+ CPSD", ("co", "dis")),
+    # What CPSD's time buys without it (METHOD 5); `equal_epochs` says how long.
+    "baseline_long": Row("baseline, CPSD's time"),
+    "sd_long": Row("+ SD, CPSD's time", ("long",)),
     # L2D and its parts.
     "mld": Row("+ MLD", ("whole",), "mld"),
     "led": Row("+ LED", ("whole",), "led"),
@@ -37,6 +43,7 @@ ROWS = {
     "cpsd_mld_led": Row("+ CPSD by MLD + LED", ("co", "dis"), "mld+led"),
 }
 TITLES = {name: row.title for name, row in ROWS.items()} | {"released": "released checkpoint"}
+BRANCHES = ("whole", "co", "dis", "random", "long")
 COMPONENTS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")  # CPSD's own table
 
 
@@ -46,12 +53,21 @@ def baseline_of(rows):
 
 
 def branches_of(rows):
-    """Return the branches whose teachers some rows need, in the order whole, co, dis."""
+    """Return the branches whose teachers some rows need, in the order of BRANCHES."""
     needed = {branch for row in rows for branch in ROWS[row].teachers}
-    return [branch for branch in ("whole", "co", "dis") if branch in needed]
+    return [branch for branch in BRANCHES if branch in needed]
 
 
 def shares(row, alpha):
     """Return {branch: share} of a row's teachers in its match, adding up to 1; alpha is the co branch's beside dis."""
     teachers = ROWS[row].teachers
     return {"co": alpha, "dis": 1.0 - alpha} if len(teachers) > 1 else dict.fromkeys(teachers, 1.0)
+
+
+def equal_epochs(teacher_epochs, student_epochs, views, k):
+    """Return (epochs of a baseline, epochs of one teacher) that take the time of CPSD and of its 2k teachers.
+
+    In forward passes an image: a training step is 3, a soft target 1. views: stored views a teacher speaks about.
+    """
+    teachers = 2 * k * teacher_epochs
+    return round(teachers + 2 * k * views / 3 + student_epochs), teachers

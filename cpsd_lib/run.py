@@ -33,7 +33,7 @@ STAGES = {
     "02_partition": (["data", "partition"], ["partition/*.json", "figures/02_*.png"]),
     "03_teachers": (
         ["data", "partition", "model", "teacher_model", "teachers", "student.rows", "seed", "seeds", "protocol"],
-        ["seed*/teachers/*.json", "seed*/teachers/*.safetensors", "figures/03_*.png"],
+        ["seed*/teachers/**/*.json", "seed*/teachers/**/*.safetensors", "figures/03_*.png"],
     ),
     "04_student": (
         ["data", "partition", "model", "teacher_model", "teachers", "student", "seed", "seeds", "protocol"],

@@ -45,6 +45,18 @@ class Teachers(nn.Module):
         return self.partition.merge([expert(images).logits.float() for expert in self.experts])
 
 
+class TrainModeTeachers(Teachers):
+    """The same experts in train mode, as the release distilled them: for the ablation that shows what this fault costs."""
+
+    def train(self, mode=True):
+        """Stay in train mode: dropout drops, batch norm uses and moves its statistics."""
+        return nn.Module.train(self, True)
+
+    def eval(self):
+        """Stay in train mode."""
+        return self.train()
+
+
 class StaleTargets(ValueError):
     """A soft-target store was made by other teachers, views, classes or images than the ones asked for."""
 

@@ -1,7 +1,9 @@
 """What the stages do with a run's parameters, without notebooks: one very small run, shared by most tests (about 15 s)."""
 
 import numpy as np
+import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 
 from cpsd_lib import distill
@@ -25,7 +27,7 @@ from cpsd_lib.experiment import (
 from cpsd_lib.files import read_json, sha256
 from cpsd_lib.param_files import ParameterError
 from cpsd_lib.params import load_params
-from cpsd_lib.rows import branches_of
+from cpsd_lib.rows import equal_epochs
 
 SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 32, "partition.k": 2}
 DISTILLED = ("sd", "cgpd", "dgpd", "cpsd")
@@ -225,12 +227,6 @@ def test_rows_added_later_train_only_the_teachers_they_need_and_get_the_weights_
         assert sha256(outputs / "rows" / name) == sha256(outputs / "base" / name), name
 
 
-def test_rows_need_the_branches_of_their_teachers():
-    assert branches_of(["baseline"]) == branches_of(["sd", "baseline"]) == ["whole"]
-    assert branches_of(["cgpd"]) == ["co"] and branches_of(["dgpd", "baseline"]) == ["whole", "dis"]
-    assert branches_of(["cpsd"]) == ["co", "dis"] and branches_of(["cpsd", "sd"]) == ["whole", "co", "dis"]
-
-
 def test_every_row_starts_from_the_same_weights_and_sees_the_same_views(outputs, monkeypatch):
     run, started, views = small(), {}, {}
     stores = fill_targets(run, 0)
@@ -320,3 +316,80 @@ def test_describe_data_counts_every_split(outputs):
     table = run.dataset.table
     assert found["class_names"] == table.names and sum(found["images"].values()) == 100
     assert found["positives"]["train"] == (table.targets[table.rows("train")] == 1).sum(0).tolist()
+
+
+# ---- other rows ------------------------------------------------------------------------------------------------------
+
+
+def state(path):
+    return safetensors.torch.load_file(path)
+
+
+def test_a_student_alone_is_the_baseline_where_both_are_the_same_model(outputs):
+    run = small(name="alone", student__rows=["baseline", "alone"])
+    everything(run)
+    alone, baseline = (run.student_folder(0, "alone") / "student", run.teacher_folder(0) / "whole")
+    one, other = (state(path.with_suffix(".safetensors")) for path in (alone, baseline))
+    assert all(torch.equal(one[name], other[name]) for name in one | other)
+    assert not (run.folder / "seed0" / "soft_targets").exists()  # nobody was asked
+
+
+def test_the_rows_of_equal_time_train_one_model_as_long_as_the_whole_method_takes(outputs):
+    rows = ["baseline", "cpsd", "baseline_long", "sd_long", "rand"]
+    run = small(name="long", student__rows=rows, partition__k=2, train__epochs=2, student__views=1, data__images=100)
+    everything(run)
+    epochs, teacher_epochs = equal_epochs(2, 2, 1, 2)
+    assert (epochs, teacher_epochs) == (11, 8)  # 2 x 2 teachers of 2 epochs, 4/3 of targets, a student of 2
+    assert pd.read_csv(run.teacher_folder(0) / "long" / "history.csv")["epoch"].max() == 8
+    assert pd.read_csv(run.student_folder(0, "baseline_long") / "history.csv")["epoch"].max() == 11
+    assert pd.read_csv(run.teacher_folder(0) / "history.csv")["epoch"].max() == 2
+    assert [len(load_teachers(run, 0)[branch].experts) for branch in ("random", "long", "co")] == [2, 1, 2]
+    for row in rows:
+        load_student(run, 0, row)
+    listing = read_json(run.teacher_folder(0) / "teachers.json")
+    assert [len(teacher["columns"]) for teacher in listing["random"]] == [10, 10]
+
+
+def test_every_row_of_l2d_trains_and_its_teacher_may_be_another_model(outputs):
+    head = {"head": "ml_decoder", "head_width": 16}
+    student, teacher = {"name": "test_resnet"} | head, {"name": "test_vit"} | head | {"head_width": 24}
+    rows = ["alone", "mld", "led", "mld_led", "cpsd_mld_led"]
+    run = small(name="l2d", model=student, teacher_model=teacher, student__rows=rows, data__size=160, data__images=100)
+    everything(run)
+    for row in rows:
+        history = pd.read_csv(run.student_folder(0, row) / "history.csv")
+        named = {name for name in history if name.startswith(("mld", "cd", "id"))}
+        assert (
+            named
+            == {
+                **{"alone": set(), "mld": {"mld_whole"}, "led": {"cd_whole", "id_whole"}},
+                **{"mld_led": {"mld_whole", "cd_whole", "id_whole"}},
+                "cpsd_mld_led": {f"{loss}_{branch}" for loss in ("mld", "cd", "id") for branch in ("co", "dis")},
+            }[row]
+        )
+        assert (history[sorted(named)] > 0).all(axis=None)
+    assert load_teachers(run, 0, ["whole"])["whole"].experts[0].head.project.out_features == 24
+    assert load_student(run, 0, "mld_led")[0].head.project.out_features == 16
+
+
+def test_teachers_in_train_mode_say_something_else_and_are_told_apart(outputs):
+    run = small(name="mode", student__rows=["sd"])
+    everything(run)
+    there, train_mode = (
+        load_student(run, 0, "sd"),
+        small(name="mode", student__rows=["sd"], student__teacher_mode="train"),
+    )
+    with pytest.raises(MissingStage):
+        load_student(train_mode, 0, "sd")
+    everything(train_mode)
+    said = load_student(train_mode, 0, "sd")
+    assert said[1]["sha256"] != there[1]["sha256"]
+    before = read_json(train_mode.teacher_folder(0) / "whole.json")["sha256"]
+    assert sha256(train_mode.teacher_folder(0) / "whole.safetensors") == before  # their weights stay what they were
+
+
+def test_a_teacher_may_leave_its_schedule_before_the_end(outputs):
+    run = small(name="stops", student__rows=["baseline"], train__epochs=3, teachers__stop_after=1)
+    everything(run)
+    history = pd.read_csv(run.teacher_folder(0) / "history.csv")
+    assert history["epoch"].tolist() == [1] and history["lr"].iloc[-1] > 1e-4  # OneCycle has not come down yet
