@@ -13,6 +13,7 @@ from cpsd_lib.hardware import derive_seed, keep_freed_memory, pick_device
 from cpsd_lib.param_files import ParameterError, outputs_root
 from cpsd_lib.params import load_params
 from cpsd_lib.partition import Partition
+from cpsd_lib.partition_study import without_loops
 
 
 class MissingStage(RuntimeError):
@@ -120,7 +121,9 @@ def training_rows(run, training, seed):
 def label_graph(run, branch, exponent=None):
     """Return the affinity [C, C] of a branch ("co", "dis") from the labels of the train split."""
     counts, occurrence = graph.cooccurrence(run.dataset.table.targets[run.dataset.table.rows("train")])
-    return graph.affinity(counts, occurrence, branch, run.params.partition.exponent if exponent is None else exponent)
+    settings = run.params.partition
+    affinity = graph.affinity(counts, occurrence, branch, settings.exponent if exponent is None else exponent)
+    return affinity if settings.self_loops else without_loops(affinity)
 
 
 def cut_labels(run):
@@ -143,6 +146,10 @@ def cut_labels(run):
     return found
 
 
+# The parameters that determine a cut; all others only say what it is compared with.
+_CUT = {"k", "exponent", "self_loops", "seed", "refine_co", "refine_dis"}
+
+
 def released_partitions(run):
     """Return {branch: Partition} of the files the parameters name, ours or the paper's form; {} when they name none."""
     settings, num_classes = run.params.partition, len(run.dataset.table.names)
@@ -154,8 +161,8 @@ def _partition_made_of(run):
     settings = run.params.partition
     if settings.use_released:
         made_of = {"co": sha256(settings.released_co), "dis": sha256(settings.released_dis)}
-    else:  # what the cut is only compared with is no part of it
-        made_of = settings.model_dump(mode="json", include={"k", "exponent", "seed", "refine_co", "refine_dis"})
+    else:
+        made_of = settings.model_dump(mode="json", include=_CUT)
     return {"data": run.dataset.key, "partition": made_of}
 
 

@@ -126,6 +126,9 @@ class PartitionParams(Section):
 
     k: int = Field(4, ge=1, le=1000)
     exponent: float = Field(0.5, gt=0, le=4)
+    self_loops: bool = (
+        True  # the paper's P- has 1 on its diagonal, which makes parts of one class cheap; False: 0 there
+    )
     seed: int = Field(0, ge=0, le=2**31)
     refine_co: bool = False
     refine_dis: bool = True  # the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)

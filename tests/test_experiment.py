@@ -1,5 +1,7 @@
 """What the stages do with a run's parameters, without notebooks: one very small run, shared by most tests (about 15 s)."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +21,7 @@ from cpsd_lib.experiment import (
     MissingStage,
     cut_labels,
     describe_data,
+    label_graph,
     load_partitions,
     open_run,
     show_params,
@@ -393,3 +396,25 @@ def test_a_teacher_may_leave_its_schedule_before_the_end(outputs):
     everything(run)
     history = pd.read_csv(run.teacher_folder(0) / "history.csv")
     assert history["epoch"].tolist() == [1] and history["lr"].iloc[-1] > 1e-4  # OneCycle has not come down yet
+
+
+def test_a_released_partition_can_take_the_place_of_the_cut(outputs, tmp_path):
+    for name, parts in (("co", [range(10), range(10, 20)]), ("dis", [range(0, 20, 2), range(1, 20, 2)])):
+        released = [{str(c): place for place, c in enumerate(part)} for part in parts]
+        (tmp_path / f"{name}.json").write_text(json.dumps(released))
+    files = {f"partition__released_{name}": str(tmp_path / f"{name}.json") for name in ("co", "dis")}
+    compared, used = small(name="compared", **files), small(name="used", partition__use_released=True, **files)
+    assert cut_labels(compared) == cut_labels(small(name="plain"))  # to compare is not to use
+    found = cut_labels(used)
+    assert found["co"].parts == [list(range(10)), list(range(10, 20))] == load_partitions(used)["co"].parts
+    assert found["dis"].parts[0] == list(range(0, 20, 2))
+    (tmp_path / "dis.json").write_text((tmp_path / "co.json").read_text())
+    with pytest.raises(MissingStage):  # the file holds something else now
+        load_partitions(used)
+
+
+def test_self_loops_are_the_diagonal_of_the_label_graph(outputs):
+    there, gone = small(), small(partition__self_loops=False)
+    assert (np.diag(label_graph(there, "dis")) == 1).all() and (np.diag(label_graph(gone, "dis")) == 0).all()
+    off = ~np.eye(20, dtype=bool)
+    assert np.array_equal(label_graph(there, "dis")[off], label_graph(gone, "dis")[off])
