@@ -7,7 +7,7 @@ from scipy.special import expit
 from cpsd_lib import metrics
 from cpsd_lib.batches import predict
 from cpsd_lib.distill import load_student, load_teachers
-from cpsd_lib.experiment import MissingStage
+from cpsd_lib.experiment import MissingStage, training_rows
 from cpsd_lib.files import atomic, read_json, write_json
 from cpsd_lib.hardware import pick_precision
 from cpsd_lib.label_vectors import read_label_vectors
@@ -30,15 +30,15 @@ def evaluate(run):
     released = run.params.evaluation.released is not None
     for seed in run.params.seed_list()[: 1 if released else None]:
         for name, forward, seconds in _released(run) if released else _models(run, seed):
+            if not released and run.params.protocol == "honest":
+                held_out = training_rows(run, run.params.student, seed)[1]
+                if held_out is not None:  # to tune thresholds on, never scored
+                    _save(score_path(run, seed, name, "held_out"), _logits(run, forward, held_out))
             for split in SPLITS:
                 rows = run.dataset.table.rows(split)
                 if len(rows):
                     logits = _logits(run, forward, rows)
-                    with (
-                        atomic(folder / "scores" / f"seed{seed}-{name}-{split}.npy") as temporary,
-                        open(temporary, "wb") as file,
-                    ):
-                        np.save(file, logits)
+                    _save(score_path(run, seed, name, split), logits)
                     record, ap = score(logits, run.dataset.table.targets[rows], run.params.evaluation.threshold)
                     about = {"row": name, "seed": seed, "split": split}
                     records.append(about | record | {"seconds": seconds, "protocol": run.params.protocol})
@@ -47,6 +47,16 @@ def evaluate(run):
     with atomic(folder / "per_class.csv") as temporary:
         pd.concat(per_class).to_csv(temporary, index=False)
     return records
+
+
+def score_path(run, seed, row, split):
+    """Return where the logits [n, C] of a row on a split are kept; "held_out": the images that no weight was fitted to."""
+    return run.folder / "evaluation" / "scores" / f"seed{seed}-{row}-{split}.npy"
+
+
+def _save(path, logits):
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, logits)
 
 
 def _released(run):

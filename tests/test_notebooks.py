@@ -119,6 +119,20 @@ def test_notebooks_run_by_hand_leave_the_files_that_the_runner_expects_of_them(e
             assert list(executed[1].glob(pattern)), pattern
 
 
+@pytest.mark.parametrize("head", ["label_transformer", "query2label"])
+def test_a_model_with_tokens_goes_through_the_notebooks(tmp_path, head):
+    """About 25 s each on two free cores."""
+    words = ["tiny", "data.images=100", "train.epochs=1", "student.rows=[baseline, cgpd]", "partition.k=2"]
+    words += [f"model.head={head}", "model.head_width=32", "partition.study_k=[]"]
+    words += ["model.label_vectors=learned"] if head == "label_transformer" else []
+    command = [sys.executable, "-m", "cpsd_lib", "run", *words]
+    done = subprocess.run(command, cwd=REPO, env=environment(tmp_path), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "\n+ CGPD " in done.stdout
+    record = json.loads((tmp_path / "tiny" / "seed0" / "students" / "cgpd" / "student.json").read_text())
+    assert record["architecture"]["head"] == head
+
+
 # ---- real photos -----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,329 @@
+"""What a run will cost, before anyone pays: weights, FLOP and GPU memory, from shapes alone; nothing is decoded or trained."""
+
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cpsd_lib.data import coco2014, nuswide, voc2007
+from cpsd_lib.data.dataset import READERS
+from cpsd_lib.data.scenes import Scenes
+from cpsd_lib.models import build_model
+from cpsd_lib.param_files import ParameterError, repo_root
+from cpsd_lib.partition import Partition
+from cpsd_lib.rows import ROWS, branches_of, equal_epochs
+
+PUBLISHED = {  # images by split, classes
+    "coco2014": (coco2014.LABELLED, len(coco2014.CLASSES)),
+    "nuswide": (nuswide.LABELLED, nuswide.CONCEPTS),
+    "voc2007": (voc2007.LISTED, len(voc2007.CLASSES)),
+}
+UNITS = (("EFLOP", 1), ("PFLOP", 1e3), ("TFLOP", 1e6), ("GFLOP", 1e9))  # name, how many in 1e18 FLOP
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs: compute in EFLOP (1e18 FLOP, a multiply-add is 2) over all seeds, memory in GiB (2**30 bytes)."""
+
+    model: str
+    num_classes: int
+    size: int  # pixels, both sides
+    parameters: int  # of the student, which is over all classes
+    forward_gflop: float  # 1e9 FLOP an image, of the student
+    teacher_parameters: int  # of a teacher over all classes
+    teacher_forward_gflop: float
+    seeds: int
+    teachers: int  # models a seed, trained side by side (but for the one that takes CPSD's time)
+    students: int  # models a seed, trained one after the other
+    teacher_batch: int  # images
+    student_batch: int  # images
+    teacher_gib: float  # GPU memory while the teachers train; 0 when there is none
+    student_gib: float  # GPU memory while a student trains; 0 when there is none
+    teacher_eflop: float
+    target_eflop: float  # what the teachers tell the students: logits once and stored, embeddings anew in every batch
+    student_eflop: float
+    validation_eflop: float  # choosing the epoch
+    evaluation_eflop: float  # scoring on the test splits
+    trained_images: int  # forward and backward passes of one image through one model
+
+    @property
+    def stages(self):
+        """The run's parts, {name: EFLOP}."""
+        return {
+            "teachers": self.teacher_eflop,
+            "soft targets": self.target_eflop,
+            "students": self.student_eflop,
+            "validation": self.validation_eflop,
+            "evaluation": self.evaluation_eflop,
+        }
+
+    @property
+    def eflop(self):
+        """Compute of the whole run, EFLOP."""
+        return sum(self.stages.values())
+
+    @property
+    def gpu_gib(self):
+        """GPU memory of the larger training, GiB."""
+        return max(self.teacher_gib, self.student_gib)
+
+    def hours(self, tflops):
+        """Return the hours of the whole run at `tflops` sustained, 1e12 FLOP a second."""
+        return self.eflop * 1e6 / tflops / 3600
+
+
+# ---- compute -------------------------------------------------------------------------------------------------------
+
+
+def estimate(params, num_classes, train_images, test_images):
+    """Return the Cost of Params `params` on `train_images` and `test_images` (all test splits) of `num_classes` classes.
+
+    A training step counts as 3 forwards, frozen layers or not; a teacher as a model over all classes, though its head is
+    smaller. `select: val` holds out val_share of the training images, as if the data had no val split of its own.
+    Memory: weights, moving average and optimizer of all models that train side by side, gradients and activations of
+    one, since they take a batch in turn. It is an estimate, without the
+    allocator's and cuDNN's workspace, without torch.compile, and with the attention matrices that a fused kernel does
+    not keep; precision auto is bfloat16, as on a GPU.
+    Raises ValueError for a model that cannot be built or too few images, ParameterError for more parts than classes.
+    """
+    released = params.evaluation.released is not None
+    # As run.stages_of has it: a released checkpoint is scored and no more, labels without images are only looked at.
+    rows = [] if released or params.data.kind == "labels" else params.student.rows
+    if rows and train_images < 2:
+        raise ValueError(f"a training needs at least 2 images, not {train_images}")
+    teaching, learning = _trainings(params, rows, num_classes, train_images, test_images)
+    usual = _Training(params, params.student, train_images, test_images)
+    student = _Model(params.model, num_classes, params.data.size)
+    teacher = _Model(params.teacher_model, num_classes, params.data.size) if params.teacher_model else student
+    seeds = 1 if released else params.seeds
+
+    def eflop(by_teachers, by_students):  # images that teachers and students look at, a seed
+        return seeds * (by_teachers * teacher.flop + by_students * student.flop) / 1e18
+
+    def passes(trainings):
+        return sum(training.passes for training in trainings)
+
+    def looks(trainings):
+        return sum(training.looks for training in trainings)
+
+    taught = [training for branch in teaching.values() for training in branch]  # one for each teacher
+    asked = {row: sum(len(teaching[b]) for b in ROWS[row].teachers) for row in learning if ROWS[row].embeds}
+    stored = sum(len(teaching[branch]) for branch in branches_of(learning)) * _views(params) * usual.images
+    # Without a model of its own the teacher of `whole` is the baseline, a row of the table already.
+    merged = sum(len(found) for branch, found in teaching.items() if branch != "whole" or params.teacher_model)
+    return Cost(
+        model=params.model.name,
+        num_classes=num_classes,
+        size=params.data.size,
+        parameters=student.parameters,
+        forward_gflop=student.flop / 1e9,
+        teacher_parameters=teacher.parameters,
+        teacher_forward_gflop=teacher.flop / 1e9,
+        seeds=seeds,
+        teachers=len(taught),
+        students=len(learning),
+        teacher_batch=_Training(params, params.teachers, train_images, test_images).batch,
+        student_batch=usual.batch,
+        teacher_gib=_teacher_bytes(teaching, teacher) / 2**30,
+        student_gib=_student_bytes(learning, student, max(asked.values(), default=0) * teacher.weights) / 2**30,
+        teacher_eflop=eflop(3 * passes(taught), 0),
+        target_eflop=eflop(stored + sum(asked[row] * learning[row].passes for row in asked), 0),
+        student_eflop=eflop(0, 3 * passes(learning.values())),
+        validation_eflop=eflop(looks(taught), looks(learning.values())),
+        evaluation_eflop=eflop(merged * test_images, (1 if released else len(rows)) * test_images),
+        trained_images=seeds * (passes(taught) + passes(learning.values())),
+    )
+
+
+def _trainings(params, rows, num_classes, train_images, test_images):
+    """Return ({branch: the _Training of each of its teachers}, {row: its student's _Training}) of one seed."""
+    if not rows:
+        return {}, {}
+    parts = _parts(params.partition, num_classes)
+    alone, long = equal_epochs(params.teachers.epochs, params.student.epochs, _views(params), parts["co"])
+
+    def training(recipe, **change):
+        return _Training(params, recipe.model_copy(update=change), train_images, test_images)
+
+    # The rows that may take CPSD's time: distill's _teacher_training and _student_training.
+    teacher, longer = training(params.teachers), training(params.teachers, epochs=long)
+    student, longest = training(params.student), training(params.teachers, epochs=alone)
+    teaching = {b: [longer if b == "long" else teacher] * parts[b] for b in branches_of(rows)}
+    return teaching, {row: longest if row == "baseline_long" else student for row in rows if row != "baseline"}
+
+
+def _views(params):
+    """Return how many views of an image the teachers speak about."""
+    return min(params.student.views or params.student.epochs, params.student.epochs)
+
+
+def _teacher_bytes(teaching, model):
+    """Return the GPU memory, in bytes, of stage 03: all teachers side by side, then the long one by itself."""
+    together = [training for branch, found in teaching.items() if branch != "long" for training in found]
+    long = teaching.get("long", [])
+    peak = together[0].bytes(model, len(together)) if together else 0
+    if long:
+        peak = max(peak, long[0].bytes(model, 1) + len(together) * model.weights)
+    return peak
+
+
+def _student_bytes(learning, model, beside):
+    """Return the GPU memory, in bytes, of stage 04: one student and `beside`, the teachers asked for embeddings."""
+    if not learning:
+        return 0
+    return beside + max(training.bytes(model, 1) for training in set(learning.values()))
+
+
+class _Training:
+    """A training of one model, in images: those it trains on, its passes over them, and those it looks at to choose the epoch."""
+
+    def __init__(self, params, training, train_images, test_images):
+        paper = params.protocol == "paper"
+        self.half, self.selects = training.precision != "float32", paper or training.select == "val"
+        held_out = max(1, int(training.val_share * train_images)) if self.selects and not paper else 0
+        epochs = min(training.epochs, training.stop_after or training.epochs)
+        self.images = train_images - held_out
+        self.batch = max(1, min(training.batch_size, self.images))
+        # An epoch ends with its last whole batch.
+        self.passes = self.images // self.batch * self.batch * epochs
+        # The release also chose between raw and EMA weights, on test.
+        looked_at = 2 * test_images if paper else held_out
+        self.looks = looked_at * math.ceil(epochs / training.validate_every)
+
+    def bytes(self, model, count):
+        """Return the GPU memory, in bytes, of `count` copies of a _Model that train side by side."""
+        trained = [p for p in model.made.parameters() if p.requires_grad]
+        gradients = sum(p.nbytes for p in trained)
+        # Weights, moving average, and the best so far where one is chosen; both moments of Adam.
+        kept = (3 if self.selects else 2) * model.weights + 2 * gradients
+        # Autocast keeps a half copy of what it multiplies with until the backward pass is through.
+        copies = sum(2 * p.numel() for p in trained if p.ndim > 1) if self.half else 0
+        images = torch.empty(self.batch, 3, model.size, model.size, device="meta")
+        return count * kept + gradients + copies + _activation_bytes(model.made, images, self.half)
+
+
+class _Model:
+    """A model of ModelParams on the meta device, which has shapes and not a byte of weights, and its FLOP an image."""
+
+    def __init__(self, settings, num_classes, size):
+        self.size, vectors = size, settings.label_vectors
+        if vectors not in (None, "learned"):
+            vectors = torch.zeros(num_classes, 300)  # a stand-in of GloVe's width: the file may not be here
+        options = {"head": settings.head, "head_width": settings.head_width, "label_vectors": vectors}
+        with torch.device("meta"):
+            self.made = build_model(settings.name, num_classes, **options, **settings.options)
+        self.parameters = sum(p.numel() for p in self.made.parameters())
+        self.weights = sum(tensor.nbytes for tensor in self.made.state_dict().values())  # bytes, with buffers
+        # In eval mode: batch norm cannot train on one image whose last map is one pixel.
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.made.eval()(torch.empty(1, 3, size, size, device="meta"))
+        self.flop = counter.get_total_flops()
+
+
+def _activation_bytes(model, images, half):
+    """Return the bytes that autograd keeps of a training forward, weights and buffers left out; half: floats of 2 bytes."""
+    own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    found = {}
+
+    def keep(tensor):
+        # Kept in the dictionary, or the next storage could get the same address.
+        found[_storage(tensor)] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.train()(images)
+    return sum(
+        tensor.untyped_storage().nbytes() // (2 if half and tensor.is_floating_point() else 1)
+        for storage, tensor in found.items()
+        if storage not in own
+    )
+
+
+def _storage(tensor):
+    return tensor.untyped_storage()._cdata  # data_ptr() is 0 for all on the meta device
+
+
+def _parts(settings, num_classes):
+    """Return {branch: number of teachers}."""
+    if settings.use_released:
+        files = {"co": settings.released_co, "dis": settings.released_dis}
+        parts = {b: len(Partition.load(_on_disk(file), num_classes)) for b, file in files.items()}
+    elif settings.k > num_classes:
+        raise ParameterError(f"partition.k is {settings.k}, but the data set has only {num_classes} classes")
+    else:
+        parts = {"co": settings.k, "dis": settings.k}
+    return {"whole": 1, "long": 1, "random": parts["co"]} | parts
+
+
+# ---- images --------------------------------------------------------------------------------------------------------
+
+
+def images_of(data):
+    """Return (training images, test images of all test splits, classes, where the numbers come from) of DataParams `data`.
+
+    The published data sets need not be there; the label table of `csv` and `labels` must be (ValueError when there is no
+    such folder, else what the reader raises). No image is decoded, so one that is missing or broken still counts.
+    """
+    if data.kind in PUBLISHED:
+        counts, classes = PUBLISHED[data.kind]
+        source = "the published data set's labelled images"
+    else:
+        if data.kind == "scenes":
+            table, source = Scenes(data.images, data.size, data.seed, data.groups).table, "scenes are drawn"
+        else:
+            root = _on_disk(data.root)
+            if not os.path.isdir(root):
+                raise ValueError(
+                    f"data.root: there is no folder {root}, whose labels say how many images {data.kind} has"
+                )
+            table = READERS[data.kind](data.model_copy(update={"root": root})).table
+            source = f"counted in {root}"
+        counts, classes = {split: int((table.split == split).sum()) for split in set(table.split)}, len(table.names)
+    total = sum(counts.values())
+    if data.kind != "scenes" and data.limit is not None and data.limit < total:
+        counts = {split: max(1, round(data.limit * count / total)) for split, count in counts.items()}
+        source += f", data.limit {data.limit:,}"
+    return counts.get("train", 0), counts.get("test", 0) + counts.get("test_shifted", 0), classes, source
+
+
+def _on_disk(path):
+    # load_params(paths=False) leaves paths as they are written; one that is resolved already stays the same.
+    return str(repo_root() / os.path.expanduser(os.path.expandvars(path)))
+
+
+# ---- card ----------------------------------------------------------------------------------------------------------
+
+
+def card(cost):
+    """Return the cost as a dozen aligned lines for a terminal, with units."""
+    memory = [f"{_memory(cost.teacher_gib)} for the teachers (batch {cost.teacher_batch})"] if cost.teachers else []
+    memory += [f"{_memory(cost.student_gib)} for a student (batch {cost.student_batch})"] if cost.students else []
+    seeds = f", {cost.seeds} seeds" if cost.seeds > 1 else ""
+    remarks = {
+        "teachers": f"{cost.teachers} models{seeds}",
+        "students": f"{cost.students} models{seeds}",
+        "total": f"{cost.trained_images:,} times a model trains on an image",
+    }
+    weights, forward = f"{cost.parameters:,}", f"{cost.forward_gflop:,.4g} GFLOP an image"
+    if cost.teachers and cost.teacher_parameters != cost.parameters:
+        weights += f", a teacher's {cost.teacher_parameters:,}"
+        forward += f", a teacher's {cost.teacher_forward_gflop:,.4g}"
+    lines = {
+        "model": f"{cost.model}, {cost.num_classes} classes, {cost.size} px",
+        "parameters": weights,
+        "forward": f"{forward} (a multiply-add is 2 FLOP)",
+        "GPU memory": f"about {', '.join(memory)}" if memory else "nothing is trained",
+    }
+    unit, scale = next((found for found in UNITS if cost.eflop * found[1] >= 1), UNITS[-1])
+    for name, eflop in {**cost.stages, "total": cost.eflop}.items():
+        lines[name] = f"{eflop * scale:>9,.3f} {unit}  {remarks.get(name, '')}".rstrip()
+    hours = cost.hours(100)
+    time = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 3600:,.4g} seconds"
+    last = f"At 100 TFLOP/s sustained that is {time}: arithmetic, not a measurement."
+    return "\n".join([*(f"{name:<14}{text}" for name, text in lines.items()), last])
+
+
+def _memory(gib):
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"

@@ -1,0 +1,39 @@
+"""Figures of notebook 07: which classes gain, and whether a probability means what it says."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.stats import spearmanr
+
+from cpsd_lib.plots import CPSD, GREY, ROW_COLOURS
+
+
+def gain_against(gain, properties, title):
+    """Dots, one a class: its gain in AP over each of its properties {label: values [C]}, with Spearman's rank correlation.
+
+    gain [C] in AP points, NaN for a class without a score.
+    """
+    known = ~np.isnan(gain)
+    figure, axes = plt.subplots(1, len(properties), figsize=(5.6 * len(properties), 4.2), sharey=True, squeeze=False)
+    for axis, (label, values) in zip(axes[0], properties.items(), strict=True):
+        axis.axhline(0, color=GREY, linewidth=1.5)
+        axis.plot(np.asarray(values)[known], gain[known], "o", color=CPSD, alpha=0.8, markersize=7)
+        found = spearmanr(np.asarray(values)[known], gain[known])
+        axis.set(xlabel=label, title=f"rank correlation {found.statistic:+.2f} (p = {found.pvalue:.2f})")
+    axes[0][0].set_ylabel("gain (AP points)")
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def reliability_curves(tables, title):
+    """Share of positives over mean probability, a line a row of {title: reliability table}, and a perfect model's diagonal."""
+    figure, axis = plt.subplots(figsize=(6.4, 5.2))
+    axis.plot([0, 1], [0, 1], ":", color=GREY, linewidth=2, label="perfect")
+    for number, (row, table) in enumerate(tables.items()):
+        filled = table[table["count"] > 0]
+        style = {"marker": "osD^vP*X"[number % 8], "color": ROW_COLOURS.get(row), "markersize": 6}
+        axis.plot(filled["confidence"], filled["share_positive"], label=row, **style)
+    axis.set(
+        xlabel="mean probability of a bin", ylabel="share of positives in it", title=title, xlim=(0, 1), ylim=(0, 1)
+    )
+    axis.legend(fontsize=9)
+    return figure
