@@ -275,9 +275,10 @@ def images_of(data):
         else:
             root = _on_disk(data.root)
             if not os.path.isdir(root):
-                raise ValueError(
-                    f"data.root: there is no folder {root}, whose labels say how many images {data.kind} has"
+                where = (
+                    f"{data.root} uses an environment variable that is not set" if "$" in root else f"no folder {root}"
                 )
+                raise ValueError(f"data.root: {where}; the labels there say how many images this run has")
             table = READERS[data.kind](data.model_copy(update={"root": root})).table
             source = f"counted in {root}"
         counts, classes = {split: int((table.split == split).sum()) for split in set(table.split)}, len(table.names)
