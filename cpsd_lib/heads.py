@@ -109,14 +109,26 @@ class Query2Label(nn.Module):
 
     def forward(self, features):
         """Return (logits [B, C], label embeddings [B, C, dim]) for features [B, F, h, w]."""
+        memory, position = self._encoded(features)
+        embeddings = self.norm(self._decoded(self.decoder, memory, position))
+        return self.linear(embeddings), embeddings
+
+    def attention(self, features):
+        """Return where each class looks in the last decoder layer, [B, C, h, w]: the heads' mean, in eval mode of sum 1."""
+        memory, position = self._encoded(features)
+        labels = self._decoded(self.decoder[:-1], memory, position)
+        return self.decoder[-1].look(labels, self.queries, memory + position).unflatten(2, features.shape[2:])
+
+    def _encoded(self, features):
         image = self.project(features).flatten(2).transpose(1, 2)
         position = self._position(*features.shape[2:], features.device).flatten(2).transpose(1, 2)
-        memory = self.encoder(image, position)
-        labels = torch.zeros_like(self.queries).expand(len(image), -1, -1)
-        for layer in self.decoder:
+        return self.encoder(image, position), position
+
+    def _decoded(self, layers, memory, position):
+        labels = torch.zeros_like(self.queries).expand(len(memory), -1, -1)
+        for layer in layers:
             labels = layer(labels, self.queries, memory + position, memory)
-        embeddings = self.norm(labels)
-        return self.linear(embeddings), embeddings
+        return labels
 
     def _position(self, rows, columns, device):
         if self.position is None:
@@ -188,6 +200,10 @@ class _DecoderLayer(nn.Module):
         attended = self.attention(labels + queries, keys, values, need_weights=False)[0]
         return self.feed_forward(self.norm(labels + self.dropout(attended)))
 
+    def look(self, labels, queries, keys):
+        """Return the attention weights [B, C, places], the mean over the heads."""
+        return self.attention(labels + queries, keys, keys, need_weights=True)[1]
+
 
 def _attention(dim, heads, dropout):
     attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True)
@@ -209,7 +225,15 @@ class MLDecoder(nn.Module):
 
     def forward(self, features):
         """Return (logits [B, C], label embeddings [B, C, dim]) for features [B, F, h, w]."""
-        image = self.project(features.flatten(2).transpose(1, 2)).relu()
-        labels = self.norm(self.queries).expand(len(image), -1, -1)
+        image, labels = self._tokens(features)
         embeddings = self.decoder(labels, torch.zeros_like(labels), image, image)
         return self.linear(embeddings), embeddings
+
+    def attention(self, features):
+        """Return where each class looks, [B, C, h, w]: the mean over the heads, in eval mode of sum 1."""
+        image, labels = self._tokens(features)
+        return self.decoder.look(labels, torch.zeros_like(labels), image).unflatten(2, features.shape[2:])
+
+    def _tokens(self, features):
+        image = self.project(features.flatten(2).transpose(1, 2)).relu()
+        return image, self.norm(self.queries).expand(len(image), -1, -1)
