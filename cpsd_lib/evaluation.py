@@ -59,14 +59,19 @@ def _save(path, logits):
         np.save(file, logits)
 
 
-def _released(run):
-    """Yield (row name, images -> logits, None) of the one checkpoint these parameters name."""
-    names, settings, model = run.dataset.table.names, run.params.evaluation, run.params.model
+def load_checkpoint(params, names):
+    """Return the released checkpoint that `params` name; ValueError unless it knows these classes and wants these inputs."""
+    settings, model = params.evaluation, params.model
     vectors = read_label_vectors(model.label_vectors, names)
     loaded = load_released(settings.released, settings.checkpoint, len(names), vectors)
     check_class_names(loaded.class_names, names)
-    check_preprocessing(loaded, model.normalize, run.params.data.size)
-    yield "released", _on_device(run, loaded), None
+    check_preprocessing(loaded, model.normalize, params.data.size)
+    return loaded
+
+
+def _released(run):
+    """Yield (row name, images -> logits, None) of the one checkpoint these parameters name."""
+    yield "released", _on_device(run, load_checkpoint(run.params, run.dataset.table.names)), None
 
 
 def _models(run, seed):

@@ -25,6 +25,7 @@ from cpsd_lib.experiment import Run, save_params
 from cpsd_lib.files import digest, read_json, sha256, write_json
 from cpsd_lib.param_files import repo_root
 from cpsd_lib.params import load_params
+from cpsd_lib.preflight import check_models
 
 # A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's
 # outputs), and which files of the run folder it leaves.
@@ -109,13 +110,16 @@ def run(source, overrides=None):
         save_params(opened)
         manifest_path = opened.folder / "manifest.json"
         manifest = read_json(manifest_path) if manifest_path.exists() else {"stages": {}}
-        previous = None
+        previous, checked = None, params.data.kind == "labels"  # no model is made of labels alone
         for name in stages_of(params):
             made_of = _made_of(name, params, previous)
             entry = manifest["stages"].get(name)
             if entry and entry["made_of"] == made_of and _outputs_are_there(opened.folder, entry):
                 print(f"{name}: done ({entry['seconds']:.0f} s on {entry['finished']})")
             else:
+                if not checked:
+                    check_models(params)
+                    checked = True
                 if entry:
                     del manifest["stages"][name]
                     write_json(manifest_path, manifest)
