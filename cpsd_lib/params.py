@@ -22,20 +22,19 @@ def _expanded(path):
 
 
 def _folder(path, info: ValidationInfo):
-    if _elsewhere(info):
-        return path
-    found = _expanded(path)
-    if not os.path.isdir(found):
-        raise ValueError(f"there is no folder {found} (a relative path starts at the project's folder)")
-    return found
+    return _existing(path, info, "folder", os.path.isdir)
 
 
 def _file(path, info: ValidationInfo):
-    if _elsewhere(info):
-        return path
+    return _existing(path, info, "file", os.path.isfile)
+
+
+def _existing(path, info, kind, is_there):
+    if info.context is not None and not info.context["paths"]:
+        return path  # a look at a run whose data is elsewhere
     found = _expanded(path)
-    if not os.path.isfile(found):
-        raise ValueError(f"there is no file {found} (a relative path starts at the project's folder)")
+    if not is_there(found):
+        raise ValueError(f"there is no {kind} {found} (a relative path starts at the project's folder)")
     return found
 
 
@@ -45,10 +44,6 @@ def _weights(source, info: ValidationInfo):
 
 def _label_vectors(source, info: ValidationInfo):
     return source if source == "learned" else _file(source, info)
-
-
-def _elsewhere(info):
-    return info.context is not None and not info.context["paths"]
 
 
 # What build_model decides itself, and what would let timm read a file behind its back.
