@@ -121,15 +121,13 @@ class PartitionParams(Section):
 
     k: int = Field(4, ge=1, le=1000)
     exponent: float = Field(0.5, gt=0, le=4)
-    self_loops: bool = (
-        True  # the paper's P- has 1 on its diagonal, which makes parts of one class cheap; False: 0 there
-    )
     seed: int = Field(0, ge=0, le=2**31)
     refine_co: bool = False
     refine_dis: bool = True  # the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)
-    released_co: Annotated[str, AfterValidator(_file)] | None = (
-        None  # partition files, ours or the paper's, to compare with
-    )
+    # The paper's P- has 1 on its diagonal, which makes parts of one class cheap; False: 0 there.
+    self_loops: bool = True
+    # Partition files, ours or the paper's, that the cut is compared with.
+    released_co: Annotated[str, AfterValidator(_file)] | None = None
     released_dis: Annotated[str, AfterValidator(_file)] | None = None
     use_released: bool = False  # True: train on those two, and cut nothing
     study_k: Annotated[list[int], AfterValidator(_part_counts)] = [2, 3, 5, 8]  # cut for the study of stability alone
