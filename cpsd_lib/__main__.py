@@ -17,9 +17,10 @@ def main(arguments=None):
     evaluate.add_argument("--released", required=True, metavar="MODEL", help="e.g. resnet101")
     evaluate.add_argument("--checkpoint", required=True, metavar="F.ckpt", help="its file; F.json may say its classes")
     cost = commands.add_parser("cost", help="what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data")
+    grid = commands.add_parser("grid", help="run every combination of a grid file, side by side: params/grids/*.yaml")
     data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
     check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
-    for command in (run, evaluate, cost, check):
+    for command in (run, evaluate, cost, grid, check):
         command.add_argument("params", help="a YAML file, or its name in params/")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. student.epochs=5 seeds=3")
     options = parser.parse_args(arguments)
@@ -28,7 +29,7 @@ def main(arguments=None):
         if options.command == "evaluate":
             checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file
             overrides = _released(options.params, overrides, options.released, checkpoint) | overrides
-        work = {"run": _run, "evaluate": _run, "cost": _cost, "data": _check_data}[options.command]
+        work = {"run": _run, "evaluate": _run, "cost": _cost, "grid": _grid, "data": _check_data}[options.command]
         return work(options.params, overrides)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -95,6 +96,15 @@ def _cost(source, overrides):
     print(f"{params.name}: {train:,} training and {test:,} test images, {classes} classes ({counted})")
     print(card(estimate(params, classes, train, test)))
     return 0
+
+
+def _grid(source, overrides):
+    from cpsd_lib.grids.params import jobs_of, load_grid
+
+    jobs_of(load_grid(source, overrides))
+    from cpsd_lib.grids.runner import run_grid
+
+    return run_grid(source, overrides)
 
 
 def _check_data(source, overrides):

@@ -18,7 +18,7 @@ from cpsd_lib.train import Learner, Validation, fit
 from cpsd_lib.weights import load_learner, load_weights
 
 # What does not change a result is no part of what the result is made of.
-_NEUTRAL = {"checkpoint_seconds", "rows"}
+NEUTRAL = {"checkpoint_seconds", "rows"}
 _ARCHITECTURE = {"name", "head", "head_width", "label_vectors", "options"}
 
 
@@ -30,7 +30,7 @@ def _teacher_model(run):
 
 
 def _common(run, training, model, seed):
-    settings = {name: value for name, value in training.model_dump(mode="json").items() if name not in _NEUTRAL}
+    settings = {name: value for name, value in training.model_dump(mode="json").items() if name not in NEUTRAL}
     settings["view"] = asdict(VIEWS[training.view])  # what the name stands for, should its numbers change
     model = model.model_dump(mode="json")
     for name, builtin in (("weights", "imagenet"), ("label_vectors", "learned")):
@@ -260,13 +260,13 @@ def student_batches(run, seed, soft=None):
 def _student_made_of(run, seed, row):
     training = _student_training(run, row)
     common, weights = _common(run, training, run.params.model, seed), shares(row, training.alpha)
-    for name in _no_say(row):
+    for name in no_say(row):
         common["training"].pop(name)
     record = _teachers_record(run, seed)
     return common | {"weights": weights, "targets": {b: _targets_made_of(run, seed, record[b]) for b in weights}}
 
 
-def _no_say(row):
+def no_say(row):
     """Return the parameters that a row's student does not read: another alpha is another CPSD student, and nothing else."""
     taught = ROWS[row]
     read = {"alpha": len(taught.teachers) > 1, "match": taught.method == "self" and bool(taught.teachers)}

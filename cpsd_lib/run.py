@@ -29,49 +29,26 @@ from cpsd_lib.preflight import check_models
 
 # A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's
 # outputs), and which files of the run folder it leaves.
+_TRAINED = ["data", "partition", "model", "teacher_model", "teachers", "seed", "seeds", "protocol"]
+_SCORED = [*_TRAINED, "student", "evaluation"]
 STAGES = {
     "01_data": (["data", "teachers.view", "seed"], ["data.json", "figures/01_*.png"]),
     "02_partition": (["data", "partition"], ["partition/*.json", "figures/02_*.png"]),
     "03_teachers": (
-        ["data", "partition", "model", "teacher_model", "teachers", "student.rows", "seed", "seeds", "protocol"],
+        [*_TRAINED, "student.rows"],
         ["seed*/teachers/**/*.json", "seed*/teachers/**/*.safetensors", "figures/03_*.png"],
     ),
     "04_student": (
-        ["data", "partition", "model", "teacher_model", "teachers", "student", "seed", "seeds", "protocol"],
+        [*_TRAINED, "student"],
         ["seed*/students/*/*.json", "seed*/students/*/*.safetensors", "figures/04_*.png"],
     ),
     "05_evaluation": (
-        [
-            "data",
-            "partition",
-            "model",
-            "teacher_model",
-            "teachers",
-            "student",
-            "seed",
-            "seeds",
-            "protocol",
-            "evaluation",
-        ],
+        _SCORED,
         ["evaluation/metrics.json", "evaluation/per_class.csv", "evaluation/scores/*.npy", "figures/05_*.png"],
     ),
-    "07_ablation": (
-        [
-            "data",
-            "partition",
-            "model",
-            "teacher_model",
-            "teachers",
-            "student",
-            "seed",
-            "seeds",
-            "protocol",
-            "evaluation",
-        ],
-        ["evaluation/components.csv", "figures/07_*.png"],
-    ),
+    "06_explanation": (_SCORED, ["evaluation/explanation.csv", "figures/06_*.png"]),
+    "07_ablation": (_SCORED, ["evaluation/components.csv", "figures/07_*.png"]),
 }
-
 
 # Parameters that name a file: a stage that reads their section follows the bytes in it, not its name alone.
 FILES = (
@@ -106,15 +83,15 @@ def run(source, overrides=None):
     """
     params = load_params(source, overrides)
     opened = Run(params)
-    with _one_runner(opened.folder), _ctrl_c_gets_through():
+    with one_runner(opened.folder), _ctrl_c_gets_through():
         save_params(opened)
         manifest_path = opened.folder / "manifest.json"
         manifest = read_json(manifest_path) if manifest_path.exists() else {"stages": {}}
         previous, checked = None, params.data.kind == "labels"  # no model is made of labels alone
         for name in stages_of(params):
-            made_of = _made_of(name, params, previous)
+            made_of = stage_made_of(name, params, previous)
             entry = manifest["stages"].get(name)
-            if entry and entry["made_of"] == made_of and _outputs_are_there(opened.folder, entry):
+            if entry and entry["made_of"] == made_of and outputs_are_there(opened.folder, entry):
                 print(f"{name}: done ({entry['seconds']:.0f} s on {entry['finished']})")
             else:
                 if not checked:
@@ -130,7 +107,8 @@ def run(source, overrides=None):
     return opened
 
 
-def _made_of(name, params, previous):
+def stage_made_of(name, params, previous):
+    """Return what a stage is made of, JSON-able: when this changes, the stage is stale; previous: hash of the stage before."""
     sections, _ = STAGES[name]
     values = params.model_dump(mode="json")
     return {
@@ -160,7 +138,8 @@ def _code_of(path):
     return ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
 
 
-def _outputs_are_there(folder, entry):
+def outputs_are_there(folder, entry):
+    """Return whether the files that a finished stage left are there unchanged; entry: its lines in manifest.json."""
     return all((folder / name).is_file() and sha256(folder / name) == known for name, known in entry["outputs"].items())
 
 
@@ -234,7 +213,8 @@ def _commit():
 
 
 @contextmanager
-def _one_runner(folder):
+def one_runner(folder):
+    """Hold `folder` for this process alone; Held when another does."""
     lock, holder = FileLock(folder / ".runner.lock"), folder / ".runner.json"
     try:
         lock.acquire(timeout=0)
@@ -309,7 +289,10 @@ def _draw(name, path, stop):
         if key != shown:
             if bar:
                 bar.close()
-            bar, shown = tqdm(total=state["total"], initial=state["initial"], unit=state["unit"], file=sys.stderr), key
+            bar, shown = (
+                tqdm(total=state["total"], initial=state["initial"], unit=state["unit"], file=sys.stderr, disable=None),
+                key,
+            )
             bar.set_description(f"{name} {state['desc']}")
         bar.set_postfix_str(state["note"], refresh=False)
         bar.n = state["n"]

@@ -84,3 +84,19 @@ def test_overrides_reach_the_run_as_values(monkeypatch):
     monkeypatch.setattr(command, "_run", lambda *arguments: seen.append(arguments) or 0)
     assert command.main(["run", "params/tiny.yaml", "train.lr=1e-4", "student.rows=[sd]"]) == 0
     assert seen == [("params/tiny.yaml", {"train.lr": 1e-4, "student.rows": ["sd"]})]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tiny_gird"], "no "),
+        (["tiny", "vary.partition.k=[2, 50]"], "partition.k is 50, but the data set has only 20 classes"),
+        (["tiny", "engin=ray"], "engin: unknown parameter"),
+        (["tiny", "vary.student.match=[mse, sme]"], "student.match: "),
+    ],
+)
+def test_a_wrong_grid_ends_with_status_2_before_any_job_starts(outputs, capsys, words, message):
+    assert command.main(["grid", *words]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and "nothing was started" in printed.err and "Traceback" not in printed.err
+    assert not list(outputs.glob("*.*/manifest.json"))

@@ -99,13 +99,16 @@ def test_a_second_run_executes_nothing_and_leaves_the_manifest_as_it_is(root, st
 @pytest.mark.parametrize(
     ("change", "redone"),
     [
-        ({"student__alpha": 0.3}, ["04_student", "05_evaluation", "07_ablation"]),
-        ({"student__epochs": 1}, ["04_student", "05_evaluation", "07_ablation"]),
-        ({"student__rows": ["baseline", "cpsd"]}, ["03_teachers", "04_student", "05_evaluation", "07_ablation"]),
-        ({"seeds": 2}, ["03_teachers", "04_student", "05_evaluation", "07_ablation"]),
-        ({"teachers__lr": 0.01}, ["03_teachers", "04_student", "05_evaluation", "07_ablation"]),
+        ({"student__alpha": 0.3}, ["04_student", "05_evaluation", "06_explanation", "07_ablation"]),
+        ({"student__epochs": 1}, ["04_student", "05_evaluation", "06_explanation", "07_ablation"]),
+        (
+            {"student__rows": ["baseline", "cpsd"]},
+            ["03_teachers", "04_student", "05_evaluation", "06_explanation", "07_ablation"],
+        ),
+        ({"seeds": 2}, ["03_teachers", "04_student", "05_evaluation", "06_explanation", "07_ablation"]),
+        ({"teachers__lr": 0.01}, ["03_teachers", "04_student", "05_evaluation", "06_explanation", "07_ablation"]),
         ({"partition__k": 3}, ALL[1:]),
-        ({"evaluation__threshold": 0.4}, ["05_evaluation", "07_ablation"]),
+        ({"evaluation__threshold": 0.4}, ["05_evaluation", "06_explanation", "07_ablation"]),
         ({"data__images": 500}, ALL),
         ({"seed": 1}, ALL),
     ],
@@ -203,7 +206,7 @@ def test_a_stage_that_is_redone_has_no_entry_until_it_is_done(root, stand):
     seen = []
     stand.before["04_student"] = lambda _: seen.append(list(manifest(root)["stages"]))
     stand.run(student__alpha=0.2)
-    assert seen == [["01_data", "02_partition", "03_teachers", "05_evaluation", "07_ablation"]]
+    assert seen == [["01_data", "02_partition", "03_teachers", "05_evaluation", "06_explanation", "07_ablation"]]
 
 
 def test_a_failure_leaves_the_environment_and_the_lock_as_they_were(root, stand):

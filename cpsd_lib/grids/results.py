@@ -1,0 +1,181 @@
+"""What a grid found: one CSV, a table with mean and standard deviation over seeds, and mAP over each varied parameter."""
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from cpsd_lib import plots
+from cpsd_lib.evaluation import load_records
+from cpsd_lib.experiment import Run
+from cpsd_lib.files import atomic, read_json, write_text
+from cpsd_lib.rows import TITLES
+
+SCORES = ("mAP", "CF1", "OF1", "seconds")
+MARKERS = "osD^vP*X<>"
+MOST_PANELS = 16
+
+
+def collect(jobs):
+    """Return a DataFrame, one line a job x row x split x seed, of Jobs that are done; None where nothing was scored.
+
+    Columns: job, the varied values, row, split, seed, mAP, CF1, OF1 (percent), seconds of training, commit.
+    """
+    found = []
+    for job in jobs:
+        run = Run(job.params)
+        if not (run.folder / "evaluation" / "metrics.json").exists():
+            continue  # labels without images are not scored
+        records = load_records(run)
+        commit = read_json(run.folder / "manifest.json")["stages"]["05_evaluation"]["commit"]
+        values = {"job": job.name} | {key: _cell(value) for key, value in job.varied.items()}
+        lines = records[["row", "split", "seed", *SCORES]]
+        found.append(pd.DataFrame([values] * len(lines)).join(lines.reset_index(drop=True)).assign(commit=commit))
+    return pd.concat(found, ignore_index=True) if found else None
+
+
+def _cell(value):
+    if value is None:
+        return "none"
+    value = list(value.values()) if isinstance(value, dict) else value
+    return ", ".join(str(one) for one in value) if isinstance(value, list) else value
+
+
+def stamps(jobs):
+    """Return what must stand beside the figures of these Jobs: epochs chosen on test, images that are missing."""
+    found = []
+    for job in jobs:
+        data = Run(job.params).folder / "data.json"
+        found += ["protocol: paper, epochs chosen on TEST"] if job.params.protocol == "paper" else []
+        found += [read_json(data)["incomplete"]] if data.exists() and read_json(data)["incomplete"] else []
+    return list(dict.fromkeys(found))
+
+
+def write(frame, folder, keys, notes=()):
+    """Write grid.csv, grid.md and a figure a varied key into `folder`; return the table on test as text for a terminal.
+
+    frame: as `collect` returns it; keys: the varied parameters; notes: sentences that must stand beside the numbers.
+    """
+    with atomic(folder / "grid.csv") as temporary:
+        frame.to_csv(temporary, index=False)
+    splits = list(dict.fromkeys(frame["split"]))
+    tables = {split: table(frame[frame["split"] == split], keys) for split in splits}
+    title = f"{folder.name}{''.join(f' ({note})' for note in notes)}"
+    sections = [f"## {split}\n\n{_markdown(found)}" for split, found in tables.items()]
+    write_text(folder / "grid.md", "\n\n".join([f"# {title}", SAID, *sections]) + "\n")
+    plots.use_style()
+    shown = frame[(frame["split"] == "test") & frame["row"].isin(TITLES)]
+    drawn = [path for key in keys if (path := _draw(shown, folder, key, [k for k in keys if k != key], notes))]
+    text = tables[splits[0]].to_string(index=False)
+    files = "\n".join(str(path) for path in (folder / "grid.csv", folder / "grid.md", *drawn))
+    return f"{title}: {splits[0]}. {SAID}\n{text}\n\n{files}"
+
+
+SAID = "Percent, mean over seeds; s.d.: standard deviation over seeds, unknown (-) for one."
+
+
+def table(frame, keys):
+    """Return one line of text a combination of varied values and row: mean mAP, s.d. over seeds, CF1, OF1, seconds, seeds."""
+    grouped = frame.groupby([*keys, "row"], sort=False, dropna=False)
+    mean = grouped[list(SCORES)].mean()
+    spread = _text(grouped["mAP"].std(), ".2f")
+    found = pd.DataFrame({"mAP": _text(mean["mAP"], ".2f"), "s.d.": spread}, index=mean.index)
+    found = found.assign(CF1=_text(mean["CF1"], ".2f"), OF1=_text(mean["OF1"], ".2f"))
+    found = found.assign(seconds=_text(mean["seconds"], ",.0f"), seeds=grouped["seed"].nunique()).reset_index()
+    return found.assign(row=[TITLES.get(row, row) for row in found["row"]])
+
+
+def _text(values, form):
+    return ["-" if np.isnan(value) else format(value, form) for value in values.astype(float)]
+
+
+def _markdown(found):
+    lines = [list(found.columns), ["---"] * len(found.columns), *found.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
+
+
+# ---- figures -------------------------------------------------------------------------------------------------------
+
+
+def _draw(frame, folder, key, others, notes):
+    """Draw mAP over one varied key, a panel a combination of the others; return the file, or None for nothing to compare."""
+    panels = list(itertools.product(*(dict.fromkeys(frame[other]) for other in others)))
+    if frame[key].nunique() < 2 or len(panels) > MOST_PANELS:
+        return None
+    figure = over(frame, key, others, panels, folder.name, notes)
+    path = folder / "figures" / f"mAP_over_{key.replace('.', '_')}.png"
+    plots.save(figure, path)
+    return path
+
+
+def over(frame, key, others, panels, name, notes=()):
+    """Return the figure of mAP over `key`, one line a row of the table where the key is a number, dots where it is not.
+
+    frame: `collect`'s lines of one split and known rows. panels: the values of `others`, one combination a panel. Error
+    bars are one standard deviation over seeds, each way; one seed has none.
+    """
+    columns = min(4, len(panels))
+    shape = -(-len(panels) // columns), columns
+    size = 7.5 if len(panels) == 1 else 4.2 * columns
+    figure, axes = plt.subplots(*shape, figsize=(size, 4.2 * shape[0]), sharex=True, sharey=True, squeeze=False)
+    rows = [row for row in TITLES if row in set(frame["row"])]
+    values = list(dict.fromkeys(frame[key]))
+    for axis, panel in itertools.zip_longest(axes.flat, panels):
+        if panel is None:
+            axis.axis("off")
+            continue
+        shown = frame
+        for other, value in zip(others, panel, strict=True):
+            shown = shown[shown[other] == value]
+        _lines(axis, shown, key, rows, values)
+        axis.set_title(", ".join(f"{other} {value}" for other, value in zip(others, panel, strict=True)), fontsize=10)
+    for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:
+        axis.tick_params(labelbottom=True)  # nothing stands below it
+    figure.supxlabel(LABELS.get(key, key), fontsize=11)
+    figure.supylabel("mAP on test (%)", fontsize=11)
+    handles, titles = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, titles, loc="outside right upper", fontsize=9)
+    seeds = frame.groupby(["job", "row"])["seed"].nunique().max()
+    bars = f"mean of {seeds} seeds, bars: one s.d. each way" if seeds > 1 else "one seed: no spread is known"
+    noted = "".join(f"\n{note}" for note in notes)
+    figure.suptitle(f"{name}: mAP over {key}\n{bars}{noted}", fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+LABELS = {
+    "partition.k": "k, parts the classes are cut into (partition.k)",
+    "partition.exponent": "exponent of the affinity (partition.exponent)",
+    "student.alpha": "weight of the co branch in + CPSD (student.alpha)",
+    "student.match": "distance to the teachers (student.match)",
+}
+
+
+def _lines(axis, frame, key, rows, values):
+    numeric = all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values)
+    for number, row in enumerate(rows):
+        scores = frame[frame["row"] == row].groupby(key, sort=False)["mAP"]
+        mean, spread = scores.mean(), scores.std()
+        mean = mean.sort_index() if numeric else mean.reindex(values)
+        dodge = 0 if numeric else 0.6 * ((number + 0.5) / len(rows) - 0.5)
+        places = mean.index.to_numpy(float) if numeric else np.arange(len(values)) + dodge
+        bars = spread.reindex(mean.index).to_numpy()
+        axis.errorbar(
+            places,
+            mean.to_numpy(),
+            yerr=None if np.isnan(bars).all() else bars,
+            label=TITLES[row],
+            color=plots.ROW_COLOURS.get(TITLES[row], plots.GREY),
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle="-" if numeric else "none",
+            markersize=6,
+            capsize=3,
+        )
+    if not numeric:
+        axis.set_xticks(range(len(values)), [str(value) for value in values])
+        axis.set_xlim(-0.5, len(values) - 0.5)
+        return
+    if min(values) > 0 and max(values) / min(values) >= 50:
+        axis.set_xscale("log")
+    axis.set_xticks(sorted(values), [f"{value:g}" for value in sorted(values)])
+    axis.minorticks_off()
