@@ -142,7 +142,7 @@ def share_inside(maps, boxes):
     maps = torch.as_tensor(maps).detach().cpu().double()
     if maps.ndim != 4 or not (maps >= 0).all():
         raise ValueError(f"maps must be [B, K, H, W] and nowhere below 0; these are {list(maps.shape)}")
-    covered = _covered(boxes, *maps.shape)
+    covered = covered_by(boxes, *maps.shape)
     shares = (maps * covered).sum((2, 3)) / maps.sum((2, 3))  # 0 / 0 is NaN
     return torch.where(covered.any(3).any(2), shares, torch.nan)
 
@@ -153,11 +153,11 @@ def area_share(boxes, height, width):
     boxes: as in `share_inside`; NaN where there is none.
     """
     boxes = [list(image) for image in boxes]
-    covered = _covered(boxes, len(boxes), len(boxes[0]) if boxes else 0, height, width)
+    covered = covered_by(boxes, len(boxes), len(boxes[0]) if boxes else 0, height, width)
     return torch.where(covered.any(3).any(2), covered.mean((2, 3)), torch.nan)
 
 
-def _covered(boxes, images, classes, height, width):
+def covered_by(boxes, images, classes, height, width):
     """Return how much of each pixel the boxes cover, [B, K, height, width] in [0, 1]."""
     if [len(image) for image in boxes] != [classes] * images:
         raise ValueError(

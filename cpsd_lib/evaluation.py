@@ -1,4 +1,4 @@
-"""The only place that reads the test splits: scores of every student and of the merged teachers, and the component table."""
+"""The only place that scores models on the test splits: every student, the merged teachers, and the component table."""
 
 import numpy as np
 import pandas as pd
