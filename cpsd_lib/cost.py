@@ -276,7 +276,9 @@ def images_of(data):
             root = _on_disk(data.root)
             if not os.path.isdir(root):
                 where = (
-                    f"{data.root} uses an environment variable that is not set" if "$" in root else f"no folder {root}"
+                    f"{data.root} uses an environment variable that is not set"
+                    if "$" in root
+                    else f"there is no folder {root}"
                 )
                 raise ValueError(f"data.root: {where}; the labels there say how many images this run has")
             table = READERS[data.kind](data.model_copy(update={"root": root})).table
