@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/cpsd run params/demo.yaml seeds=$(seeds)
 
 test: setup lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
