@@ -6,6 +6,7 @@ from scipy.special import expit
 
 from cpsd_lib import metrics
 from cpsd_lib.batches import predict
+from cpsd_lib.data.reading import NOT_COMPARABLE
 from cpsd_lib.distill import load_student, load_teachers
 from cpsd_lib.experiment import MissingStage, training_rows
 from cpsd_lib.files import atomic, read_json, write_json
@@ -119,6 +120,7 @@ def stamp(run):
     """Return what every figure of this run must carry beside it: "" when all is as it should be."""
     found = ["protocol: paper, epochs chosen on TEST"] if run.params.protocol == "paper" else []
     found += [run.dataset.incomplete] if run.dataset.incomplete else []
+    found += [note for note in run.dataset.notes if NOT_COMPARABLE in note]
     return f" ({'; '.join(found)})" if found else ""
 
 

@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -222,7 +221,9 @@ def read_state(path):
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # other bytes make an unpickler raise anything
         raise ValueError(f"{path} is no readable file of weights ({type(error).__name__})") from error
     for wrapper in ("state_dict", "model"):
         state = state.get(wrapper, state) if isinstance(state, dict) else None

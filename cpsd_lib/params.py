@@ -329,7 +329,8 @@ def _explain(fault, shared, sections):
     if len(location) > 1 and location[1] in shared and location[1] not in sections.get(location[0], shared):
         location = ("train", *location[1:])  # where the user wrote it
     got = "" if isinstance(fault["input"], dict) else f"; got {repr(fault['input'])[:80]}"
-    return f"{'.'.join(location)}: {fault['msg'].removeprefix('Value error, ')}{got}"
+    where = f"{'.'.join(location)}: " if location else ""  # what concerns several sections says so itself
+    return f"{where}{fault['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _unknown(location, section):

@@ -1,5 +1,6 @@
 """The checkpoints released with CPSD, read into our models: their names are a table here, their code is not used."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -114,6 +115,10 @@ def _read_sidecar(path):
     sidecar = read_json(path) if path.is_file() else {}
     if not isinstance(sidecar, dict):
         raise ValueError(f"{path} must hold names and values, such as class_names")
+    for name in set(sidecar) - {"class_names", "preprocessing"}:
+        meant = get_close_matches(name, ["class_names", "preprocessing"], 1, cutoff=0.75)
+        if meant:
+            raise ValueError(f"{path}: unknown name {name!r}; did you mean {meant[0]}?")
     wanted = sidecar.setdefault("preprocessing", {"mean": [0, 0, 0], "std": [1, 1, 1]})
     numbers = isinstance(wanted, dict) and all(
         isinstance(wanted.get(name), list)

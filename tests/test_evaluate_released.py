@@ -73,6 +73,7 @@ def test_the_command_prints_ours_beside_the_papers_row_and_leaves_a_report(place
     printed = capfd.readouterr().out
     assert "released checkpoint" in printed and "ours  paper  difference" in printed
     assert "87.7" in printed  # the paper's + CPSD
+    assert "2 labelled" in printed or "expected 40,137" in printed  # so few images are not comparable, and it says so
     folder = place / "outputs" / "coco_resnext50_swsl_paper-model"
     assert sorted(path.name for path in folder.glob("*.ipynb")) == ["05_evaluation.ipynb"]
     assert "beside the paper" in (folder / "report.html").read_text()
@@ -101,6 +102,10 @@ def test_other_classes_other_inputs_or_another_size_are_refused(place, monkeypat
     assert evaluate(asked(place, "resnext50_swsl", **{"model.normalize": "auto"}))
     beside.write_text(json.dumps({"preprocessing": {"mean": [0, 0, 0], "std": [1, 1, 1], "size": 448}}))
     refused(run, "made for 448 pixels, but data.size is 64")
+    beside.write_text(json.dumps({"class_name": list(CLASSES)}))
+    refused(run, "did you mean class_names")
+    (place / "junk.ckpt").write_text("hello")
+    refused(asked(place, "resnext50_swsl", "junk.ckpt"), "no readable file of weights")
     beside.unlink()
     voc_run = asked(place, "resnext50_swsl", **{"data.kind": "voc2007", "data.root": str(voc(place / "voc"))})
     refused(voc_run, "does not fit the released resnext50_swsl with these classes")

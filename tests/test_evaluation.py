@@ -38,7 +38,7 @@ def a_run(folder, protocol="honest", incomplete="", seeds=2):
         model=SimpleNamespace(name="test_resnet"),
         data=SimpleNamespace(kind="csv", size=64),
     )
-    return SimpleNamespace(folder=folder, params=params, dataset=SimpleNamespace(incomplete=incomplete))
+    return SimpleNamespace(folder=folder, params=params, dataset=SimpleNamespace(incomplete=incomplete, notes=[]))
 
 
 def test_the_gain_is_paired_seed_by_seed():

@@ -18,6 +18,7 @@ def tiny(**overrides):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"partition__k": 21}, "partition.k is 21, but the data set has only 20 classes"),
         ({"model__name": "resnet19"}, "model: timm has no model 'resnet19'; near names: .*resnet18"),
         ({"model__weights": "README.md"}, "model: .*README.md is no readable file of weights"),
         ({"model__options": {"nonsense": 1}}, "model: test_resnet cannot be built"),

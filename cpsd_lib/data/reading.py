@@ -49,11 +49,14 @@ def refuse_overlap(root, train, test, what):
     refuse(root, shared, expected)
 
 
+NOT_COMPARABLE = "are not the papers'"  # a note with these words goes beside every figure
+
+
 def count_notes(kind, what, found, known):
     """Return a sentence for each split whose number of `what` is not the one the published data set has."""
     return [
         f"{kind} count: {found[split]:,} {what} in split '{split}', expected {known[split]:,}: figures from another "
-        "number of images are not the papers'"
+        f"number of images {NOT_COMPARABLE}"
         for split in known
         if found[split] != known[split]
     ]
