@@ -1,7 +1,7 @@
 """The runner: what is done and fresh is skipped, what fails says so, and what was killed goes on to the same weights.
 
-Most tests put a quick stand-in in papermill's place; three start real kernels on notebooks of one line. The kill test and
-the reference run it shares with the last test run the whole tiny pipeline: about 3 minutes on two free cores.
+Most tests put a quick stand-in in papermill's place; three start real kernels on notebooks of one line, and the last one on broken
+photos. The kill test and its reference run the whole tiny pipeline: about 3 minutes on two free cores.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ import pytest
 from filelock import FileLock
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from small_copies import picture
 
 from cpsd_lib import run as runner
 from cpsd_lib.__main__ import main
@@ -423,10 +424,20 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, tm
     assert not list(folder.glob("seed0/*/**/*.tmp"))
 
 
-def test_a_notebooks_own_error_and_path_end_the_run_with_exit_status_1(reference):
-    shutil.copytree(reference / "tiny", reference / "broken")  # 01_data is done there
-    assert start(reference, *OVERRIDES, "name=broken", "partition.k=50").wait(120) == 1
-    log = (reference / "log.txt").read_text()
-    assert "02_partition stopped: ParameterError: partition.k is 50, but the data set has only" in log
-    assert str(reference / "broken" / "02_partition.ipynb") in log and "Traceback" not in log
-    assert set(read_json(reference / "broken" / "manifest.json")["stages"]) == set(ALL) - {"02_partition"}
+def test_a_notebooks_own_error_and_path_end_the_run_with_exit_status_1(tmp_path):
+    photos = tmp_path / "photos"
+    lines = [
+        f"{number}.jpg,{'test' if number % 4 == 0 else 'train'},{'cat' if number % 2 else 'dog'}"
+        for number in range(24)
+    ]
+    for number in range(24):
+        picture(photos / "images" / f"{number}.jpg")
+    (photos / "annotations.csv").write_text("\n".join(["file_name,split,labels", *lines]))
+    (photos / "images" / "7.jpg").write_bytes(b"\xff\xd8 no photo")  # what is checked before a run opens no photos
+    overrides = ("data.kind=csv", f"data.root={photos}", "partition.k=1", "name=broken")
+    assert start(tmp_path, *OVERRIDES, *overrides).wait(120) == 1
+    log = (tmp_path / "log.txt").read_text()
+    assert "01_data stopped: BadFiles: 1 of 24 image files cannot be used" in log and "7.jpg" in log
+    assert str(tmp_path / "broken" / "01_data.ipynb") in log and "Traceback" not in log
+    manifest = tmp_path / "broken" / "manifest.json"
+    assert not manifest.exists() or not read_json(manifest)["stages"]
