@@ -1,7 +1,7 @@
 """The runner: what is done and fresh is skipped, what fails says so, and what was killed goes on to the same weights.
 
-Most tests put a quick stand-in in papermill's place; three start real kernels on notebooks of one line, and the last one on broken
-photos. The kill test and its reference run the whole tiny pipeline: about 3 minutes on two free cores.
+Most tests put a quick stand-in in papermill's place; three start real kernels on notebooks of one line, and the last one
+on broken photos. The kill test and its reference run the whole tiny pipeline: about 3 minutes on two free cores.
 """
 
 import contextlib
