@@ -13,7 +13,8 @@ from cpsd_lib.data.scenes import Scenes
 from cpsd_lib.models import build_model
 from cpsd_lib.param_files import ParameterError, repo_root
 from cpsd_lib.partition import Partition
-from cpsd_lib.rows import ROWS, branches_of, equal_epochs
+from cpsd_lib.rows import ROWS, branches_of, equal_epochs, views_of
+from cpsd_lib.trunk import make_tail, make_trunk
 
 PUBLISHED = {  # images by split, classes
     "coco2014": (coco2014.LABELLED, len(coco2014.CLASSES)),
@@ -80,12 +81,13 @@ class Cost:
 def estimate(params, num_classes, train_images, test_images):
     """Return the Cost of Params `params` on `train_images` and `test_images` (all test splits) of `num_classes` classes.
 
-    A training step counts as 3 forwards, frozen layers or not; a teacher as a model over all classes, though its head is
-    smaller. `select: val` holds out val_share of the training images, as if the data had no val split of its own.
+    A training step counts as 3 forwards, frozen layers or not, but for the stages that teachers.share shares: 1, once for
+    all teachers; a teacher as a model over all classes, though its head is smaller. `select: val` holds out val_share of
+    the training images, as if the data had no val split of its own.
     Memory: weights, moving average and optimizer of all models that train side by side, gradients and activations of
-    one, since they take a batch in turn. It is an estimate, without the
-    allocator's and cuDNN's workspace, without torch.compile, and with the attention matrices that a fused kernel does
-    not keep; precision auto is bfloat16, as on a GPU.
+    one, since they take a batch in turn. It is an estimate, without the allocator's and cuDNN's workspace, without
+    torch.compile, and with the attention matrices that a fused kernel does not keep; precision auto is bfloat16, as on a
+    GPU.
     Raises ValueError for a model that cannot be built or too few images, ParameterError for more parts than classes.
     """
     released = params.evaluation.released is not None
@@ -93,11 +95,16 @@ def estimate(params, num_classes, train_images, test_images):
     rows = [] if released or params.data.kind == "labels" else params.student.rows
     if rows and train_images < 2:
         raise ValueError(f"a training needs at least 2 images, not {train_images}")
-    teaching, learning = _trainings(params, rows, num_classes, train_images, test_images)
     usual = _Training(params, params.student, train_images, test_images)
-    student = _Model(params.model, num_classes, params.data.size)
-    teacher = _Model(params.teacher_model, num_classes, params.data.size) if params.teacher_model else student
-    seeds = 1 if released else params.seeds
+    size = params.data.size
+    student = _Model(_on_meta(params.model, num_classes), size)
+    teacher = _Model(_on_meta(params.teacher_model, num_classes), size) if params.teacher_model else student
+    tail, own = teacher, 1.0
+    if params.teachers.share and rows:
+        tail = _tail(params.teacher_model or params.model, num_classes, size, params.teachers.share)
+        own = own_share(params.teacher_model or params.model, num_classes, size, params.teachers.share)
+    teaching, learning = _trainings(params, rows, num_classes, train_images, test_images, own)
+    seeds, scored = 1 if released else params.seeds, 1 if released else len(rows)
 
     def eflop(by_teachers, by_students):  # images that teachers and students look at, a seed
         return seeds * (by_teachers * teacher.flop + by_students * student.flop) / 1e18
@@ -108,11 +115,15 @@ def estimate(params, num_classes, train_images, test_images):
     def looks(trainings):
         return sum(training.looks for training in trainings)
 
+    def speaking(branches, images):  # forward passes of the teachers of some branches, each asked about `images`
+        return _forwards({branch: teaching[branch] for branch in branches}, own, 1, lambda training: images)
+
     taught = [training for branch in teaching.values() for training in branch]  # one for each teacher
-    asked = {row: sum(len(teaching[b]) for b in ROWS[row].teachers) for row in learning if ROWS[row].embeds}
-    stored = sum(len(teaching[branch]) for branch in branches_of(learning)) * _views(params) * usual.images
+    asked = {row: ROWS[row].teachers for row in learning if ROWS[row].embeds}
+    beside = max((sum(len(teaching[branch]) for branch in asked[row]) for row in asked), default=0)
+    stored = speaking(branches_of(learning), views_of(params.student) * usual.images)
     # Without a model of its own the teacher of `whole` is the baseline, a row of the table already.
-    merged = sum(len(found) for branch, found in teaching.items() if branch != "whole" or params.teacher_model)
+    merged = [branch for branch in teaching if branch != "whole" or params.teacher_model]
     return Cost(
         model=params.model.name,
         num_classes=num_classes,
@@ -126,46 +137,61 @@ def estimate(params, num_classes, train_images, test_images):
         students=len(learning),
         teacher_batch=_Training(params, params.teachers, train_images, test_images).batch,
         student_batch=usual.batch,
-        teacher_gib=_teacher_bytes(teaching, teacher) / 2**30,
-        student_gib=_student_bytes(learning, student, max(asked.values(), default=0) * teacher.weights) / 2**30,
-        teacher_eflop=eflop(3 * passes(taught), 0),
-        target_eflop=eflop(stored + sum(asked[row] * learning[row].passes for row in asked), 0),
+        teacher_gib=_teacher_bytes(teaching, teacher, tail) / 2**30,
+        student_gib=_student_bytes(learning, student, beside * tail.weights) / 2**30,
+        teacher_eflop=eflop(_forwards(teaching, own, 3, lambda training: training.passes), 0),
+        target_eflop=eflop(stored + sum(speaking(asked[row], learning[row].passes) for row in asked), 0),
         student_eflop=eflop(0, 3 * passes(learning.values())),
-        validation_eflop=eflop(looks(taught), looks(learning.values())),
-        evaluation_eflop=eflop(merged * test_images, (1 if released else len(rows)) * test_images),
+        validation_eflop=eflop(_forwards(teaching, own, 1, lambda training: training.looks), looks(learning.values())),
+        evaluation_eflop=eflop(sum(speaking([branch], test_images) for branch in merged), scored * test_images),
         trained_images=seeds * (passes(taught) + passes(learning.values())),
     )
 
 
-def _trainings(params, rows, num_classes, train_images, test_images):
+def _trainings(params, rows, num_classes, train_images, test_images, own):
     """Return ({branch: the _Training of each of its teachers}, {row: its student's _Training}) of one seed."""
     if not rows:
         return {}, {}
     parts = _parts(params.partition, num_classes)
-    alone, long = equal_epochs(params.teachers.epochs, params.student.epochs, _views(params), parts["co"])
+    alone, long = equal_epochs(params.teachers, params.student, parts["co"], own)
 
     def training(recipe, **change):
         return _Training(params, recipe.model_copy(update=change), train_images, test_images)
 
     # The rows that may take CPSD's time: distill's _teacher_training and _student_training.
     teacher, longer = training(params.teachers), training(params.teachers, epochs=long)
+    again = training(params.teachers, epochs=params.teachers.more_epochs or params.teachers.epochs)
+    of = {"whole": teacher, "long": longer}
     student, longest = training(params.student), training(params.teachers, epochs=alone)
-    teaching = {b: [longer if b == "long" else teacher] * parts[b] for b in branches_of(rows)}
+    teaching = {branch: [of.get(branch, again)] * parts[branch] for branch in branches_of(rows)}
     return teaching, {row: longest if row == "baseline_long" else student for row in rows if row != "baseline"}
 
 
-def _views(params):
-    """Return how many views of an image the teachers speak about."""
-    return min(params.student.views or params.student.epochs, params.student.epochs)
+def _forwards(teaching, own, step, images):
+    """Return the passes, in forwards of one image through one whole teacher, of {branch: its _Trainings}.
+
+    images(training): how many it looks at; step: forwards an image. Of a teacher of a part the share `own` is its own, and
+    the trunk's remainder is run forward, once for all.
+    """
+    whole = sum(images(training) for branch in teaching if branch in ("whole", "long") for training in teaching[branch])
+    parts = [images(t) for branch, found in teaching.items() if branch not in ("whole", "long") for t in found]
+    return step * (whole + own * sum(parts)) + (1 - own) * max(parts, default=0)
 
 
-def _teacher_bytes(teaching, model):
-    """Return the GPU memory, in bytes, of stage 03: all teachers side by side, then the long one by itself."""
+def _teacher_bytes(teaching, model, tail):
+    """Return the GPU memory, in bytes, of stage 03: all teachers side by side, then the long one by itself.
+
+    tail: the _Model of a teacher of a part, where it shares its first stages; those start when the baseline is trained.
+    """
     together = [training for branch, found in teaching.items() if branch != "long" for training in found]
+    parts = [training for branch, found in teaching.items() if branch not in ("whole", "long") for training in found]
     long = teaching.get("long", [])
-    peak = together[0].bytes(model, len(together)) if together else 0
+    if tail is not model and parts:
+        peak = max(together[0].bytes(model, 1), parts[0].bytes(tail, len(parts)) + 2 * model.weights)
+    else:
+        peak = together[0].bytes(model, len(together)) if together else 0
     if long:
-        peak = max(peak, long[0].bytes(model, 1) + len(together) * model.weights)
+        peak = max(peak, long[0].bytes(model, 1) + len(together) * tail.weights)
     return peak
 
 
@@ -205,21 +231,41 @@ class _Training:
 
 
 class _Model:
-    """A model of ModelParams on the meta device, which has shapes and not a byte of weights, and its FLOP an image."""
+    """A model on the meta device, which has shapes and not a byte of weights, and its FLOP an image."""
 
-    def __init__(self, settings, num_classes, size):
-        self.size, vectors = size, settings.label_vectors
-        if vectors not in (None, "learned"):
-            vectors = torch.zeros(num_classes, 300)  # a stand-in of GloVe's width: the file may not be here
-        options = {"head": settings.head, "head_width": settings.head_width, "label_vectors": vectors}
-        with torch.device("meta"):
-            self.made = build_model(settings.name, num_classes, **options, **settings.options)
+    def __init__(self, made, size):
+        self.made, self.size = made, size
         self.parameters = sum(p.numel() for p in self.made.parameters())
         self.weights = sum(tensor.nbytes for tensor in self.made.state_dict().values())  # bytes, with buffers
-        # In eval mode: batch norm cannot train on one image whose last map is one pixel.
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.made.eval()(torch.empty(1, 3, size, size, device="meta"))
-        self.flop = counter.get_total_flops()
+        self.flop = forward_flop(made, torch.empty(1, 3, size, size, device="meta"))
+
+
+def forward_flop(model, images):
+    """Return the FLOP of one forward pass of `images` in eval mode, a multiply-add being 2."""
+    # In eval mode: batch norm cannot train on one image whose last map is one pixel.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(images)
+    return counter.get_total_flops()
+
+
+def own_share(settings, num_classes, size, share):
+    """Return the share of a forward pass of ModelParams `settings` that comes after its first `share` stages, by FLOP."""
+    made, images = _on_meta(settings, num_classes), torch.empty(1, 3, size, size, device="meta")
+    return 1 - forward_flop(make_trunk(made, share), images) / forward_flop(made, images)
+
+
+def _tail(settings, num_classes, size, share):
+    made = _on_meta(settings, num_classes)
+    return _Model(make_tail(made, make_trunk(made, share), share), size)
+
+
+def _on_meta(settings, num_classes):
+    vectors = settings.label_vectors
+    if vectors not in (None, "learned"):
+        vectors = torch.zeros(num_classes, 300)  # a stand-in of GloVe's width: the file may not be here
+    options = {"head": settings.head, "head_width": settings.head_width, "label_vectors": vectors}
+    with torch.device("meta"):
+        return build_model(settings.name, num_classes, **options, **settings.options)
 
 
 def _activation_bytes(model, images, half):
@@ -254,7 +300,7 @@ def _parts(settings, num_classes):
         raise ParameterError(f"partition.k is {settings.k}, but the data set has only {num_classes} classes")
     else:
         parts = {"co": settings.k, "dis": settings.k}
-    return {"whole": 1, "long": 1, "random": parts["co"]} | parts
+    return {"whole": 1, "long": 1, "again": 1, "random": parts["co"]} | parts
 
 
 # ---- images --------------------------------------------------------------------------------------------------------

@@ -6,19 +6,22 @@ import torch
 
 from cpsd_lib import teachers
 from cpsd_lib.batches import VIEWS, Batches
+from cpsd_lib.cost import own_share
 from cpsd_lib.experiment import MissingStage, load_partitions, training_rows
 from cpsd_lib.files import digest, read_json, sha256, write_json
 from cpsd_lib.hardware import derive_seed, pick_precision
 from cpsd_lib.label_vectors import read_label_vectors
 from cpsd_lib.models import build_model, preprocessing
 from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
-from cpsd_lib.rows import ROWS, branches_of, equal_epochs, shares
+from cpsd_lib.rows import ROWS, branches_of, equal_epochs, shares, views_of
 from cpsd_lib.teachers import SoftTargets, StaleTargets, Teachers, TrainModeTeachers
 from cpsd_lib.train import Learner, Validation, fit
+from cpsd_lib.trunk import check_split, make_tail, make_trunk, start_from
 from cpsd_lib.weights import load_learner, load_weights
 
 # What does not change a result is no part of what the result is made of.
 NEUTRAL = {"checkpoint_seconds", "rows"}
+START = {"start", "share", "more_epochs"}  # of no account where a training starts from its own model
 _ARCHITECTURE = {"name", "head", "head_width", "label_vectors", "options"}
 
 
@@ -32,6 +35,10 @@ def _teacher_model(run):
 def _common(run, training, model, seed):
     settings = {name: value for name, value in training.model_dump(mode="json").items() if name not in NEUTRAL}
     settings["view"] = asdict(VIEWS[training.view])  # what the name stands for, should its numbers change
+    if training.start == "model":
+        settings = {name: value for name, value in settings.items() if name not in START}
+    else:
+        settings["baseline"] = _baseline_record(run, seed)["sha256"]
     model = model.model_dump(mode="json")
     for name, builtin in (("weights", "imagenet"), ("label_vectors", "learned")):
         if model[name] not in (None, builtin):
@@ -51,6 +58,23 @@ def _model(run, settings, columns, seed, name):
     keep = {key: getattr(settings, key) for key in ("weights", "head", "normalize", "prior", "head_width")}
     vectors = read_label_vectors(settings.label_vectors, [run.dataset.table.names[column] for column in columns])
     return build_model(settings.name, len(columns), label_vectors=vectors, **keep, **settings.options)
+
+
+def _baseline_record(run, seed):
+    path = run.teacher_folder(seed) / "whole.json"
+    record = read_json(path) if path.exists() else {"made_of": None}
+    partitions = load_partitions(run)
+    if record["made_of"] != _teachers_made_of(run, seed, partitions, ["whole"])["whole"]:
+        raise MissingStage(f"{path.parent} has no baseline for these parameters to start from; run 03_teachers first")
+    return record
+
+
+def _baseline(run, seed):
+    """Return the trained baseline of a seed, which is the teacher over all classes."""
+    model = _model(run, _teacher_model(run), range(len(run.dataset.table.names)), seed, "whole")
+    if load_weights(model, run.teacher_folder(seed) / "whole.json") is None:
+        raise MissingStage(f"the baseline's weights in {run.teacher_folder(seed)} are gone; run 03_teachers again")
+    return model
 
 
 def _about(run, settings, model, seed):
@@ -90,44 +114,68 @@ def _teachers_made_of(run, seed, partitions, branches):
     for branch in branches:
         common = _common(run, _teacher_training(run, branch), _teacher_model(run), seed)
         for number, part in enumerate(partitions[branch].parts):
-            name = branch if branch in ("whole", "long") else f"{branch}-{number}"
+            name = f"{branch}-{number}" if branch in ("co", "dis", "random") else branch
             found[name] = common | {"columns": [int(column) for column in part], "learner": name}
     return found
 
 
 def _teacher_learners(run, seed, partitions, branches):
-    training, learners = run.params.teachers, []
+    training, share, learners, baseline, trunk = run.params.teachers, run.params.teachers.share, [], None, None
+    if any(_teacher_training(run, branch).start == "baseline" for branch in branches):
+        baseline = _baseline(run, seed)
+        trunk = make_trunk(baseline, share) if share else None  # one for all: it is run once a batch
     for name, made_of in _teachers_made_of(run, seed, partitions, branches).items():
         part = made_of["columns"]
+        model = _model(run, _teacher_model(run), part, seed, name)
+        if made_of["training"].get("start") == "baseline":
+            start_from(model, baseline, part)
+            model = make_tail(model, trunk, share) if share else model
         columns = torch.tensor(part, device=run.device)
         objective = Supervised(columns, training.gamma_neg, training.gamma_pos, training.clip)
-        learners.append(Learner(name, _model(run, _teacher_model(run), part, seed, name), objective, part, made_of))
+        learners.append(Learner(name, model, objective, part, made_of))
     return learners
 
 
 def _equal_epochs(run):
-    student, teachers = run.params.student, run.params.teachers
-    views = min(student.views or student.epochs, student.epochs)
-    return equal_epochs(teachers.epochs, student.epochs, views, len(load_partitions(run)["co"]))
+    teachers, student, k = run.params.teachers, run.params.student, len(load_partitions(run)["co"])
+    own = 1.0
+    if teachers.share:
+        own = own_share(_teacher_model(run), len(run.dataset.table.names), run.params.data.size, teachers.share)
+    return equal_epochs(teachers, student, k, own)
 
 
 def _teacher_training(run, branch):
+    """Return how the teachers of a branch are trained; whole, the baseline, and long start as the papers' do."""
     training = run.params.teachers
-    return training.model_copy(update={"epochs": _equal_epochs(run)[1]}) if branch == "long" else training
+    if branch in ("whole", "long"):
+        epochs = _equal_epochs(run)[1] if branch == "long" else training.epochs
+        return training.model_copy(update={"epochs": epochs, "start": "model", "share": 0, "more_epochs": None})
+    return training.model_copy(update={"epochs": training.more_epochs or training.epochs, "more_epochs": None})
 
 
 def _branch_folder(run, seed, branch):
-    # The long teacher is trained by itself: its history and checkpoint lie beside no others.
-    return run.teacher_folder(seed) / "long" if branch == "long" else run.teacher_folder(seed)
+    # What is trained by itself, or after the baseline, has a history and a checkpoint of its own.
+    beside = "long" if branch == "long" else "" if _teacher_training(run, branch).start == "model" else "from_baseline"
+    return run.teacher_folder(seed) / beside
 
 
 def train_teachers(run, seed):
-    """Train (or load) every teacher of one seed side by side and write teachers.json; return {branch: Teachers}."""
+    """Train (or load) the teachers of one seed, all that can be side by side, and write teachers.json.
+
+    Returns {branch: Teachers}. Raises ValueError for a backbone that teachers.share cannot cut, before anything is trained.
+    """
     partitions, branches = load_partitions(run), branches_of(run.params.student.rows)
-    listing, found = {}, {}
-    for together in ([branch for branch in branches if branch != "long"], [b for b in branches if b == "long"]):
+    if run.params.teachers.share:
+        classes = range(len(run.dataset.table.names))
+        check_split(
+            _model(run, _teacher_model(run), classes, seed, "whole"), run.params.teachers.share, run.params.data.size
+        )
+    listing, found, folders = {}, {}, {}
+    for branch in branches:
+        folders.setdefault(_branch_folder(run, seed, branch), []).append(branch)
+    for together in folders.values():
         learners = _teacher_learners(run, seed, partitions, together)
-        entries = _fit_teachers(run, seed, learners, together[0]) if learners else {}
+        entries = _fit_teachers(run, seed, learners, together[0])
         start = 0
         for branch in together:
             mine = learners[start : (start := start + len(partitions[branch].parts))]
@@ -141,7 +189,7 @@ def train_teachers(run, seed):
 def _fit_teachers(run, seed, learners, branch):
     training = _teacher_training(run, branch)
     rows, selection = training_rows(run, training, seed)
-    desc = f"seed {seed}: {len(learners)} teachers" if branch != "long" else f"seed {seed}: one teacher, longer"
+    desc = f"seed {seed}: {len(learners)} teacher{'s' if len(learners) > 1 else ', longer' if branch == 'long' else ''}"
     folder = _branch_folder(run, seed, branch)
     batches = _batches(run, training, seed, rows)
     return _fit(run, learners, batches, training, folder, _teacher_model(run), seed, selection, desc)
@@ -157,12 +205,13 @@ def load_teachers(run, seed, branches=None):
     MissingStage when they are not there or are made of other things.
     """
     partitions, found = load_partitions(run), {}
-    for branch in branches_of(run.params.student.rows) if branches is None else branches:
-        folder = _branch_folder(run, seed, branch)
-        learners = _teacher_learners(run, seed, partitions, [branch])
-        if not all(load_learner(learner, folder) for learner in learners):
+    branches = branches_of(run.params.student.rows) if branches is None else branches
+    learners = iter(_teacher_learners(run, seed, partitions, branches))
+    for branch in branches:
+        folder, mine = _branch_folder(run, seed, branch), [next(learners) for _ in partitions[branch].parts]
+        if not all(load_learner(learner, folder) for learner in mine):
             raise MissingStage(f"{folder} has no {branch} teachers for these parameters; run 03_teachers first")
-        found[branch] = Teachers([learner.model for learner in learners], partitions[branch])
+        found[branch] = Teachers([learner.model for learner in mine], partitions[branch])
     return found
 
 
@@ -188,7 +237,7 @@ def open_targets(run, seed, teachers_record):
     """Return {branch: SoftTargets} of one seed, emptied where they were made of something else than asked for now."""
     training = run.params.student
     rows, _ = training_rows(run, training, seed)
-    stored_views = min(training.views or training.epochs, training.epochs)
+    stored_views = views_of(training)
     stores = {}
     for branch, listing in teachers_record.items():
         made_of = _targets_made_of(run, seed, listing)
@@ -247,8 +296,8 @@ def _student_training(run, row):
     """Return how a row's student is trained: the baseline of CPSD's time as the baseline is, which is a teacher."""
     if row != "baseline_long":
         return run.params.student
-    own = run.params.teachers.model_dump() | {"epochs": _equal_epochs(run)[0], "views": None}
-    return run.params.student.model_copy(update=own)
+    own = _teacher_training(run, "whole").model_dump(exclude={"share", "more_epochs"})
+    return run.params.student.model_copy(update=own | {"epochs": _equal_epochs(run)[0], "views": None})
 
 
 def student_batches(run, seed, soft=None):
@@ -301,6 +350,8 @@ def train_student(run, seed, row, stores):
     # Every row starts from the same weights and sees the same views in the same order: rows differ by their loss alone.
     classes = list(range(len(run.dataset.table.names)))
     model = _model(run, run.params.model, classes, seed, "whole")
+    if training.start == "baseline":
+        start_from(model, _baseline(run, seed), classes)
     learner = Learner("student", model, _objective(run, training, row), classes, made_of)
     folder, desc = run.student_folder(seed, row), f"seed {seed}: student {row}"
     entries = _fit(run, [learner], batches, training, folder, run.params.model, seed, selection, desc)
@@ -316,7 +367,9 @@ def load_student(run, seed, row):
     folder = run.teacher_folder(seed) if baseline else run.student_folder(seed, row)
     record, notebook = (folder / "whole.json", "03_teachers") if baseline else (folder / "student.json", "04_student")
     expected = (
-        _common(run, run.params.teachers, run.params.model, seed) if baseline else _student_made_of(run, seed, row)
+        _common(run, _teacher_training(run, "whole"), run.params.model, seed)
+        if baseline
+        else _student_made_of(run, seed, row)
     )
     if not record.exists() or read_json(record)["made_of"] | expected != read_json(record)["made_of"]:
         raise MissingStage(f"{folder} has no {row} model for these parameters; run {notebook} first")

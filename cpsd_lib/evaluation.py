@@ -83,6 +83,8 @@ def _models(run, seed):
         model, entry = load_student(run, seed, row)
         seconds = entry["seconds"]
         if row != "baseline":
+            if _starts_from_baseline(run.params, row):
+                seconds += teacher_seconds["whole"]
             for branch in ROWS[row].teachers:
                 path = run.target_path(seed, branch).with_suffix(".seconds")
                 seconds += teacher_seconds[branch] + (float(path.read_text()) if path.exists() else 0.0)
@@ -91,6 +93,13 @@ def _models(run, seed):
         if branch != "whole" or run.params.teacher_model:  # else it is the baseline, scored above
             merged.to(run.device)
             yield f"teachers_{branch}", merged, teacher_seconds[branch]
+
+
+def _starts_from_baseline(params, row):
+    """Return whether a row needs a baseline that is not among its teachers: then its seconds are part of the row's."""
+    branches, student = ROWS[row].teachers, params.student.start == "baseline" and row != "baseline_long"
+    taught = params.teachers.start == "baseline" and not {"whole", "long"}.issuperset(branches)
+    return "whole" not in branches and (student or taught)
 
 
 def _on_device(run, model):

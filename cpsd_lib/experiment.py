@@ -175,4 +175,4 @@ def load_partitions(run):
     loaded = {b: Partition.load(run.folder / "partition" / f"{b}.json", num_classes) for b in ("co", "dis")}
     whole = Partition([list(range(num_classes))], num_classes)
     random = partition.random_partition(num_classes, len(loaded["co"]), run.params.partition.seed)
-    return {"whole": whole, "long": whole, "random": random} | loaded
+    return {"whole": whole, "long": whole, "again": whole, "random": random} | loaded

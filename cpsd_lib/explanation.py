@@ -25,6 +25,7 @@ TEACHERS = {
     "whole": "teacher",
     "random": "random teachers",
     "long": "teacher, CPSD's time",
+    "again": "teacher, trained on",
 }
 ACTIVATION, ATTENTION = "activation", "attention"
 BATCH = 32  # maps of 448 pixels at once: 26 MB, and twice that while they are held against boxes

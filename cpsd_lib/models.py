@@ -47,9 +47,13 @@ class Classifier(nn.Module):
         if any(side % self.stride for side in images.shape[2:]):
             size = "x".join(map(str, images.shape[2:]))
             raise ValueError(f"images of {size} pixels do not fit: both sides must be a multiple of {self.stride}")
-        features = feature_map(self.backbone, (images - self.mean) / self.std)
+        features = self.features(images)
         logits, label_embeddings = self.head(features)
         return Output(logits, label_embeddings, features)
+
+    def features(self, images):
+        """Return the backbone's last map [B, F, h, w] of images [B, 3, S, S]."""
+        return feature_map(self.backbone, (images - self.mean) / self.std)
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):

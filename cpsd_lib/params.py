@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cpsd_lib.param_files import ParameterError, find_params, read_params, repo_root, set_dotted
 from cpsd_lib.recipes import RECIPES
-from cpsd_lib.rows import COMPONENTS, ROWS
+from cpsd_lib.rows import COMPONENTS, ROWS, branches_of
 
 
 def _expanded(path):
@@ -202,6 +202,18 @@ class TrainParams(Section):
     val_share: float = Field(0.1, gt=0, lt=0.5)  # select val: share of train held out, where the data has no val split
     validate_every: int = Field(1, ge=1)  # epochs
     checkpoint_seconds: float = Field(60, ge=0)  # 0: after every step
+    # What the teachers of parts, or the students, start from: `model` as every method of the papers does, or the trained
+    # baseline of the same seed.
+    start: Literal["model", "baseline"] = "model"
+
+
+class TeacherParams(TrainParams):
+    """Teacher training; a teacher that starts from the baseline can share its first stages with all the others."""
+
+    share: int = Field(0, ge=0, le=100)  # how many of the baseline's stages (trunk.stages_of) they share, frozen
+    more_epochs: int | None = Field(
+        None, ge=1
+    )  # of teachers that start from the baseline; None: as many as the baseline
 
 
 class StudentParams(TrainParams):
@@ -249,7 +261,7 @@ class Params(Section):
     partition: PartitionParams = PartitionParams()
     model: ModelParams  # the student's
     teacher_model: ModelParams | None = None  # None: the same as the student's
-    teachers: TrainParams
+    teachers: TeacherParams
     student: StudentParams
     evaluation: EvaluationParams = EvaluationParams()
 
@@ -274,6 +286,24 @@ class Params(Section):
                 f"student.rows: {', '.join(led)} match label-wise embeddings, which the head gap does not have; take "
                 "ml_decoder (L2D's), query2label or label_transformer for model.head and teacher_model.head"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_are_there(self):
+        teachers, student, rows = self.teachers, self.student, self.student.rows
+        given = [name for name in ("share", "more_epochs") if getattr(teachers, name)]
+        if teachers.start == "model" and given:
+            raise ValueError(
+                f"teachers.{given[0]} is for teachers that start from the baseline: teachers.start=baseline"
+            )
+        if teachers.start == "model" and "sd_again" in rows:
+            raise ValueError(
+                "student.rows: sd_again is the teacher trained again from the baseline: teachers.start=baseline"
+            )
+        if student.start == "baseline" and self.teacher_model is not None:
+            raise ValueError("student.start=baseline: with a teacher_model of its own the baseline is another model")
+        if "baseline" in (teachers.start, student.start) and "whole" not in branches_of(rows):
+            raise ValueError("start: baseline needs a row that trains one, such as baseline or sd, in student.rows")
         return self
 
     def seed_list(self):

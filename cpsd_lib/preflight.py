@@ -10,6 +10,7 @@ from cpsd_lib.label_vectors import read_label_vectors
 from cpsd_lib.models import build_model
 from cpsd_lib.param_files import ParameterError
 from cpsd_lib.partition import Partition
+from cpsd_lib.trunk import check_split
 
 
 def check_models(params):
@@ -30,6 +31,10 @@ def check_models(params):
     _told("model", lambda: _build(params.model, names, params.data.size))
     if params.teacher_model:
         _told("teacher_model", lambda: _build(params.teacher_model, names, params.data.size))
+    if params.teachers.share:
+        teacher = params.teacher_model or params.model
+        whole = lambda: _build(teacher, names, params.data.size)  # noqa: E731
+        _told("teachers.share", lambda: check_split(whole(), params.teachers.share, params.data.size))
 
 
 def class_names(data):
@@ -42,12 +47,13 @@ def class_names(data):
 def _build(settings, names, size):
     keep = {key: getattr(settings, key) for key in ("weights", "head", "normalize", "prior", "head_width")}
     vectors = read_label_vectors(settings.label_vectors, names)
-    _look(build_model(settings.name, len(names), label_vectors=vectors, **keep, **settings.options).eval(), size)
+    return _look(build_model(settings.name, len(names), label_vectors=vectors, **keep, **settings.options).eval(), size)
 
 
 def _look(model, size):
     with torch.inference_mode():
         model(torch.zeros(1, 3, size, size))
+    return model
 
 
 def _told(section, attempt):

@@ -8,7 +8,7 @@ class Row:
     """One row; its student learns from the labels and from the merged teachers of each branch in `teachers`.
 
     Branches: whole (one teacher over all classes), co and dis (CGP, DGP), random (as many parts, of random classes), long
-    (whole, trained as long as all teachers of co and dis together).
+    (whole, trained as long as all teachers of co and dis together), again (whole, trained on as a teacher of a part is).
     method: "self" is CPSD's match on logits (METHOD 1.5); "mld", "led" and "mld+led" are L2D's losses (METHOD 2).
     """
 
@@ -34,6 +34,8 @@ ROWS = {
     # What CPSD's time buys without it (METHOD 5); `equal_epochs` says how long.
     "baseline_long": Row("baseline, CPSD's time"),
     "sd_long": Row("+ SD, CPSD's time", ("long",)),
+    # Where the teachers start from the baseline: what their additional epochs buy without any parts.
+    "sd_again": Row("+ SD, teacher trained on", ("again",)),
     # L2D and its parts.
     "mld": Row("+ MLD", ("whole",), "mld"),
     "led": Row("+ LED", ("whole",), "led"),
@@ -43,7 +45,7 @@ ROWS = {
     "cpsd_mld_led": Row("+ CPSD by MLD + LED", ("co", "dis"), "mld+led"),
 }
 TITLES = {name: row.title for name, row in ROWS.items()} | {"released": "released checkpoint"}
-BRANCHES = ("whole", "co", "dis", "random", "long")
+BRANCHES = ("whole", "co", "dis", "random", "long", "again")
 COMPONENTS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")  # CPSD's own table
 
 
@@ -64,10 +66,19 @@ def shares(row, alpha):
     return {"co": alpha, "dis": 1.0 - alpha} if len(teachers) > 1 else dict.fromkeys(teachers, 1.0)
 
 
-def equal_epochs(teacher_epochs, student_epochs, views, k):
+def views_of(student):
+    """Return how many views of an image its teachers speak about, for StudentParams `student`."""
+    return min(student.views or student.epochs, student.epochs)
+
+
+def equal_epochs(teachers, student, k, own=1.0):
     """Return (epochs of a baseline, epochs of one teacher) that take the time of CPSD and of its 2k teachers.
 
-    In forward passes an image: a training step is 3, a soft target 1. views: stored views a teacher speaks about.
+    teachers, student: TeacherParams and StudentParams. own: share of a forward pass that a teacher has to itself; the rest
+    is the frozen trunk's, once for all of them. In forward passes an image: a training step is 3, a soft target 1.
     """
-    teachers = 2 * k * teacher_epochs
-    return round(teachers + 2 * k * views / 3 + student_epochs), teachers
+    again, trunk = teachers.start == "baseline", (1 - own) / 3
+    taught = (teachers.more_epochs if again and teachers.more_epochs else teachers.epochs) * (2 * k * own + trunk)
+    targets = views_of(student) * (2 * k * own / 3 + trunk)
+    before = teachers.epochs if "baseline" in (teachers.start, student.start) else 0
+    return round(before + taught + targets + student.epochs), round(taught + (teachers.epochs if again else 0))

@@ -10,7 +10,7 @@ from small_copies import CONCEPTS, labels
 from torch import nn
 
 from cpsd_lib import __main__ as command
-from cpsd_lib import cost
+from cpsd_lib import cost, distill
 from cpsd_lib.cost import card, estimate, images_of
 from cpsd_lib.distill import fill_targets, train_student, train_teachers
 from cpsd_lib.evaluation import evaluate
@@ -19,6 +19,7 @@ from cpsd_lib.models import PRESETS, Classifier, build_model
 from cpsd_lib.param_files import ParameterError, repo_root, set_dotted
 from cpsd_lib.params import resolve
 from cpsd_lib.partition import Partition
+from cpsd_lib.trunk import Tail
 
 COCO_COUNTS = (80, 82_081, 40_137)
 CSV = "file_name,split,labels\na.jpg,train,cat;dog\nb.jpg,train,dog\nc.jpg,val,cat\nd.jpg,test,dog\ne.jpg,test_shifted,dog\n"
@@ -117,7 +118,7 @@ def test_label_vectors_of_a_file_that_is_not_here_count_as_gloves():
 
 def test_no_weight_is_allocated_and_no_number_drawn():
     before = torch.get_rng_state()
-    model = cost._Model(released("q2l_resnet101").model, 80, 448)
+    model = cost._Model(cost._on_meta(released("q2l_resnet101").model, 80), 448)
     assert all(tensor.is_meta for tensor in (*model.made.parameters(), *model.made.buffers()))
     assert torch.equal(torch.get_rng_state(), before) and model.parameters == 198_103_184
 
@@ -144,7 +145,7 @@ def kept_bytes(model, output, of_type=lambda tensor: True):
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnet18", "mobilenetv3_small_050", "test_convnext"])
 def test_activations_are_what_a_real_forward_keeps(name):
-    images, made = torch.rand(3, 3, 64, 64), cost._Model(of(name, 64).model, 5, 64).made
+    images, made = torch.rand(3, 3, 64, 64), cost._Model(cost._on_meta(of(name, 64).model, 5), 64).made
     model = build_model(name, 5).train()
     meta = cost._activation_bytes(made, images.to("meta"), half=False)
     assert meta == kept_bytes(model, model(images).logits) > 1e5
@@ -152,7 +153,7 @@ def test_activations_are_what_a_real_forward_keeps(name):
 
 
 def test_activations_in_half_precision_are_about_what_autocast_keeps():
-    images, made = torch.rand(4, 3, 64, 64), cost._Model(of("resnet18", 64).model, 5, 64).made
+    images, made = torch.rand(4, 3, 64, 64), cost._Model(cost._on_meta(of("resnet18", 64).model, 5), 64).made
     model = build_model("resnet18", 5).train()
     weights = sum(2 * p.numel() for p in model.parameters() if p.ndim > 1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -296,6 +297,49 @@ def test_a_real_run_does_what_was_counted(tmp_path, monkeypatch, more):
     assert expected.teacher_eflop + expected.student_eflop == pytest.approx(learned)
     looked = 1e-9 * (flop.get((True, False), 0) + flop[False, False])
     assert expected.target_eflop + expected.validation_eflop + expected.evaluation_eflop == pytest.approx(looked)
+
+
+@pytest.mark.parametrize("share", [0, 4])
+def test_a_real_run_with_a_shared_trunk_does_what_was_counted(tmp_path, monkeypatch, share):
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path))
+    shared = {"teachers.start": "baseline", "teachers.share": share, "teachers.more_epochs": 1, "train.epochs": 2}
+    rows = ["baseline", "sd", "cpsd", "sd_again", "baseline_long"]
+    small = {"data.images": 100, "data.size": 32, "partition.k": 2, "student.rows": rows}
+    run = open_run("tiny", small | shared)
+    expected = estimate(run.params, *[images_of(run.params.data)[n] for n in (2, 0, 1)])
+    seen, forward, make_trunk = Counter(), Classifier.forward, distill.make_trunk
+
+    def counting(self, images):
+        seen["tail" if isinstance(self, Tail) else "whole", self.training] += len(images)
+        return forward(self, images)
+
+    def counted(model, stages):
+        trunk = make_trunk(model, stages)
+        through = trunk.backbone.forward_features
+        monkeypatch.setattr(trunk.backbone, "forward_features", lambda x: seen.update(trunk=len(x)) or through(x))
+        return trunk
+
+    monkeypatch.setattr(Classifier, "forward", counting)
+    monkeypatch.setattr(distill, "make_trunk", counted)
+    cut_labels(run)
+    train_teachers(run, 0)
+    stores = fill_targets(run, 0)
+    for row in rows[1:]:
+        train_student(run, 0, row, stores)
+    evaluate(run)
+    own = cost.own_share(run.params.model, 20, 32, share) if share else 1
+    forwards = 3 * seen["whole", True] + seen["whole", False] + own * (3 * seen["tail", True] + seen["tail", False])
+    assert (seen["trunk"] > 0) == (share > 0)
+    assert expected.eflop == pytest.approx(1e-9 * expected.forward_gflop * (forwards + (1 - own) * seen["trunk"]))
+    assert expected.trained_images == seen["whole", True] + seen["tail", True]
+
+
+def test_what_comes_after_the_shared_stages_is_counted_by_hand():
+    model = build_model("resnet18", 5)
+    after = flop_by_hand(model.backbone.layer4, torch.zeros(1, 256, 4, 4)) + 2 * 512 * 5
+    settings = of("resnet18", 64).model
+    assert cost.own_share(settings, 5, 64, 4) == pytest.approx(after / flop_by_hand(model, torch.zeros(1, 3, 64, 64)))
+    assert cost.own_share(settings, 5, 64, 5) == pytest.approx(5120 / flop_by_hand(model, torch.zeros(1, 3, 64, 64)))
 
 
 # ---- card and counts -----------------------------------------------------------------------------------------------

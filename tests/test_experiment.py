@@ -341,7 +341,7 @@ def test_the_rows_of_equal_time_train_one_model_as_long_as_the_whole_method_take
     rows = ["baseline", "cpsd", "baseline_long", "sd_long", "rand"]
     run = small(name="long", student__rows=rows, partition__k=2, train__epochs=2, student__views=1, data__images=100)
     everything(run)
-    epochs, teacher_epochs = equal_epochs(2, 2, 1, 2)
+    epochs, teacher_epochs = equal_epochs(run.params.teachers, run.params.student, 2)
     assert (epochs, teacher_epochs) == (11, 8)  # 2 x 2 teachers of 2 epochs, 4/3 of targets, a student of 2
     assert pd.read_csv(run.teacher_folder(0) / "long" / "history.csv")["epoch"].max() == 8
     assert pd.read_csv(run.student_folder(0, "baseline_long") / "history.csv")["epoch"].max() == 11
@@ -351,6 +351,75 @@ def test_the_rows_of_equal_time_train_one_model_as_long_as_the_whole_method_take
         load_student(run, 0, row)
     listing = read_json(run.teacher_folder(0) / "teachers.json")
     assert [len(teacher["columns"]) for teacher in listing["random"]] == [10, 10]
+
+
+SHARED = {"teachers__start": "baseline", "teachers__share": 4, "data__size": 32}
+
+
+def test_teachers_that_share_a_trunk_start_from_the_baseline_and_own_the_rest(outputs):
+    rows = ["baseline", "sd", "cpsd", "sd_again", "sd_long"]
+    run = small(name="shared", student__rows=rows, teachers__more_epochs=2, **SHARED)
+    everything(run)
+    whole, parts = (
+        state(run.teacher_folder(0) / "whole.safetensors"),
+        state(run.teacher_folder(0) / "from_baseline/co-1.safetensors"),
+    )
+    assert {name.split(".")[1] for name in parts if name.startswith("backbone")} == {"layer4"}
+    assert any(not torch.equal(parts[name], whole[name]) for name in parts if name.startswith("backbone.layer4"))
+    history = pd.read_csv(run.teacher_folder(0) / "from_baseline" / "history.csv")
+    assert set(history["learner"]) == {"co-0", "co-1", "dis-0", "dis-1", "again"} and history["epoch"].max() == 2
+    assert set(pd.read_csv(run.teacher_folder(0) / "history.csv")["learner"]) == {"whole"}
+    loaded = load_teachers(run, 0)
+    assert loaded["co"].experts[0].shared[0] is loaded["dis"].experts[1].shared[0]  # one trunk for all
+    stores, images = fill_targets(run, 0), student_batches(run, 0)
+    some = training_rows(run, run.params.student, 0)[0][:4]
+    with torch.inference_mode():
+        online = loaded["co"](images.view(0, some))
+    torch.testing.assert_close(stores["co"].read(0, some), online, atol=2e-3, rtol=2e-3)
+    for row in rows:
+        load_student(run, 0, row)
+
+
+def test_a_teacher_with_a_trunk_is_the_same_alone_beside_others_and_after_another_start(outputs):
+    run = small(name="shared_alone", student__rows=["baseline", "cgpd"], **SHARED)
+    both = small(name="shared_both", student__rows=["baseline", "cpsd"], **SHARED)
+    for one in (run, both):
+        cut_labels(one)
+        train_teachers(one, 0)
+    one, other = (state(r.teacher_folder(0) / "from_baseline" / "co-0.safetensors") for r in (run, both))
+    assert all(torch.equal(one[name], other[name]) for name in one | other)
+    full = small(name="shared_alone", student__rows=["baseline", "cgpd"], **SHARED | {"teachers__share": 0})
+    with pytest.raises(MissingStage):
+        load_teachers(full, 0, ["co"])
+    before = read_json(full.teacher_folder(0) / "whole.json")["sha256"]
+    train_teachers(full, 0)
+    after = read_json(full.teacher_folder(0) / "whole.json")["sha256"]
+    assert after == before  # the baseline is the same, and not trained again
+    assert "backbone.conv1.0.weight" in state(full.teacher_folder(0) / "from_baseline" / "co-0.safetensors")
+
+
+def test_a_student_may_start_from_the_baseline_and_another_baseline_makes_it_another(outputs):
+    standing = {"student__start": "baseline", "student__lr": 1e-9, "student__ema_decay": 0.0}
+    run = small(name="warm", student__rows=["baseline", "sd"], **standing)
+    everything(run)
+    whole = state(run.teacher_folder(0) / "whole.safetensors")
+    student = state(run.student_folder(0, "sd") / "student.safetensors")
+    for name in whole:
+        if "running" not in name and whole[name].is_floating_point():
+            torch.testing.assert_close(student[name], whole[name], atol=1e-6, rtol=0)
+    other = small(name="warm", student__rows=["baseline", "sd"], teachers__weight_decay=0.5, **standing)
+    with pytest.raises(MissingStage):
+        load_student(other, 0, "sd")
+
+
+def test_a_backbone_that_cannot_be_cut_is_refused_before_anything_is_trained(outputs):
+    run = small(
+        name="vit", model={"name": "test_vit"}, student__rows=["baseline", "cgpd"], **SHARED | {"data__size": 160}
+    )
+    cut_labels(run)
+    with pytest.raises(ValueError, match="VisionTransformer cannot be cut after stage 4"):
+        train_teachers(run, 0)
+    assert not (run.teacher_folder(0) / "whole.json").exists()
 
 
 def test_every_row_of_l2d_trains_and_its_teacher_may_be_another_model(outputs):

@@ -438,3 +438,29 @@ def test_parameter_files_may_be_given_as_paths(tmp_path, monkeypatch):
     path = file(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert load_params(path) == load_params(str(path)) == load_params(Path("some.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"teachers.share": 4}, "teachers.share is for teachers that start from the baseline: teachers.start=baseline"),
+        ({"teachers.more_epochs": 4}, "teachers.more_epochs is for teachers that start from the baseline"),
+        ({"student.rows": ["baseline", "sd_again"]}, "sd_again is the teacher trained again from the baseline"),
+        (
+            {"teachers.start": "baseline", "student.rows": ["cgpd"]},
+            "needs a row that trains one, such as baseline or sd",
+        ),
+        (
+            {"student.start": "baseline", "student.rows": ["alone"]},
+            "needs a row that trains one, such as baseline or sd",
+        ),
+        (
+            {"student.start": "baseline", "student.rows": ["sd"], "teacher_model.name": "resnet18"},
+            "with a teacher_model of its own the baseline is another model",
+        ),
+    ],
+)
+def test_a_start_from_the_baseline_needs_one(overrides, expected):
+    with pytest.raises(ParameterError, match=expected):
+        load_params("tiny", overrides)
+    assert load_params("tiny", {"train.start": "baseline", "teachers.share": 2}).student.start == "baseline"

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from cpsd_lib.rows import BRANCHES, COMPONENTS, ROWS, TITLES, baseline_of, branches_of, equal_epochs, shares
@@ -31,14 +33,27 @@ def test_led_rows_are_the_ones_that_embed():
     assert not any(ROWS[row].embeds for row in COMPONENTS)
 
 
+def settings(epochs, start="model", **more):
+    return SimpleNamespace(**{"epochs": epochs, "start": start, "more_epochs": None, "views": None} | more)
+
+
 @pytest.mark.parametrize(
     ("teachers", "students", "views", "k", "expected"),
     [
-        (80, 80, 80, 5, (1147, 800)),  # the release: 800 epochs of teachers, 267 epochs' time of targets, a student
-        (6, 6, 6, 3, (54, 36)),
+        (80, 80, None, 5, (1147, 800)),  # the release: 800 epochs of teachers, 267 epochs' time of targets, a student
+        (6, 6, 60, 3, (54, 36)),
         (10, 10, 5, 4, (103, 80)),
         (1, 1, 1, 1, (4, 2)),
     ],
 )
 def test_equal_time_counts_a_step_as_three_forward_passes_and_a_target_as_one(teachers, students, views, k, expected):
-    assert equal_epochs(teachers, students, views, k) == expected
+    assert equal_epochs(settings(teachers), settings(students, views=views), k) == expected
+
+
+def test_teachers_that_start_from_the_baseline_cost_it_too_and_their_trunk_once():
+    again = settings(6, "baseline")
+    assert equal_epochs(again, settings(6), 3) == (60, 42)  # as above, and the baseline's 6 epochs before
+    # A tenth of a forward is each one's own: 6 x 0.1 x 6 steps, 0.9 / 3 x 6 for the trunk; of 6 views 1.2 and 1.8.
+    assert equal_epochs(again, settings(6), 3, own=0.1) == (round(6 + 3.6 + 1.8 + 1.2 + 1.8 + 6), round(6 + 5.4))
+    assert equal_epochs(settings(6, "baseline", more_epochs=2), settings(6), 3) == (36, 18)
+    assert equal_epochs(settings(6), settings(2, "baseline"), 3) == (6 + 36 + 4 + 2, 36)

@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cpsd_lib.distill import NEUTRAL, no_say
+from cpsd_lib.distill import NEUTRAL, START, no_say
 from cpsd_lib.files import atomic, digest
-from cpsd_lib.rows import ROWS, branches_of
+from cpsd_lib.rows import ROWS, branches_of, views_of
 from cpsd_lib.teachers import remove_store
 
 # The stage that makes a piece; a piece is named seed0/teachers/co, seed0/soft_targets/co, seed0/students/cpsd.
 MADE_IN = {"teachers": "03_teachers", "soft_targets": "04_student", "students": "04_student"}
 # What of the parameters the parts depend on, and what of the student's the soft targets depend on.
-_CUT = {"k", "exponent", "seed", "refine_co", "refine_dis", "use_released", "released_co", "released_dis"}
+_CUT = {"k", "exponent", "self_loops", "seed", "refine_co", "refine_dis", "use_released", "released_co", "released_dis"}
 _SPOKEN = {"view", "precision", "select", "val_share", "teacher_mode"}
 
 
@@ -44,21 +44,26 @@ def pieces_of(params):
     teacher = params.model_dump(mode="json", include={"data", "protocol", "device"})
     teacher["model"] = (params.teacher_model or params.model).model_dump(mode="json")
     teacher["training"] = params.teachers.model_dump(mode="json", exclude=NEUTRAL)
-    views = min(student.views or student.epochs, student.epochs)
+    # The baseline and the teacher of CPSD's time start from no other.
+    first = teacher | {"training": {name: value for name, value in teacher["training"].items() if name not in START}}
+    views = views_of(student)
     spoken = student.model_dump(mode="json", include=_SPOKEN) | {"views": views}
     taught = [row for row in student.rows if row != "baseline"]
     made_of = {}  # {name without the seed: (number of models, ...)}
     for branch in branches_of(student.rows):
-        parts = {"whole": (1, None), "long": (1, [cut, student.epochs, views])}.get(branch, (params.partition.k, cut))
-        made_of[f"teachers/{branch}"] = (*parts, teacher)
+        long = [cut, student.epochs, student.start, views, teacher["training"]]
+        one = {"whole": (1, None, first), "long": (1, long, first), "again": (1, None, teacher)}
+        parts = one.get(branch, (params.partition.k, cut, teacher))
+        made_of[f"teachers/{branch}"] = parts
         if branch in branches_of(taught):
-            made_of[f"soft_targets/{branch}"] = (*parts, teacher, spoken)
+            made_of[f"soft_targets/{branch}"] = (*parts, spoken)
     for row in taught:
         # The baseline of CPSD's time has no teachers and still counts their parts.
-        parts = None if row == "alone" or ROWS[row].teachers == ("whole",) else cut
+        parts = None if row == "alone" or ROWS[row].teachers in (("whole",), ("again",)) else cut
         learning = student.model_dump(mode="json", exclude={*NEUTRAL, *no_say(row)})
         model = params.model.model_dump(mode="json")
-        made_of[f"students/{row}"] = (1, parts, teacher, spoken if ROWS[row].teachers else None, learning, model)
+        taught_by = first if row == "alone" or ROWS[row].teachers == ("whole",) else teacher
+        made_of[f"students/{row}"] = (1, parts, taught_by, spoken if ROWS[row].teachers else None, learning, model)
     return {
         f"seed{seed}/{name}": Piece(digest([name, seed, *parts]), parts[0])
         for seed in params.seed_list()
