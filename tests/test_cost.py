@@ -310,7 +310,8 @@ def test_a_real_run_with_a_shared_trunk_does_what_was_counted(tmp_path, monkeypa
     seen, forward, make_trunk = Counter(), Classifier.forward, distill.make_trunk
 
     def counting(self, images):
-        seen["tail" if isinstance(self, Tail) else "whole", self.training] += len(images)
+        if not images.is_meta:  # a look at the shapes
+            seen["tail" if isinstance(self, Tail) else "whole", self.training] += len(images)
         return forward(self, images)
 
     def counted(model, stages):
