@@ -1,11 +1,12 @@
 """The command line: `cpsd run params/demo.yaml key=value ...`, also `python -m cpsd_lib`."""
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
 
-from cpsd_lib.param_files import ParameterError, parse_overrides
+from cpsd_lib.param_files import ParameterError, find_params, is_grid, parse_overrides, read_params, repo_root
 
 
 def main(arguments=None):
@@ -22,7 +23,10 @@ def main(arguments=None):
     check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
     for command in (run, evaluate, cost, grid, check):
         command.add_argument("params", help="a YAML file, or its name in params/")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. student.epochs=5 seeds=3")
+        # The default tells argparse that none are needed, also in its message of what is missing.
+        command.add_argument(
+            "overrides", nargs="*", default=[], metavar="key=value", help="e.g. student.epochs=5 seeds=3"
+        )
     options = parser.parse_args(arguments)
     try:
         overrides = parse_overrides(options.overrides)
@@ -38,7 +42,7 @@ def main(arguments=None):
         print(f"nothing was started:\n{error}", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:  # a broken file of the run, a full disk: they say what they are
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"stopped: {error}", file=sys.stderr)
         return 1
 
 
@@ -74,16 +78,21 @@ def _run(source, overrides):
 
 def _print_scores(done):
     from cpsd_lib.evaluation import SPLITS, against_paper, component_table, load_records, stamp, table_text
+    from cpsd_lib.published import no_figure
     from cpsd_lib.report import reading
+    from cpsd_lib.words import counted
 
     records = load_records(done)
     for split in [split for split in SPLITS if split in set(records["split"])]:
         table = component_table(records, split)
-        print(f"\n{done.params.name}: mAP on {split}, {int(table['seeds'].max())} seed(s){stamp(done)}")
+        print(f"\n{done.params.name}: mAP on {split}, {counted(int(table['seeds'].max()), 'seed')}{stamp(done)}")
         print(f"{table_text(table)}\n{reading(table, split)}".rstrip())
     compared = against_paper(records, done.params)
     if compared is not None:
-        print(f"\nours beside the paper's, on test{stamp(done)}\n{compared.round(1).to_string()}")
+        shown = compared.to_string(float_format=lambda value: f"{value:z.1f}")
+        print(f"\nours beside the paper's, on test{stamp(done)}\n{shown}")
+    elif no_figure(done.params):
+        print(f"\nnot compared: {no_figure(done.params)}")
 
 
 def _cost(source, overrides):
@@ -91,30 +100,48 @@ def _cost(source, overrides):
 
     params = load_params(source, overrides, paths=False)
     from cpsd_lib.cost import card, estimate, images_of
+    from cpsd_lib.words import counted
 
-    train, test, classes, counted = images_of(params.data)
-    print(f"{params.name}: {train:,} training and {test:,} test images, {classes} classes ({counted})")
-    print(card(estimate(params, classes, train, test)))
+    train, test, classes, source = images_of(params.data)
+    shown = card(estimate(params, classes, train, test))
+    images = f"{train:,} training and {counted(test, 'test image')}"
+    print(f"{params.name}: {images}, {counted(classes, 'class', 'classes')} ({source})\n{shown}")
     return 0
 
 
 def _grid(source, overrides):
     from cpsd_lib.grids.params import jobs_of, load_grid
 
-    jobs_of(load_grid(source, overrides))
+    try:
+        jobs_of(load_grid(source, overrides))
+    except ParameterError:
+        _refuse_a_run(source)
+        raise
     from cpsd_lib.grids.runner import run_grid
 
     return run_grid(source, overrides)
 
 
+def _refuse_a_run(source):
+    """Raise ParameterError when `source` is the parameter file of one run, in place of all that it lacks as a grid."""
+    if any(os.path.isfile(repo_root() / "params" / "grids" / name) for name in (source, f"{source}.yaml")):
+        return  # load_grid looks there first
+    try:
+        raw = read_params(find_params(source))
+    except ParameterError:
+        return  # load_grid has said what is wrong with it
+    if not is_grid(raw) and "base" not in raw:
+        raise ParameterError(f"{source} is one run, not a grid (it has no `vary:`); run it by: cpsd run {source}")
+
+
 def _check_data(source, overrides):
     from cpsd_lib.param_files import outputs_root
-    from cpsd_lib.params import load_params
+    from cpsd_lib.params import load_data
 
-    params = load_params(source, overrides)
+    name, data = load_data(source, overrides)
     from cpsd_lib.data.check import check
 
-    found = check(params.data, outputs_root() / params.name)
+    found = check(data, outputs_root() / name)
     print("\n".join(found.lines))
     return 0 if found.trainable else 1
 

@@ -10,11 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from cpsd_lib.data import coco2014, nuswide, voc2007
 from cpsd_lib.data.dataset import READERS
 from cpsd_lib.data.scenes import Scenes
+from cpsd_lib.hardware import pick_precision
 from cpsd_lib.models import build_model
-from cpsd_lib.param_files import ParameterError, repo_root
+from cpsd_lib.param_files import ParameterError, blamed_on, repo_root
+from cpsd_lib.params import data_on_disk
 from cpsd_lib.partition import Partition
 from cpsd_lib.rows import ROWS, branches_of, equal_epochs, views_of
 from cpsd_lib.trunk import make_tail, make_trunk
+from cpsd_lib.words import counted, memory
 
 PUBLISHED = {  # images by split, classes
     "coco2014": (coco2014.LABELLED, len(coco2014.CLASSES)),
@@ -88,21 +91,24 @@ def estimate(params, num_classes, train_images, test_images):
     one, since they take a batch in turn. It is an estimate, without the allocator's and cuDNN's workspace, without
     torch.compile, and with the attention matrices that a fused kernel does not keep; precision auto is bfloat16, as on a
     GPU.
-    Raises ValueError for a model that cannot be built or too few images, ParameterError for more parts than classes.
+    Raises ParameterError for a model that cannot be built, too few images, or more parts than classes.
     """
     released = params.evaluation.released is not None
     # As run.stages_of has it: a released checkpoint is scored and no more, labels without images are only looked at.
     rows = [] if released or params.data.kind == "labels" else params.student.rows
     if rows and train_images < 2:
-        raise ValueError(f"a training needs at least 2 images, not {train_images}")
+        raise ParameterError(f"data: a training needs at least 2 images, not {train_images}")
     usual = _Training(params, params.student, train_images, test_images)
-    size = params.data.size
-    student = _Model(_on_meta(params.model, num_classes), size)
-    teacher = _Model(_on_meta(params.teacher_model, num_classes), size) if params.teacher_model else student
+    size, teaches = params.data.size, params.teacher_model or params.model
+    with blamed_on("model"):
+        student = _Model(_on_meta(params.model, num_classes), size)
+    with blamed_on("teacher_model"):
+        teacher = _Model(_on_meta(teaches, num_classes), size) if params.teacher_model else student
     tail, own = teacher, 1.0
     if params.teachers.share and rows:
-        tail = _tail(params.teacher_model or params.model, num_classes, size, params.teachers.share)
-        own = own_share(params.teacher_model or params.model, num_classes, size, params.teachers.share)
+        with blamed_on("teachers.share"):
+            tail = _tail(teaches, num_classes, size, params.teachers.share)
+            own = own_share(teaches, num_classes, size, params.teachers.share)
     teaching, learning = _trainings(params, rows, num_classes, train_images, test_images, own)
     seeds, scored = 1 if released else params.seeds, 1 if released else len(rows)
 
@@ -146,6 +152,16 @@ def estimate(params, num_classes, train_images, test_images):
         evaluation_eflop=eflop(sum(speaking([branch], test_images) for branch in merged), scored * test_images),
         trained_images=seeds * (passes(taught) + passes(learning.values())),
     )
+
+
+def as_computed(params, device):
+    """Return Params whose precision is what the torch device makes of it: on a CPU in most cases float32, twice the memory."""
+    floats = {torch.bfloat16: "bfloat16", torch.float16: "float16", None: "float32"}
+
+    def computed(training):
+        return training.model_copy(update={"precision": floats[pick_precision(training.precision, device)]})
+
+    return params.model_copy(update={"teachers": computed(params.teachers), "student": computed(params.student)})
 
 
 def _trainings(params, rows, num_classes, train_images, test_images, own):
@@ -295,9 +311,11 @@ def _parts(settings, num_classes):
     """Return {branch: number of teachers}."""
     if settings.use_released:
         files = {"co": settings.released_co, "dis": settings.released_dis}
-        parts = {b: len(Partition.load(_on_disk(file), num_classes)) for b, file in files.items()}
+        with blamed_on("partition"):
+            parts = {b: len(Partition.load(_on_disk(file), num_classes)) for b, file in files.items()}
     elif settings.k > num_classes:
-        raise ParameterError(f"partition.k is {settings.k}, but the data set has only {num_classes} classes")
+        only = counted(num_classes, "class", "classes")
+        raise ParameterError(f"partition.k is {settings.k}, but the data set has only {only}")
     else:
         parts = {"co": settings.k, "dis": settings.k}
     return {"whole": 1, "long": 1, "again": 1, "random": parts["co"]} | parts
@@ -309,8 +327,8 @@ def _parts(settings, num_classes):
 def images_of(data):
     """Return (training images, test images of all test splits, classes, where the numbers come from) of DataParams `data`.
 
-    The published data sets need not be there; the label table of `csv` and `labels` must be (ValueError when there is no
-    such folder, else what the reader raises). No image is decoded, so one that is missing or broken still counts.
+    The published data sets need not be there; the label table of `csv` and `labels` must be, and readable (ParameterError).
+    No image is decoded, so one that is missing or broken still counts.
     """
     if data.kind in PUBLISHED:
         counts, classes = PUBLISHED[data.kind]
@@ -319,19 +337,13 @@ def images_of(data):
         if data.kind == "scenes":
             table, source = Scenes(data.images, data.size, data.seed, data.groups).table, "scenes are drawn"
         else:
-            root = _on_disk(data.root)
-            if not os.path.isdir(root):
-                where = (
-                    f"{data.root} uses an environment variable that is not set"
-                    if "$" in root
-                    else f"there is no folder {root}"
-                )
-                raise ValueError(f"data.root: {where}; the labels there say how many images this run has")
-            table = READERS[data.kind](data.model_copy(update={"root": root})).table
-            source = f"counted in {root}"
+            found = data_on_disk(data)  # the labels there say how many images this run has
+            with blamed_on("data"):
+                table = READERS[data.kind](found).table
+            source = f"counted in {found.root}"
         counts, classes = {split: int((table.split == split).sum()) for split in set(table.split)}, len(table.names)
     total = sum(counts.values())
-    if data.kind != "scenes" and data.limit is not None and data.limit < total:
+    if data.limit is not None and data.limit < total:
         counts = {split: max(1, round(data.limit * count / total)) for split, count in counts.items()}
         source += f", data.limit {data.limit:,}"
     return counts.get("train", 0), counts.get("test", 0) + counts.get("test_shifted", 0), classes, source
@@ -347,23 +359,23 @@ def _on_disk(path):
 
 def card(cost):
     """Return the cost as a dozen aligned lines for a terminal, with units."""
-    memory = [f"{_memory(cost.teacher_gib)} for the teachers (batch {cost.teacher_batch})"] if cost.teachers else []
-    memory += [f"{_memory(cost.student_gib)} for a student (batch {cost.student_batch})"] if cost.students else []
+    needs = [f"{memory(cost.teacher_gib)} for the teachers (batch {cost.teacher_batch})"] if cost.teachers else []
+    needs += [f"{memory(cost.student_gib)} for a student (batch {cost.student_batch})"] if cost.students else []
     seeds = f", {cost.seeds} seeds" if cost.seeds > 1 else ""
     remarks = {
-        "teachers": f"{cost.teachers} models{seeds}",
-        "students": f"{cost.students} models{seeds}",
-        "total": f"{cost.trained_images:,} times a model trains on an image",
+        "teachers": f"{counted(cost.teachers, 'model')}{seeds}",
+        "students": f"{counted(cost.students, 'model')}{seeds}",
+        "total": f"{counted(cost.trained_images, 'time')} a model trains on an image",
     }
     weights, forward = f"{cost.parameters:,}", f"{cost.forward_gflop:,.4g} GFLOP an image"
     if cost.teachers and cost.teacher_parameters != cost.parameters:
         weights += f", a teacher's {cost.teacher_parameters:,}"
         forward += f", a teacher's {cost.teacher_forward_gflop:,.4g}"
     lines = {
-        "model": f"{cost.model}, {cost.num_classes} classes, {cost.size} px",
+        "model": f"{cost.model}, {counted(cost.num_classes, 'class', 'classes')}, {cost.size} px",
         "parameters": weights,
         "forward": f"{forward} (a multiply-add is 2 FLOP)",
-        "GPU memory": f"about {', '.join(memory)}" if memory else "nothing is trained",
+        "GPU memory": f"about {', '.join(needs)}" if needs else "nothing is trained",
     }
     unit, scale = next((found for found in UNITS if cost.eflop * found[1] >= 1), UNITS[-1])
     for name, eflop in {**cost.stages, "total": cost.eflop}.items():
@@ -372,7 +384,3 @@ def card(cost):
     time = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 3600:,.4g} seconds"
     last = f"At 100 TFLOP/s sustained that is {time}: arithmetic, not a measurement."
     return "\n".join([*(f"{name:<14}{text}" for name, text in lines.items()), last])
-
-
-def _memory(gib):
-    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"

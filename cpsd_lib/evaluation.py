@@ -191,7 +191,7 @@ def table_text(table):
     formats = {
         "mAP": ".1f",
         "spread": ".1f",
-        "gain": "+.1f",
+        "gain": "+z.1f",  # z: no -0.0
         "gain spread": ".1f",
         "CF1": ".1f",
         "OF1": ".1f",

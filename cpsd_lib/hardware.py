@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import os
 import platform
 
 import torch
@@ -32,6 +33,15 @@ def pick_precision(name, device):
     if name == "float16" and device.type != "cuda":
         return None
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def memory_gib(device):
+    """Return the memory of a torch device, used or free, in GiB: a GPU's own, or the machine's; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2**30
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):  # Windows
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def keep_freed_memory():

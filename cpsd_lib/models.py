@@ -167,14 +167,14 @@ def _head(head, features, num_classes, prior, label_vectors, width):
 
 def _backbone(name, pretrained, options):
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0].lower(), [*timm.list_models(), *PRESETS], 5)
+        near = difflib.get_close_matches(name.split(".")[0].lower(), dict.fromkeys([*timm.list_models(), *PRESETS]), 5)
         raise ValueError(f"timm has no model {name!r}" + (f"; near names: {', '.join(near)}" if near else ""))
     architecture, _, tag = name.partition(".")
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
         raise ValueError(f"timm has no weights {tag!r} of {architecture}; it has: {', '.join(tagged) or 'none'}")
     if pretrained and not tagged:
-        raise ValueError(f"timm has no ImageNet weights of {name}; leave model.weights out to start from random ones")
+        raise ValueError(f"timm has no ImageNet weights of {name}; model.weights=null starts from random ones")
     try:
         # Built once without weights first, so that a wrong option is not taken for a failed download.
         backbone = timm.create_model(name, pretrained=False, num_classes=0, **options)
@@ -187,7 +187,7 @@ def _backbone(name, pretrained, options):
     except Exception as error:
         raise ConnectionError(
             f"the ImageNet weights of {name} could not be fetched ({type(error).__name__}: {error}); set model.weights "
-            "to a local .safetensors or .pth file of this timm model, or leave it out to start from random weights"
+            "to a local .safetensors or .pth file of this timm model, or model.weights=null to start from random weights"
         ) from error
 
 

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -10,6 +11,17 @@ import yaml
 
 class ParameterError(ValueError):
     """A parameter is unknown, has the wrong type or range, or names something that is not there."""
+
+
+@contextmanager
+def blamed_on(section):
+    """Raise what goes wrong inside as a ParameterError that begins with `section`: the user's choice did not work out."""
+    try:
+        yield
+    except ParameterError:
+        raise
+    except (ValueError, TypeError, AssertionError, RuntimeError, OSError) as error:  # timm asserts
+        raise ParameterError(f"{section}: {error}") from error
 
 
 def repo_root():
@@ -37,6 +49,8 @@ def find_params(source):
     for candidate in (Path(source), folder / source, folder / f"{source}.yaml"):
         if os.path.isfile(candidate):  # False, where Path.is_file raises, for a name too long to be one
             return candidate
+    if any(os.path.isfile(folder / "grids" / name) for name in (source, f"{source}.yaml")):
+        raise ParameterError(f"{source} is a grid, many runs in one file; run it by: cpsd grid {source}")
     near = difflib.get_close_matches(Path(source).stem, [file.stem for file in folder.glob("*.yaml")], 1)
     hint = (
         f"; did you mean {near[0]}?"
@@ -49,22 +63,37 @@ def find_params(source):
 def read_params(path):
     """Return the mapping in a parameter file laid over the one it `extends`, section by section (one level, no chains).
 
-    `extends: base/coco2014` names a file beside this one, with or without .yaml. Raises ParameterError for a base that
-    is not there or extends another.
+    `extends: base/coco2014` names a file beside this one or else in params/, with or without .yaml. Raises ParameterError
+    for a base that is not there, is the file itself, or extends another.
     """
     path = Path(path)
     raw = read_yaml(path)
     if "extends" not in raw:
         return raw
-    name = raw.pop("extends")
-    beside = [path.parent / f"{name}{suffix}" for suffix in ("", ".yaml")] if isinstance(name, str) and name else []
-    found = next((candidate for candidate in beside if os.path.isfile(candidate)), None)
-    if found is None:
-        raise ParameterError(f"{path} extends {name!r}, and there is no such parameter file beside it")
+    found = _base(path, raw.pop("extends"))
     base = read_yaml(found)
     if "extends" in base:
         raise ParameterError(f"{path} extends {found}, which extends another; write {found.name} out in full")
     return base | {key: _over(base.get(key), value) for key, value in raw.items()}
+
+
+def _base(path, name):
+    folders = list(dict.fromkeys((path.parent.resolve(), repo_root() / "params")))
+    places = [folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".yaml")]
+    found = next((place for place in places if os.path.isfile(place)), None) if name and isinstance(name, str) else None
+    if found is None:
+        looked = " and ".join(map(str, folders))
+        raise ParameterError(f"{path} extends {name!r}, and there is no such parameter file; looked in {looked}")
+    if found.samefile(path):
+        raise ParameterError(
+            f"{path} extends itself; name another file after `extends:`, or give this one another name"
+        )
+    return found
+
+
+def is_grid(raw):
+    """Return whether the mapping of a YAML file is a grid's: it says what to vary."""
+    return "vary" in raw
 
 
 def _over(below, above):

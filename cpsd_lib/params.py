@@ -3,11 +3,13 @@
 import difflib
 import math
 import os
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
-from cpsd_lib.param_files import ParameterError, find_params, read_params, repo_root, set_dotted
+from cpsd_lib.param_faults import said
+from cpsd_lib.param_files import ParameterError, find_params, is_grid, read_params, repo_root, set_dotted
 from cpsd_lib.recipes import RECIPES
 from cpsd_lib.rows import COMPONENTS, ROWS, branches_of
 
@@ -17,8 +19,15 @@ def _expanded(path):
         raise ValueError("an empty path")
     text = os.path.expanduser(os.path.expandvars(path))
     if "$" in text:
-        raise ValueError(f"{path} uses an environment variable that is not set; set it, or give the path itself")
+        unset = " and ".join(re.findall(r"\$\{?(\w+)", text)) or "$"
+        raise ValueError(f"the environment variable {unset} is not set; set it, or give the path itself")
     return str(repo_root() / text)
+
+
+# "Leave it out" would not help: a parameter file may set it.
+OTHER_WEIGHTS = (
+    "weights: null (on the command line model.weights=null) starts from random ones, weights: imagenet fetches timm's"
+)
 
 
 def _folder(path, info: ValidationInfo):
@@ -39,7 +48,10 @@ def _existing(path, info, kind, is_there):
 
 
 def _weights(source, info: ValidationInfo):
-    return source if source == "imagenet" else _file(source, info)
+    try:
+        return source if source == "imagenet" else _file(source, info)
+    except ValueError as error:
+        raise ValueError(f"{error}; {OTHER_WEIGHTS}") from None
 
 
 def _label_vectors(source, info: ValidationInfo):
@@ -113,6 +125,8 @@ class DataParams(Section):
             raise ValueError(f"kind {self.kind} needs data.root, the folder that holds {_HOLDS[self.kind]}")
         if self.kind == "scenes" and self.size > 1024:
             raise ValueError("kind scenes draws at most 1024 pixels; lower data.size")
+        if self.kind == "scenes" and self.limit is not None:
+            raise ValueError(f"kind scenes has no data.limit; data.images={max(100, self.limit)} draws that many")
         return self
 
 
@@ -318,9 +332,26 @@ def load_params(source, overrides=None, paths=True):
     Raises ParameterError that lists every fault at once, with the nearest name for an unknown key.
     """
     raw = read_params(find_params(source))
+    if is_grid(raw):
+        raise ParameterError(f"{source} is a grid, many runs in one file; run it by: cpsd grid {source}")
     for key, value in (overrides or {}).items():
         set_dotted(raw, key, value)
     return resolve(raw, paths)
+
+
+def load_data(source, overrides=None):
+    """Return (run name, DataParams) of a parameter file as load_params reads it; only the data must be there, no model file."""
+    params = load_params(source, overrides, paths=False)
+    return params.name, data_on_disk(params.data)
+
+
+def data_on_disk(data):
+    """Return DataParams `data` with its paths resolved; ParameterError where one is not there."""
+    try:
+        return DataParams.model_validate(data.model_dump())
+    except ValidationError as error:
+        faults = [_explain(fault | {"loc": ("data", *fault["loc"])}, {}, {}) for fault in error.errors()]
+        raise ParameterError("\n".join(faults)) from None
 
 
 def resolve(raw, paths=True):
@@ -358,9 +389,8 @@ def _explain(fault, shared, sections):
         return f"{'.'.join(location)}: is needed and has no default"
     if len(location) > 1 and location[1] in shared and location[1] not in sections.get(location[0], shared):
         location = ("train", *location[1:])  # where the user wrote it
-    got = "" if isinstance(fault["input"], dict) else f"; got {repr(fault['input'])[:80]}"
     where = f"{'.'.join(location)}: " if location else ""  # what concerns several sections says so itself
-    return f"{where}{fault['msg'].removeprefix('Value error, ')}{got}"
+    return f"{where}{said(fault)}"
 
 
 def _unknown(location, section):

@@ -49,6 +49,17 @@ _TABLE = {
 }
 
 
+def no_figure(params):
+    """Return the sentence that says why `published` has nothing for a model of the paper; None where it has, or for others."""
+    kind, name, size = params.data.kind, params.evaluation.released or params.model.name, params.data.size
+    if published(params) or name not in {model for _, model, _ in _TABLE}:
+        return None
+    sizes = [str(pixels) for its_kind, model, pixels in _TABLE if (its_kind, model) == (kind, name)]
+    return f"the paper has no figure of {name} on {kind}" + (
+        f" at {size} px, only at {' and '.join(sizes)} px" if sizes else ""
+    )
+
+
 def published(params):
     """Return {row: {"mAP": ..., "CF1": ...}} of the paper for this data set, model and size; {} where it has no figure.
 

@@ -1,5 +1,6 @@
 """The checkpoints released with CPSD, read into our models: their names are a table here, their code is not used."""
 
+import json
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from timm.models.tresnet import checkpoint_filter_fn
 
 from cpsd_lib.data.coco2014 import CLASSES
 from cpsd_lib.data.table import listed
-from cpsd_lib.files import read_json
 from cpsd_lib.heads import sine_position
 from cpsd_lib.label_vectors import read_label_vectors
 
@@ -111,10 +111,19 @@ def check_preprocessing(model, normalize, size):
         raise ValueError(f"the checkpoint was made for {model.input_size} pixels, but data.size is {size}")
 
 
+_YOURS = (
+    "it is a file of your own beside the checkpoint, and may hold class_names (a list) and preprocessing (mean, std, size); "
+    "mend it, or take it away: without it the checkpoint has COCO's 80 classes and inputs in [0, 1]"
+)
+
+
 def _read_sidecar(path):
-    sidecar = read_json(path) if path.is_file() else {}
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{path} is not valid JSON ({error}); {_YOURS}") from None
     if not isinstance(sidecar, dict):
-        raise ValueError(f"{path} must hold names and values, such as class_names")
+        raise ValueError(f"{path} must hold names and values; {_YOURS}")
     for name in set(sidecar) - {"class_names", "preprocessing"}:
         meant = get_close_matches(name, ["class_names", "preprocessing"], 1, cutoff=0.75)
         if meant:
@@ -183,13 +192,39 @@ def _load(model, name, state, path):
     faults = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
     if any(faults.values()):
         told = "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in faults.items() if keys)
-        raise ValueError(f"{path} does not fit the released {name} with these classes; {told}")
+        hint = _looks_like(name, state, bool(missing or unknown))
+        raise ValueError(f"{hint}{path} does not fit the released {name} with these classes; {told}")
     model.load_state_dict(found, strict=False)
     if name == "q2l_resnet101":
         code = sine_position(*model.head.position.shape[1:])
         # The usual code is computed for any size; only one of another kind is kept, for the one size it has.
         if torch.allclose(model.head.position, code, atol=1e-4):
             model.head.position = None
+
+
+def _looks_like(name, state, other_names):
+    """Return the beginning of a message: which released model has most of these names, "" when none has nine in ten."""
+    if not other_names:
+        return f"this is a {name} for another number of classes, or of other sizes: "
+    shares = {other: _share(other, state) for other in LAYOUTS}
+    best = max(shares, key=shares.get)
+    if best == name or shares[best] < 0.9:
+        return ""
+    return f"this looks like {best}, not {name} (give --released {best} and a parameter file of that model): "
+
+
+def _share(name, state):
+    """Return how many of the names of a released model and of a state dict are in both, as a share of those in either."""
+    from cpsd_lib.models import build_model
+
+    vectors = torch.zeros(2, 300) if name == "resnet101_tf" else None
+    with torch.device("meta"):  # its names alone; the number of classes does not change them
+        model = build_model(name, 2, label_vectors=vectors)
+    own = set(model.state_dict()) - {"mean", "std", "head.label_vectors"}
+    theirs = {_to_ours(name, *item, state)[0] or item[0] for item in state.items()}
+    # Not every release counts its batches (_NO_COUNTERS).
+    own, theirs = ({key for key in names if not key.endswith("num_batches_tracked")} for names in (own, theirs))
+    return len(own & theirs) / len(own | theirs)
 
 
 def _position_of_size(head, given):

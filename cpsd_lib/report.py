@@ -9,7 +9,9 @@ from scipy.stats import t
 from cpsd_lib.evaluation import against_paper, component_table, load_records, stamp
 from cpsd_lib.experiment import show_params
 from cpsd_lib.files import read_json, write_text
+from cpsd_lib.published import no_figure
 from cpsd_lib.rows import TITLES, baseline_of
+from cpsd_lib.words import counted
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{name}: CPSD report</title>
@@ -54,12 +56,12 @@ def _page(run, records, stages):
         name=escape(run.params.name),
         stamp=_STAMP.format(escape(stamp(run))) if stamp(run) else "",
         made=escape(
-            f"{run.params.seeds} seed(s) from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
+            f"{counted(run.params.seeds, 'seed')} from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
             f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
             f"{versions}; finished {last['finished']}"
         ),
         tables="".join(_table(records, split) for split in ("test", "test_shifted") if split in set(records["split"])),
-        paper=_paper(against_paper(records, run.params)),
+        paper=_paper(against_paper(records, run.params), no_figure(run.params)),
         times=seconds.to_html(border=0, float_format=lambda value: f"{value:,.0f}"),
         figures="".join(_figure(path) for path in sorted((run.folder / "figures").glob("*.png"))),
         notes=_notes(run),
@@ -69,14 +71,14 @@ def _page(run, records, stages):
 
 def _table(records, split):
     table = component_table(records, split)
-    shown = table.rename_axis(None).to_html(border=0, na_rep="-", float_format=lambda value: f"{value:.1f}")
+    shown = table.rename_axis(None).to_html(border=0, na_rep="-", float_format=lambda value: f"{value:z.1f}")
     return f"<h2>Component table, {split}</h2>{shown}<p>{escape(reading(table, split))}</p>"
 
 
-def _paper(compared):
+def _paper(compared, why_not):
     if compared is None:
-        return ""
-    shown = compared.to_html(border=0, float_format=lambda value: f"{value:.1f}")
+        return f"<p>Not compared: {escape(why_not)}.</p>" if why_not else ""
+    shown = compared.to_html(border=0, float_format=lambda value: f"{value:z.1f}")
     return f"<h2>Ours beside the paper's, on test</h2>{shown}"
 
 
@@ -93,8 +95,8 @@ def reading(table, split):
 
 def _gain_of(row, table, split, against):
     line, seeds = table.loc[row], int(table["seeds"].iloc[0])
-    sd = f" and {line['mAP'] - table.loc['+ SD', 'mAP']:+.1f} against + SD" if "+ SD" in table.index else ""
-    text = f"On {split}, {row} is {line['gain']:+.1f} mAP against the {against}{sd}"
+    sd = f" and {line['mAP'] - table.loc['+ SD', 'mAP']:+z.1f} against + SD" if "+ SD" in table.index else ""
+    text = f"On {split}, {row} is {line['gain']:+z.1f} mAP against the {against}{sd}"
     if seeds == 1:
         return f"{text}, from one seed: no spread is known, so no gain is claimed."
     half = t.ppf(0.975, seeds - 1) * line["gain spread"] / seeds**0.5

@@ -23,9 +23,9 @@ from cpsd_lib import progress
 from cpsd_lib.data.dataset import signature
 from cpsd_lib.experiment import Run, save_params
 from cpsd_lib.files import digest, read_json, sha256, write_json
-from cpsd_lib.param_files import repo_root
+from cpsd_lib.param_files import outputs_root, repo_root
 from cpsd_lib.params import load_params
-from cpsd_lib.preflight import check_models
+from cpsd_lib.preflight import check_run, remarks
 
 # A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's
 # outputs), and which files of the run folder it leaves.
@@ -82,12 +82,14 @@ def run(source, overrides=None):
     notebook's own error and path. Killed at any moment, the same call goes on where it was.
     """
     params = load_params(source, overrides)
+    manifest_path = outputs_root() / params.name / "manifest.json"
+    checked = not manifest_path.exists()
+    if checked:
+        _look_before(params, stages_of(params)[0])  # a new run that is refused leaves no folder
     opened = Run(params)
     with one_runner(opened.folder), _ctrl_c_gets_through():
-        save_params(opened)
-        manifest_path = opened.folder / "manifest.json"
         manifest = read_json(manifest_path) if manifest_path.exists() else {"stages": {}}
-        previous, checked = None, params.data.kind == "labels"  # no model is made of labels alone
+        previous = None
         for name in stages_of(params):
             made_of = stage_made_of(name, params, previous)
             entry = manifest["stages"].get(name)
@@ -95,8 +97,9 @@ def run(source, overrides=None):
                 print(f"{name}: done ({entry['seconds']:.0f} s on {entry['finished']})")
             else:
                 if not checked:
-                    check_models(params)
+                    _look_before(params, name)
                     checked = True
+                save_params(opened)  # what is executed reads them
                 if entry:
                     del manifest["stages"][name]
                     write_json(manifest_path, manifest)
@@ -104,7 +107,14 @@ def run(source, overrides=None):
                 manifest["stages"][name] = entry
                 write_json(manifest_path, manifest)
             previous = digest([made_of, entry["outputs"]])
+        save_params(opened)
     return opened
+
+
+def _look_before(params, stage):
+    check_run(params)
+    for line in remarks(params, stage):
+        print(line, flush=True)
 
 
 def stage_made_of(name, params, previous):

@@ -18,10 +18,10 @@ def outputs(tmp_path, monkeypatch):
     ("words", "message"),
     [
         (["tiny", "student.epoch=5"], "did you mean student.epochs?"),
-        (["tiny", "student.epochs=0"], "student.epochs: Input should be greater than or equal to 1; got 0"),
-        (["tiny", "student.epochs=many"], "student.epochs: Input should be a valid integer; got 'many'"),
+        (["tiny", "student.epochs=0"], "student.epochs: must be at least 1; got 0"),
+        (["tiny", "student.epochs=many"], "student.epochs: must be a whole number; got 'many'"),
         (["tiny", "student.epochs"], "write overrides as key=value"),
-        (["tiny", "name=../elsewhere"], "name: String should match pattern"),
+        (["tiny", "name=../elsewhere"], "name: must match pattern"),
         (["tiny", "__class__.x=1"], "is not a parameter name"),
         (["tiny", "seed=!!python/object/apply:os.getcwd []"], "not valid YAML"),
         (["tiny", "data.kind=csv", "data.root=nowhere"], "there is no folder"),
@@ -49,7 +49,7 @@ def test_both_ways_to_start_it_answer_the_same_without_a_traceback(outputs, tmp_
     assert [done.returncode for done in found] == [2, 2]
     assert found[0].stderr == found[1].stderr
     assert "sed: unknown parameter; did you mean seed?" in found[0].stderr
-    assert "train.lr: Input should be a finite number" in found[0].stderr
+    assert "train.lr: must be a finite number" in found[0].stderr
     assert "Traceback" not in found[0].stderr and not outputs.exists()
 
 
@@ -68,6 +68,49 @@ def test_a_wrong_command_line_ends_with_status_2_and_the_usage(outputs, capsys, 
         command.main(words)
     assert caught.value.code == 2
     assert "usage: cpsd" in capsys.readouterr().err
+
+
+def test_the_message_of_what_is_missing_names_what_is_needed_alone(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["run"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith("the following arguments are required: params")
+
+
+@pytest.mark.parametrize("words", [["run"], ["cost"], ["data", "check"]])
+@pytest.mark.parametrize("source", ["scenes_k", "params/grids/scenes_k.yaml"])
+def test_a_grid_given_as_a_run_is_told_its_command(outputs, capsys, words, source):
+    assert command.main([*words, source]) == 2
+    assert f"{source} is a grid, many runs in one file; run it by: cpsd grid {source}" in capsys.readouterr().err
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize("source", ["demo", "params/tiny.yaml", "coco_resnet101"])
+def test_a_run_given_as_a_grid_is_told_its_command(outputs, capsys, source):
+    assert command.main(["grid", source]) == 2
+    assert (
+        f"{source} is one run, not a grid (it has no `vary:`); run it by: cpsd run {source}" in capsys.readouterr().err
+    )
+
+
+def test_a_grid_that_lacks_what_to_vary_is_not_called_a_run(outputs, capsys, tmp_path):
+    (tmp_path / "half.yaml").write_text("name: half\nbase: tiny\n")
+    assert command.main(["grid", str(tmp_path / "half.yaml")]) == 2
+    assert "vary: is needed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tiny", "model.name=resnet19"], "model: timm has no model 'resnet19'"),
+        (["tiny", "model.options={nonsense: 1}"], "model: test_resnet cannot be built"),
+        (["csv_mobilenetv2", "data.root=/no/where"], "data.root: there is no folder /no/where"),
+        (["csv_mobilenetv2", "data.root=notebooks"], "data: there is no file"),
+    ],
+)
+def test_what_a_card_cannot_be_made_of_ends_with_status_2_and_no_half_card(capsys, words, message):
+    assert command.main(["cost", *words]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and "Error" not in printed.err and printed.out == ""
 
 
 def test_ctrl_c_ends_with_status_130_and_says_how_to_go_on(outputs, capsys, monkeypatch):

@@ -35,7 +35,8 @@ def ask(tmp_path, monkeypatch, capsys):
 def test_a_whole_copy_can_train_and_its_counts_and_frequencies_are_shown(ask, tmp_path, copy):
     kind = {"coco": "coco2014", "nuswide": "nuswide", "voc": "voc2007"}[copy.__name__]
     status, lines = ask(kind, copy(tmp_path / "data"))
-    assert status == 0 and lines[-1].startswith("verdict: it can train; decoded at 32 px it takes")
+    assert status == 0 and lines[-1].startswith("verdict: it can train; decoded at 32 px it takes 0 MiB of disk; ")
+    assert "the photos were looked for, not opened" in lines[-1]
     assert lines[0] == f"{kind}: 5 images, {dict(coco2014=80, nuswide=81, voc2007=20)[kind]} classes"
     assert any("0 images not on disk" in line for line in lines)
     assert any(f"{kind} count:" in line and "expected" in line for line in lines)
@@ -57,9 +58,9 @@ def test_missing_images_are_an_error_for_coco_unless_bad_files_are_skipped(ask, 
     path = root / "train2014" / coco_file("train", 9)
     path.unlink()
     status, lines = ask("coco2014", root)
-    assert status == 1 and "cannot train: 1 images are not on disk" in lines[-1] and "bad_files=skip" in lines[-1]
+    assert status == 1 and "cannot train: 1 image is not on disk" in lines[-1] and "bad_files=skip" in lines[-1]
     assert (ask.folder / "missing_files.txt").read_text() == f"train\t{path}\n"
-    assert any("1 of 5 images are not on disk" in line and "missing_files.txt" in line for line in lines)
+    assert any("not on disk: 1 of 5 images: " in line and "missing_files.txt" in line for line in lines)
     status, lines = ask("coco2014", root, "data.bad_files=skip")
     assert status == 0 and "INCOMPLETE" in lines[-1]
     (root / "val2014" / coco_file("val", 42)).rename(path)
@@ -72,7 +73,7 @@ def test_missing_images_of_nuswide_are_counted_by_split_named_and_stamped(ask, t
     (root / "Flickr" / "zoo" / "0009_9.jpg").unlink()
     status, lines = ask("nuswide", root)
     assert status == 0 and "INCOMPLETE" in lines[-1]
-    assert lines[2].startswith("  test: 2 images, 3 labels, 1.50 an image; 1 images not on disk")
+    assert lines[2].startswith("  test: 2 images, 3 labels, 1.50 an image; 1 image not on disk")
     assert "0009_9.jpg" in (ask.folder / "missing_files.txt").read_text()
 
 
@@ -112,6 +113,18 @@ def test_a_wrong_parameter_ends_with_status_2(ask, tmp_path, capsys):
 def test_every_kind_that_is_read_needs_a_folder(kind):
     with pytest.raises(ParameterError, match=rf"kind {kind} needs data\.root"):
         load_params("tiny", {"data.kind": kind})
+
+
+def test_the_data_alone_is_looked_at_and_no_model_file_is_needed(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("GLOVE", raising=False)
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("COCO2014", str(coco(tmp_path / "coco")))
+    assert command.main(["data", "check", "coco_resnet101_tf"]) == 0
+    assert "verdict: it can train" in capsys.readouterr().out
+    monkeypatch.delenv("COCO2014")
+    assert command.main(["data", "check", "coco_resnet101_tf"]) == 2
+    told = capsys.readouterr().err
+    assert "data.root: the environment variable COCO2014 is not set" in told and "GLOVE" not in told
 
 
 def test_a_check_loads_no_torch(tmp_path):

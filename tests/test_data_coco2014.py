@@ -255,7 +255,7 @@ def test_a_broken_image_that_is_left_out_stamps_the_figures_too(tmp_path):
     root = coco(tmp_path / "coco")
     (root / "train2014" / coco_file("train", 30)).write_bytes(b"")
     dataset = opened(root, bad_files="skip")
-    assert "INCOMPLETE: 1 files could not be read" in dataset.incomplete
+    assert "INCOMPLETE: 1 file could not be read" in dataset.incomplete
     assert dataset.table.rows("train").tolist() == [0, 1]
 
 

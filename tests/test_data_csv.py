@@ -218,7 +218,7 @@ def test_a_class_in_several_splits_but_not_in_train_or_test_is_named():
 @pytest.mark.parametrize(
     ("targets", "split", "expected"),
     [
-        ([[1], [1]], ["train", "test"], "1 classes, expected at least 2"),
+        ([[1], [1]], ["train", "test"], "1 class, expected at least 2"),
         ([[1, 0], [0, 1]], ["train", "train"], "no image is in split 'test'"),
         ([[1, 0], [0, 1]], ["val", "test"], "no image is in split 'train'"),
         ([[0, -1], [0, 1]], ["train", "test"], "no image of split 'train' has a positive label"),

@@ -221,7 +221,7 @@ def test_skipped_files_keep_their_rows_and_are_named(tmp_path):
     (root / "images" / "train0.png").write_bytes(b"no image")
     dataset = opened(root, bad_files="skip")
     assert [name for name, _ in dataset.skipped] == ["train0.png"]
-    assert any("1 files could not be read and are left out: train0.png" in note for note in dataset.notes)
+    assert any("1 file could not be read, left out: train0.png" in note for note in dataset.notes)
     assert dataset.table.rows("train").tolist() == [1, 2, 3, 4, 5]
     assert dataset.table.rows("skipped").tolist() == [0]
     assert dataset.images.shape[0] == 9 and dataset.images[8, 0, 4, 4] == 8

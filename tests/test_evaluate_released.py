@@ -9,13 +9,14 @@ import torch
 from small_copies import coco, voc
 
 from cpsd_lib import __main__ as command
+from cpsd_lib import released
 from cpsd_lib.data.coco2014 import CLASSES
 from cpsd_lib.evaluation import against_paper, evaluate
 from cpsd_lib.experiment import Run
 from cpsd_lib.heads import sine_position
 from cpsd_lib.models import build_model
 from cpsd_lib.params import load_params
-from cpsd_lib.published import published
+from cpsd_lib.published import no_figure, published
 from cpsd_lib.released import LAYOUTS
 
 PIXELS = 64
@@ -63,6 +64,14 @@ def test_a_checkpoint_of_each_layout_is_scored(place, name):
     assert record["images"] == 2 and record["classes"] == 80  # the third image has no label
     scores = np.load(place / "outputs" / PARAMS[name] / "evaluation" / "scores" / "seed0-released-test.npy")
     assert scores.shape == (2, 80) and np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_checkpoint_taken_for_another_model_is_told_which_one_it_is(name):
+    state = {key.removeprefix("module."): value for key, value in released_state(name, 3).items()}
+    for other in LAYOUTS:
+        hint = released._looks_like(other, state, True)
+        assert hint.startswith(f"this looks like {name}, not {other} (give --released {name}") != (name == other)
 
 
 def test_the_command_prints_ours_beside_the_papers_row_and_leaves_a_report(place, capfd, monkeypatch):
@@ -114,7 +123,7 @@ def test_other_classes_other_inputs_or_another_size_are_refused(place, monkeypat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--released", "resnet50", "--checkpoint", "F.ckpt"], "evaluation.released: Input should be 'resnet101', "),
+        (["--released", "resnet50", "--checkpoint", "F.ckpt"], "evaluation.released: must be one of 'resnet101', "),
         (["--released", "resnet101", "--checkpoint", "gone.ckpt"], "evaluation.checkpoint: there is no file"),
         (["--released", "tresnet_l", "--checkpoint", "F.ckpt"], "these are the parameters of model resnet101"),
     ],
@@ -163,3 +172,13 @@ def test_ours_stands_beside_the_papers_with_the_difference_of_the_mean_over_seed
     assert len(table) == 7
     assert against_paper(records, params(place, "demo")) is None
     assert against_paper(records, params(place, "coco_resnet101", **{"data.size": 224})) is None
+
+
+def test_what_the_paper_has_no_figure_for_is_said_of_its_own_models(place):
+    assert no_figure(params(place, "coco_resnet101")) is None  # it has
+    assert no_figure(params(place, "demo")) is None  # no model of the paper
+    found = no_figure(params(place, "coco_resnet101_tf", **{"data.size": 224}))
+    assert found.startswith("the paper has no figure of resnet101_tf on coco2014 at 224 px, only at 448 and 576 px")
+    scored = {"data.size": 64, "evaluation.released": "resnet101", "evaluation.checkpoint": "F.ckpt"}
+    assert "at 64 px, only at 448 px" in no_figure(params(place, "coco_resnet101", **scored))
+    assert no_figure(params(place, "voc2007_resnet101")) == "the paper has no figure of resnet101 on voc2007"

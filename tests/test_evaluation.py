@@ -60,6 +60,12 @@ def test_one_seed_has_no_spread_and_claims_no_gain():
     assert re.search(r"\+ CPSD +59.0 +- +\+9.0 +-", table_text(table))
 
 
+def test_a_gain_that_rounds_to_zero_has_no_minus():
+    table = component_table(records({"baseline": [50.0, 50.0], "sd": [50.0, 50.0], "cpsd": [49.98, 49.98]}))
+    assert "-0.0" not in table_text(table) and "+0.0" in table_text(table)
+    assert "is +0.0 mAP against the baseline and +0.0 against + SD" in reading(table, "test")
+
+
 def test_a_table_without_a_baseline_states_no_gain():
     table = component_table(records({"sd": [50.0], "cpsd": [59.0]}))
     assert np.isnan(table.loc["+ CPSD", "gain"]) and "no gain to state" in reading(table, "test")
@@ -107,6 +113,7 @@ def test_the_report_is_one_page_that_needs_no_network(tmp_path, monkeypatch):
     write_json(tmp_path / "data.json", {"notes": ["a note"], "skipped": skipped})
     plots.save(plots.components(found, "test", "hand-made"), run.folder / "figures" / "07_components.png")
     page = write_report(run).read_text()
+    assert "1 seed from 0" in page or "2 seeds from 0" in page
     assert "chosen on TEST" in page and "a processor" in page and "abc" in page and "&lt;hand&gt;" in page
     assert "10 more files left out" in page and "data:image/png;base64," in page
     assert not re.search(r"(src|href)=\"(?!data:)", page), "the page must hold all it shows"

@@ -135,9 +135,9 @@ def test_every_fault_of_every_job_is_listed_before_anything_starts(outputs):
     with pytest.raises(ParameterError) as caught:
         jobs_of(asked(**changed))
     assert str(caught.value).splitlines() == [
-        "partition.k: Input should be greater than or equal to 1; got 0 (k-0_alpha-0.5, k-0_alpha-2)",
+        "partition.k: must be at least 1; got 0 (k-0_alpha-0.5, k-0_alpha-2)",
         "student.epoch: unknown parameter; did you mean student.epochs? (every job)",
-        "student.alpha: Input should be less than or equal to 1; got 2 (k-0_alpha-2, k-2_alpha-2)",
+        "student.alpha: must be at most 1; got 2 (k-0_alpha-2, k-2_alpha-2)",
     ]
     assert not outputs.exists()
 

@@ -85,6 +85,30 @@ def test_a_wrong_type_or_range_is_refused_by_the_name_the_user_wrote(tmp_path, k
     assert message.startswith(key) and message.count("\n") == 0
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("seed", 1.5, "must be a whole number; got 1.5"),
+        ("seed", None, "must be a whole number; got null"),
+        ("train.lr", "fast", "must be a number; got 'fast'"),
+        ("train.lr", True, "must be a number; got true"),
+        ("train.lr", 0, "must be more than 0; got 0"),
+        ("train.clip", 1, "must be less than 1; got 1"),
+        ("train.pct_start", 1.5, "must be less than 1; got 1.5"),
+        ("train.val_share", 0.6, "must be less than 0.5; got 0.6"),
+        ("train.compile", 1, "must be true or false; got 1"),
+        ("model.name", 50, "must be text; got 50"),
+        ("student.rows", "sd", "must be a list; got 'sd'"),
+        ("data", 5, "must be a section of `name: value` lines; got 5"),
+        ("student.match", "l2", "must be one of 'mse', 'kl' or 'mld'; got 'l2'"),
+        ("model.head_width", 12, "must be a multiple of 8; got 12"),
+    ],
+)
+def test_a_fault_is_told_in_the_words_of_a_yaml_file(tmp_path, key, value, said):
+    message = refused(tmp_path, overrides={key: value})
+    assert said in message and "Input" not in message
+
+
 def test_all_faults_are_listed_at_once(tmp_path):
     text = SMALL.replace("x", "../x") + "sed: 1\ntrain: {epochs: 0, momentum: 1}\nstudent: {alpha: 2}\nrecipe: none\n"
     message = refused(tmp_path, text, {"data.size": 1})
@@ -232,7 +256,7 @@ def test_the_release_recipe_is_the_papers_to_the_letter(tmp_path):
 @pytest.mark.parametrize("recipe", ["default", "release"])
 def test_resolved_parameters_load_again_as_the_same_parameters(tmp_path, recipe):
     overrides = {"recipe": recipe, "train.lr": 1e-5, "model.options": {"channels": [8, 16], "act": "silu", "a": 1e-7}}
-    overrides |= {"student.rows": ["cpsd", "sd"], "student.alpha": 1 / 3, "data.limit": 20, "train.clip": 0}
+    overrides |= {"student.rows": ["cpsd", "sd"], "student.alpha": 1 / 3, "data.images": 120, "train.clip": 0}
     params = load_params(file(tmp_path), overrides)
     dumped = params.model_dump(mode="json")
     assert "train" not in dumped
@@ -270,7 +294,7 @@ def test_a_committed_file_finds_its_data_through_the_variables_it_names(tmp_path
     for variable in ("COCO2014", "NUSWIDE", "VOC2007"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.delenv("CPSD_DATA", raising=False)
-    with pytest.raises(ParameterError, match=r"data.root: \$\w+.* uses an environment variable that is not set"):
+    with pytest.raises(ParameterError, match=r"data.root: the environment variable \w+ is not set"):
         load_params(name)
     for variable in ("COCO2014", "NUSWIDE", "VOC2007"):
         monkeypatch.setenv(variable, str(tmp_path))
@@ -313,6 +337,21 @@ def test_a_base_that_is_not_there_is_named(tmp_path, wrong):
 def test_a_base_extends_no_other(tmp_path):
     with pytest.raises(ParameterError, match="extends another"):
         extended(tmp_path, "name: x\nextends: base/b\n", BASE + "extends: b\n")
+
+
+def test_a_file_elsewhere_finds_its_base_in_the_projects_params_but_first_beside_itself(tmp_path):
+    text = f"name: x\nextends: base/coco2014\nmodel: {{name: resnet18}}\ndata: {{root: {tmp_path}}}\n"
+    assert load_params(file(tmp_path, text)).data.kind == "coco2014"
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "coco2014.yaml").write_text(f"data: {{kind: voc2007, root: {tmp_path}}}\n")
+    assert load_params(file(tmp_path, text)).data.kind == "voc2007"
+    (tmp_path / "base" / "coco2014.yaml").rename(tmp_path / "base" / "other.yaml")
+    message = refused(tmp_path, "name: x\nextends: base/none\n")
+    assert f"looked in {tmp_path} and {repo_root() / 'params'}" in message
+
+
+def test_a_file_that_extends_itself_is_told_so(tmp_path):
+    assert "extends itself" in refused(tmp_path, "name: x\nextends: some\n")
 
 
 def test_a_fault_of_the_base_is_told_like_one_of_the_file(tmp_path):
@@ -364,9 +403,15 @@ def test_scenes_are_drawn_up_to_1024_pixels(tmp_path):
     assert load_params(file(tmp_path), {"data.size": 1024}).data.size == 1024
 
 
+def test_a_limit_is_not_for_scenes_which_have_a_number_of_images(tmp_path):
+    assert "data.images=300" in refused(tmp_path, overrides={"data.limit": 300})
+    assert "data.images=100" in refused(tmp_path, overrides={"data.limit": 20})  # as few as are drawn
+
+
 def test_local_weights_must_be_a_file(tmp_path):
     for wrong in ("nowhere.pth", "notebooks", "", "Imagenet", "x" * 5000):
-        assert refused(tmp_path, overrides={"model.weights": wrong}).startswith("model.weights:")
+        message = refused(tmp_path, overrides={"model.weights": wrong})
+        assert message.startswith("model.weights:") and "model.weights=null" in message and "imagenet" in message
     assert load_params(file(tmp_path), {"model.weights": "imagenet"}).model.weights == "imagenet"
     assert load_params(file(tmp_path), {"model.weights": None}).model.weights is None
 
@@ -374,8 +419,8 @@ def test_local_weights_must_be_a_file(tmp_path):
 def test_an_unset_environment_variable_in_a_path_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("CPSD_NOT_SET", raising=False)
     message = refused(tmp_path, overrides={"data.kind": "csv", "data.root": "$CPSD_NOT_SET/coco18"})
-    assert "$CPSD_NOT_SET/coco18" in message and "not set" in message
-    assert "not set" in refused(tmp_path, overrides={"model.weights": "${CPSD_NOT_SET}.pth"})
+    assert "$CPSD_NOT_SET/coco18" in message and "the environment variable CPSD_NOT_SET is not set" in message
+    assert "CPSD_NOT_SET is not set" in refused(tmp_path, overrides={"model.weights": "${CPSD_NOT_SET}.pth"})
 
 
 def test_an_environment_variable_and_the_home_folder_are_expanded(tmp_path, monkeypatch):

@@ -228,8 +228,15 @@ def test_a_long_list_is_cut_at_twenty_and_counted(load, small):
 def test_another_number_of_classes_or_another_model_is_refused(load, small):
     with pytest.raises(ValueError, match=r"2 of another shape: classify.weight \[4, 2048\], expected \[80, 2048\]"):
         load("resnext50_swsl", small)
-    with pytest.raises(ValueError, match="missing"):
+    with pytest.raises(
+        ValueError, match=r"^this looks like resnext50_swsl, not resnet101 \(give --released res.*missing"
+    ):
         load("resnet101", small, 4)
+    with pytest.raises(ValueError, match=r"^this is a resnext50_swsl for another number of classes.*another shape"):
+        load("resnext50_swsl", small, 5)
+    with pytest.raises(ValueError, match=r"F\.ckpt does not fit the released resnet101 .*1 unknown: x") as caught:
+        load("resnet101", {"x": torch.zeros(1)}, 4)
+    assert "looks like" not in str(caught.value)
     both = small | {"module.classify.bias": small["classify.bias"]}
     with pytest.raises(ValueError, match="with and without the prefix"):
         load("resnext50_swsl", both, 4)
@@ -272,6 +279,17 @@ def test_class_names_come_from_the_argument_or_the_json_beside_the_file(tmp_path
         (tmp_path / "F.json").write_text(json.dumps({"class_names": wrong}))
         with pytest.raises(ValueError, match="as many different names"):
             load("resnext50_swsl", small, 4)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"resnet101"', b"\xff"])
+def test_a_broken_json_beside_the_file_is_the_users_own_and_may_be_taken_away(tmp_path, load, small, text):
+    beside = tmp_path / "F.json"
+    beside.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"F\.json .*your own .*class_names .*preprocessing .*take it away") as caught:
+        load("resnext50_swsl", small, 4)
+    assert "stage" not in str(caught.value)
+    beside.unlink()
+    assert load("resnext50_swsl", small, 4).class_names is None
 
 
 def test_preprocessing_comes_from_the_json_beside_the_file(tmp_path, load, small):

@@ -178,6 +178,16 @@ def test_wrong_parameters_stop_before_anything_is_written(root, stand, capsys, w
     assert "nothing was started" in capsys.readouterr().err
 
 
+def test_a_run_refused_after_a_look_at_its_data_leaves_nothing_and_an_old_one_as_it_was(root, stand, capsys):
+    assert main(["run", "params/tiny.yaml", "partition.k=21"]) == 2
+    assert stand.stages == [] and not (root / "outputs").exists()
+    stand.run()
+    folder = root / "outputs" / "tiny"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["run", "params/tiny.yaml", "partition.k=21"]) == 2
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def error_of_a_notebook():
     return PapermillExecutionError(3, 4, "cut_labels(run)", "ParameterError", "partition.k is 50", "traceback")
 

@@ -7,6 +7,7 @@ from cpsd_lib.data.reading import missing_files
 from cpsd_lib.data.scenes import Scenes
 from cpsd_lib.data.table import SPLITS, check_splits, listed
 from cpsd_lib.files import write_text
+from cpsd_lib.words import counted, memory
 
 MISSING = "missing_files.txt"
 
@@ -30,7 +31,7 @@ def check(data, folder):
     except (ValueError, OSError) as error:
         return Checked([f"verdict: it cannot train: {error}"], False)
     gone = missing_files(paths)
-    lines = [f"{data.kind}: {len(table.files):,} images, {len(table.names)} classes"]
+    lines = [f"{data.kind}: {counted(len(table.files), 'image')}, {counted(len(table.names), 'class', 'classes')}"]
     lines += _split_lines(table, gone)
     lines += _missing_lines(table, paths, gone, folder)
     lines += _frequency_lines(table)
@@ -38,19 +39,21 @@ def check(data, folder):
     if data.kind == "labels":
         faults.append("it has labels and no images: 01_data and 02_partition work on it")
     if gone and (data.kind != "nuswide" and data.bad_files == "error"):
-        faults.append(f"{len(gone):,} images are not on disk; put them there, or go on without: data.bad_files=skip")
+        faults.append(f"{_not_on_disk(gone)}; put them there, or go on without: data.bad_files=skip")
     present = table.skip(gone)
     try:
         notes = [*notes, *check_splits(present, needed_splits(data))]
     except ValueError as error:
-        faults.append(str(error) + (f" ({len(gone):,} images are not on disk)" if gone else ""))
+        faults.append(str(error) + (f" ({_not_on_disk(gone)})" if gone else ""))
     lines += [f"note: {note}" for note in notes]
     if faults:
         return Checked([*lines, f"verdict: it cannot train: {'; '.join(faults)}"], False)
     stamp = ", INCOMPLETE: its figures will say so" if gone and data.kind in PUBLISHED else ""
     bytes_needed = (len(paths) - len(gone)) * 3 * data.size**2
-    cost = f"; decoded at {data.size} px it takes {bytes_needed / 2**30:.1f} GiB of disk" if paths else ""
-    return Checked([*lines, f"verdict: it can train{stamp}{cost}"], True)
+    cost = f"; decoded at {data.size} px it takes {memory(bytes_needed / 2**30)} of disk" if paths else ""
+    # A broken photo is found when it is decoded, the first thing that a run does.
+    unopened = "; the photos were looked for, not opened: a run opens them all before it trains" if paths else ""
+    return Checked([*lines, f"verdict: it can train{stamp}{cost}{unopened}"], True)
 
 
 def _split_lines(table, gone):
@@ -60,8 +63,9 @@ def _split_lines(table, gone):
         if len(rows):
             labels = (table.targets[rows] == 1).sum()
             missing = (table.split[gone] == split).sum()
-            per_image = f"{labels:,} labels, {labels / len(rows):.2f} an image"
-            found.append(f"  {split}: {len(rows):,} images, {per_image}; {missing:,} images not on disk")
+            per_image = f"{counted(labels, 'label')}, {labels / len(rows):.2f} an image"
+            gone_here = counted(missing, "image")
+            found.append(f"  {split}: {counted(len(rows), 'image')}, {per_image}; {gone_here} not on disk")
     return found
 
 
@@ -72,7 +76,11 @@ def _missing_lines(table, paths, gone, folder):
         return []
     write_text(path, "".join(f"{table.split[row]}\t{paths[row]}\n" for row in gone))
     names = listed((table.files[row] for row in gone), shown=3)
-    return [f"{len(gone):,} of {len(paths):,} images are not on disk: {names}; all are named in {path}"]
+    return [f"not on disk: {len(gone):,} of {counted(len(paths), 'image')}: {names}; all are named in {path}"]
+
+
+def _not_on_disk(gone):
+    return f"{counted(len(gone), 'image is', 'images are')} not on disk"
 
 
 def _frequency_lines(table):

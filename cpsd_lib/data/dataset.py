@@ -11,6 +11,7 @@ from cpsd_lib.data.reading import missing_files
 from cpsd_lib.data.scenes import Scenes
 from cpsd_lib.data.table import LabelTable, check_splits, listed
 from cpsd_lib.files import digest, sha256
+from cpsd_lib.words import counted
 
 # Which module reads a kind; `scenes` are drawn, not read.
 READERS = {
@@ -92,8 +93,8 @@ def _open_files(data, cache_root):
     if unreadable:
         table = table.skip(sorted(built.bad))
         names = listed(name for name, _ in unreadable)
-        notes.append(f"{len(unreadable)} files could not be read and are left out: {names}")
-        incomplete.append(f"INCOMPLETE: {len(unreadable):,} files could not be read and are left out")
+        notes.append(f"{counted(len(unreadable), 'file')} could not be read, left out: {names}")
+        incomplete.append(f"INCOMPLETE: {counted(len(unreadable), 'file')} could not be read, left out")
     notes += _overlap_notes(cache.overlap(digests, table), data.allow_overlap or data.kind in PUBLISHED)
     stamp = "; ".join(incomplete) if data.kind in PUBLISHED else ""
     return Dataset(table, built.images, key, notes, skipped + unreadable, source, stamp)
@@ -133,7 +134,7 @@ def _overlap_notes(pairs, allowed):
     if not pairs:
         return []
     shown = listed(f"{first} = {second}" for first, second in pairs)
-    text = f"{len(pairs)} images stand in training and in test under two names: {shown}"
+    text = f"{counted(len(pairs), 'image stands', 'images stand')} in training and in test under two names: {shown}"
     if not allowed:
         raise ValueError(f"{text}; remove one of each pair, or set data.allow_overlap=true to train all the same")
     return [text]

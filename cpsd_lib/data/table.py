@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cpsd_lib.words import counted
+
 SPLITS = ("train", "val", "test", "test_shifted")
 SKIPPED = "skipped"
 SHOWN = 20
@@ -76,7 +78,9 @@ def check_splits(table, needed=("train", "test")):
     label in one of the splits that are `needed`.
     """
     if len(table.names) < 2:
-        raise ValueError(f"the data set has {len(table.names)} classes, expected at least 2: label more than one thing")
+        raise ValueError(
+            f"the data set has {counted(len(table.names), 'class', 'classes')}, expected at least 2: label more than one thing"
+        )
     for split in needed:
         rows = table.rows(split)
         if not len(rows):
@@ -94,7 +98,7 @@ def _uneven_classes(table):
 
     def sentence(mask, text):
         found = [table.names[i] for i in np.flatnonzero(mask)]
-        return [f"{_plural(len(found), 'class', 'classes')} {text}: {listed(found)}"] if found else []
+        return [f"{counted(len(found), 'class', 'classes')} {text}: {listed(found)}"] if found else []
 
     found = sentence(~anywhere, "never positive in any split (nothing to learn, no score)")
     if len(present) == 1:  # label statistics alone: there is no other split to compare with
@@ -139,7 +143,3 @@ def listed(items, shown=SHOWN, join=", "):
     items = [str(item) for item in items]
     rest = [f"... and {len(items) - shown:,} more"] if len(items) > shown else []
     return join.join(items[:shown] + rest)
-
-
-def _plural(count, one, many):
-    return f"{count:,} {one if count == 1 else many}"
