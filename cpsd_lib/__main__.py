@@ -18,10 +18,11 @@ def main(arguments=None):
     evaluate.add_argument("--released", required=True, metavar="MODEL", help="e.g. resnet101")
     evaluate.add_argument("--checkpoint", required=True, metavar="F.ckpt", help="its file; F.json may say its classes")
     cost = commands.add_parser("cost", help="what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data")
+    targets = commands.add_parser("targets", help="fill the store of soft targets ahead, when 03_teachers is done")
     grid = commands.add_parser("grid", help="run every combination of a grid file, side by side: params/grids/*.yaml")
     data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
     check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
-    for command in (run, evaluate, cost, grid, check):
+    for command in (run, evaluate, cost, targets, grid, check):
         command.add_argument("params", help="a YAML file, or its name in params/")
         # The default tells argparse that none are needed, also in its message of what is missing.
         command.add_argument(
@@ -33,8 +34,9 @@ def main(arguments=None):
         if options.command == "evaluate":
             checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file
             overrides = _released(options.params, overrides, options.released, checkpoint) | overrides
-        work = {"run": _run, "evaluate": _run, "cost": _cost, "grid": _grid, "data": _check_data}[options.command]
-        return work(options.params, overrides)
+        work = {"run": _run, "evaluate": _run, "cost": _cost, "targets": _targets}
+        work |= {"grid": _grid, "data": _check_data}
+        return work[options.command](options.params, overrides)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -106,6 +108,30 @@ def _cost(source, overrides):
     shown = card(estimate(params, classes, train, test))
     images = f"{train:,} training and {counted(test, 'test image')}"
     print(f"{params.name}: {images}, {counted(classes, 'class', 'classes')} ({source})\n{shown}")
+    return 0
+
+
+def _targets(source, overrides):
+    from cpsd_lib.params import load_params
+
+    load_params(source, overrides)
+    from cpsd_lib.distill import fill_targets
+    from cpsd_lib.experiment import MissingStage, open_run
+    from cpsd_lib.param_files import outputs_root
+    from cpsd_lib.run import Held, one_runner
+
+    run = open_run(source, overrides)
+    try:
+        if not (outputs_root() / run.params.name).exists():
+            raise MissingStage(
+                f"there is no run {run.params.name} in {outputs_root()}; run 03_teachers first: cpsd run {source}"
+            )
+        with one_runner(run.folder):
+            for seed in run.params.seed_list():
+                fill_targets(run, seed)
+    except (Held, MissingStage) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

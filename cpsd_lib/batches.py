@@ -16,7 +16,7 @@ class Batches:
 
     images: uint8 [N, 3, S, S] memory map. targets: int8 [N, C]. rows [n]: the images to train on. view: a name in VIEWS.
     stored_views: reuse this many views round robin; None draws a new view of each image every epoch.
-    soft: {branch: SoftTargets} to read beside the targets. experts: {branch: Teachers} asked for their label-wise
+    soft: an Asked (soft_targets), what the teachers say of each batch. experts: {branch: Teachers} asked for their label-wise
     embeddings of each batch, in `precision`: 768 numbers a class and view are too many to store.
     """
 
@@ -41,27 +41,42 @@ class Batches:
         # The last images of an epoch's order that do not fill a batch wait for another epoch: one shape for
         # torch.compile, and no batch of one image in batch norm.
         self.steps = len(self.rows) // self.batch_size
-        self.recipe, self.stored_views, self.soft = VIEWS[view], stored_views, soft or {}
+        self.recipe, self.stored_views, self.soft = VIEWS[view], stored_views, soft
         self.experts, self.precision = experts or {}, precision
+
+    @property
+    def seconds_asked(self):
+        """Seconds that the teachers took so far to answer what was not stored yet."""
+        return self.soft.seconds if self.soft else 0.0
 
     def view(self, number, rows):
         """Return view `number` of image rows [B] as float32 [B, 3, S, S] on the training device."""
         return self._augmented(self._gather(rows), number, rows)
 
+    def order(self, number):
+        """Return the image rows of one epoch, a list of [B]."""
+        order = self.rows[views.permutation(self.seed, number, len(self.rows))]
+        return [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps)]
+
+    def view_number(self, number):
+        """Return which view of each image an epoch shows."""
+        return number % self.stored_views if self.stored_views else number
+
     def epoch(self, number, start=0):
         """Yield the Batches of one epoch from step `start`; the next batch's images are read while this one trains."""
-        order = self.rows[views.permutation(self.seed, number, len(self.rows))]
-        parts = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
-        view = number % self.stored_views if self.stored_views else number
+        parts, view = self.order(number)[start:], self.view_number(number)
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._gather, parts[0]) if parts else None
             for step, rows in enumerate(parts):
                 pixels = ahead.result()
                 if step + 1 < len(parts):
                     ahead = reader.submit(self._gather, parts[step + 1])
-                soft = {branch: self._move(store.read(view, rows)) for branch, store in self.soft.items()}
                 images = self._augmented(pixels, view, rows)
+                soft = self.soft(view, rows, images) if self.soft else {}
+                soft = {branch: self._move(logits) for branch, logits in soft.items()}
                 yield Batch(images, self._move(self.targets[rows]), rows, soft, self._embeddings(images))
+        if self.soft:
+            self.soft.flush()
 
     def _embeddings(self, images):
         with torch.no_grad(), torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):

@@ -4,7 +4,6 @@ from dataclasses import asdict
 
 import torch
 
-from cpsd_lib import teachers
 from cpsd_lib.batches import VIEWS, Batches
 from cpsd_lib.cost import own_share
 from cpsd_lib.experiment import MissingStage, load_partitions, training_rows
@@ -14,10 +13,12 @@ from cpsd_lib.label_vectors import read_label_vectors
 from cpsd_lib.models import build_model, preprocessing
 from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
 from cpsd_lib.rows import ROWS, branches_of, equal_epochs, shares, views_of
-from cpsd_lib.teachers import SoftTargets, StaleTargets, Teachers, TrainModeTeachers
+from cpsd_lib.soft_targets import Asked, SoftTargets, StaleTargets, expected, fill, remove_store
+from cpsd_lib.teachers import Teachers, TrainModeTeachers
 from cpsd_lib.train import Learner, Validation, fit
 from cpsd_lib.trunk import check_split, make_tail, make_trunk, start_from
 from cpsd_lib.weights import load_learner, load_weights
+from cpsd_lib.words import counted
 
 # What does not change a result is no part of what the result is made of.
 NEUTRAL = {"checkpoint_seconds", "rows"}
@@ -218,10 +219,11 @@ def load_teachers(run, seed, branches=None):
 # ---- 04: students --------------------------------------------------------------------------------------------------
 
 
-def _targets_made_of(run, seed, listing):
-    """Return what a store of soft targets is made of; listing: one branch's teachers, as in teachers.json."""
-    training = run.params.student
-    return {
+def _targets_made_of(run, seed, branch, listing):
+    """Return what a store of soft targets is made of; listing: the branch's teachers, as in teachers.json."""
+    training, teaching = run.params.student, _teacher_training(run, branch)
+    trunk = {"trunk": [_baseline_record(run, seed)["sha256"], teaching.share]} if teaching.share else {}
+    return trunk | {
         "teachers": [[teacher["sha256"], teacher["columns"]] for teacher in listing],
         "classes": run.dataset.table.names,
         "images": run.dataset.key,
@@ -231,24 +233,6 @@ def _targets_made_of(run, seed, listing):
         "precision": str(pick_precision(training.precision, run.device)),
         "teacher_mode": training.teacher_mode,
     }
-
-
-def open_targets(run, seed, teachers_record):
-    """Return {branch: SoftTargets} of one seed, emptied where they were made of something else than asked for now."""
-    training = run.params.student
-    rows, _ = training_rows(run, training, seed)
-    stored_views = views_of(training)
-    stores = {}
-    for branch, listing in teachers_record.items():
-        made_of = _targets_made_of(run, seed, listing)
-        arguments = (run.target_path(seed, branch), made_of, rows, len(run.dataset.table.names), stored_views)
-        try:
-            stores[branch] = SoftTargets(*arguments)
-        except StaleTargets as stale:
-            print(f"filled again: {stale}")
-            teachers.remove_store(arguments[0])
-            stores[branch] = SoftTargets(*arguments)
-    return stores
 
 
 def _teachers_record(run, seed):
@@ -268,27 +252,51 @@ def _teachers_record(run, seed):
     return listing
 
 
-def fill_targets(run, seed):
-    """Let every branch's teachers speak once about every view a student will see; return {branch: SoftTargets}."""
-    training = run.params.student
-    distilled = branches_of([row for row in training.rows if row != "baseline"])
-    record = {branch: listing for branch, listing in _teachers_record(run, seed).items() if branch in distilled}
-    stores = open_targets(run, seed, record)
-    if any(store.missing() for store in stores.values()):
-        precision = pick_precision(training.precision, run.device)
-        speaking = load_teachers(run, seed)
-        if training.teacher_mode == "train":
-            torch.manual_seed(derive_seed(seed, "teachers in train mode"))  # their dropout
+def open_targets(run, seed):
+    """Return {branch: SoftTargets} of a seed's teachers, emptied where they were made of something else than asked for now.
+
+    What is not in them yet is asked when a student reads it first. MissingStage as the teachers load.
+    """
+    training, stores = run.params.student, {}
+    rows, _ = training_rows(run, training, seed)
+    record = _teachers_record(run, seed)
+    for branch in branches_of([row for row in training.rows if row != "baseline"]):
+        made_of = _targets_made_of(run, seed, branch, record[branch])
+        arguments = (run.target_path(seed, branch), made_of, rows, len(run.dataset.table.names), views_of(training))
+        try:
+            stores[branch] = SoftTargets(*arguments)
+        except StaleTargets as stale:
+            print(f"asked again: {stale}")
+            remove_store(arguments[0])
+            stores[branch] = SoftTargets(*arguments)
+    return stores
+
+
+def ask_targets(run, seed, stores):
+    """Return the Asked of some {branch: SoftTargets} of a seed."""
+
+    def load():
+        speaking = load_teachers(run, seed, list(stores))
+        if run.params.student.teacher_mode == "train":
             speaking = {b: TrainModeTeachers(merged.experts, merged.partition) for b, merged in speaking.items()}
-        teachers.fill(
-            stores,
-            speaking,
-            student_batches(run, seed).view,
-            run.device,
-            f"seed {seed}: soft targets",
-            training.batch_size,
-            precision,
-        )
+        return speaking
+
+    return Asked(stores, load, run.device, pick_precision(run.params.student.precision, run.device))
+
+
+def fill_targets(run, seed):
+    """Ask a seed's teachers ahead about every view a student will see; return {branch: SoftTargets}."""
+    stores = open_targets(run, seed)
+    if stores:
+        asked, batches, training = ask_targets(run, seed, stores), student_batches(run, seed), run.params.student
+        epochs = min(training.epochs, training.stop_after or training.epochs)
+        size, seconds = expected(asked, batches, epochs)
+        what = f"{counted(len(stores), 'store')}, {size / 1e6:,.1f} MB"
+        if seconds:
+            print(f"seed {seed}: soft targets, {what}; the teachers need about {seconds:,.0f} s", flush=True)
+            fill(asked, batches, epochs, f"seed {seed}: soft targets")
+        else:
+            print(f"seed {seed}: soft targets, {what}, are there", flush=True)
     return stores
 
 
@@ -301,7 +309,7 @@ def _student_training(run, row):
 
 
 def student_batches(run, seed, soft=None):
-    """Return the Batches every student of `seed` trains on; soft: {branch: SoftTargets} to read beside the targets."""
+    """Return the Batches every student of `seed` trains on; soft: an Asked, what the teachers say of each batch."""
     training = run.params.student
     return _batches(run, training, seed, training_rows(run, training, seed)[0], stored_views=training.views, soft=soft)
 
@@ -312,7 +320,7 @@ def _student_made_of(run, seed, row):
     for name in no_say(row):
         common["training"].pop(name)
     record = _teachers_record(run, seed)
-    return common | {"weights": weights, "targets": {b: _targets_made_of(run, seed, record[b]) for b in weights}}
+    return common | {"weights": weights, "targets": {b: _targets_made_of(run, seed, b, record[b]) for b in weights}}
 
 
 def no_say(row):
@@ -337,14 +345,18 @@ def _objective(run, training, row):
 
 
 def train_student(run, seed, row, stores):
-    """Train (or load) the student of one row of the table; return (model, what is written beside its weights)."""
+    """Train (or load) the student of one row of the table; return (model, what is written beside its weights).
+
+    stores: {branch: SoftTargets} of open_targets; what they lack is asked for and kept.
+    """
     training = _student_training(run, row)
     rows, selection = training_rows(run, training, seed)
     used = {branch: stores[branch] for branch in ROWS[row].teachers}
+    asked = ask_targets(run, seed, used) if used else None
     experts = load_teachers(run, seed, ROWS[row].teachers) if ROWS[row].embeds else {}
     for merged in experts.values():
         merged.to(run.device, memory_format=torch.channels_last)
-    said = {"soft": used, "experts": experts, "precision": pick_precision(training.precision, run.device)}
+    said = {"soft": asked, "experts": experts, "precision": pick_precision(training.precision, run.device)}
     batches = _batches(run, training, seed, rows, stored_views=training.views, **said)
     made_of = _student_made_of(run, seed, row)
     # Every row starts from the same weights and sees the same views in the same order: rows differ by their loss alone.

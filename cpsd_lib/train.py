@@ -193,7 +193,7 @@ def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc
     pending = []  # (rows, {learner: loss}) not looked at yet
     look_every = CHECK_EVERY if batches.device.type == "cuda" else 1
     saved_at = began = time.perf_counter()
-    before = state["seconds"]
+    before = state["seconds"] + batches.seconds_asked  # the teachers' time is theirs, not the student's
     done = state["epoch"] * batches.steps + state["step"]
     last_epoch = _last_epoch(recipe)
     with bar(last_epoch * batches.steps, desc, "step", initial=done) as progress:
@@ -213,14 +213,14 @@ def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc
                     pending = []
                     progress.note(f"epoch {state['epoch'] + 1}/{last_epoch}")
                 if due:
-                    state["seconds"] = before + now - began
+                    state["seconds"] = before + now - began - batches.seconds_asked
                     _checkpoint(checkpoint, tracks, state)
                     saved_at = time.perf_counter()
                 progress.update(1)
             _end_epoch(tracks, batches, recipe, state, validation, precision)
-            state["seconds"] = before + time.perf_counter() - began
+            state["seconds"] = before + time.perf_counter() - began - batches.seconds_asked
             _write_history(folder / "history.csv", state["history"], finished)
-    state["seconds"] = before + time.perf_counter() - began
+    state["seconds"] = before + time.perf_counter() - began - batches.seconds_asked
 
 
 def _last_epoch(recipe):

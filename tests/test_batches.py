@@ -112,23 +112,28 @@ def test_view_gives_the_pixels_that_an_epoch_gives(images, targets):
         assert torch.equal(batches.view(1, np.array([row]))[0], image)
 
 
-class Store:
-    """Answers like a SoftTargets: 100 * view + row, plus an offset."""
+class Says:
+    """Answers like an Asked: 100 * view + row, and for dis 1000 more."""
 
-    def __init__(self, offset):
-        self.offset = offset
+    seconds, flushed = 0.0, 0
 
-    def read(self, view, rows):
-        return torch.tensor(rows)[:, None].float().expand(-1, 3) + 100 * view + self.offset
+    def __call__(self, view, rows, images):
+        assert len(images) == len(rows)
+        co = torch.tensor(rows)[:, None].float().expand(-1, 3) + 100 * view
+        return {"co": co, "dis": co + 1000}
+
+    def flush(self):
+        self.flushed += 1
 
 
 def test_soft_targets_come_with_the_rows_and_the_view_they_were_stored_for(images, targets):
-    batches = make(images, targets, stored_views=2, soft={"co": Store(0), "dis": Store(1000)})
+    batches = make(images, targets, stored_views=2, soft=(says := Says()))
     for epoch in range(4):
         for batch in batches.epoch(epoch):
             expected = torch.tensor(batch.rows)[:, None].float().expand(-1, 3) + 100 * (epoch % 2)
             assert torch.equal(batch.soft["co"], expected)
             assert torch.equal(batch.soft["dis"], expected + 1000)
+    assert says.flushed == 4
 
 
 def test_a_memory_map_that_may_not_be_written_is_enough(images, targets, tmp_path):

@@ -11,7 +11,8 @@ from cpsd_lib.cam import share_inside as share
 from cpsd_lib.heads import GapHead, LabelTransformer, MLDecoder, Query2Label
 from cpsd_lib.models import Classifier, build_model
 from cpsd_lib.partition import Partition
-from cpsd_lib.teachers import SoftTargets, Teachers, TrainModeTeachers, fill
+from cpsd_lib.soft_targets import Asked, SoftTargets
+from cpsd_lib.teachers import Teachers, TrainModeTeachers
 
 TOKENS = {"label_transformer": LabelTransformer, "query2label": Query2Label, "ml_decoder": MLDecoder}
 
@@ -261,7 +262,7 @@ def test_teachers_that_were_moved_in_inference_mode_still_have_maps(head, tmp_pa
     teachers, images = Teachers([small(head, 3)], Partition([[0, 1, 2]], 3)), torch.rand(2, 3, 64, 64)
     expected = class_activation(teachers, images, [0, 2])
     store = SoftTargets(tmp_path / "co.f16", {"a": 1}, [0, 1], 3, 1)
-    fill({"co": store}, {"co": teachers}, lambda view, rows: images[rows], "cpu")  # this makes inference tensors
+    Asked({"co": store}, lambda: {"co": teachers}, "cpu")(0, [0, 1], images)  # this makes inference tensors
     with torch.inference_mode():
         for value in teachers.parameters():
             value.data = value.data.clone()  # and so does a GPU

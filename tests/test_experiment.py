@@ -9,10 +9,13 @@ import safetensors.torch
 import torch
 
 from cpsd_lib import distill
+from cpsd_lib.__main__ import main
 from cpsd_lib.distill import (
+    ask_targets,
     fill_targets,
     load_student,
     load_teachers,
+    open_targets,
     student_batches,
     train_student,
     train_teachers,
@@ -266,7 +269,8 @@ def test_the_list_of_teachers_is_by_part_in_order_and_covers_every_class(outputs
 
 def test_soft_targets_are_what_the_teachers_say_of_the_view_the_student_sees(outputs):
     run = small()
-    stores, merged, batches = fill_targets(run, 0), load_teachers(run, 0), student_batches(run, 0, fill_targets(run, 0))
+    stores, merged = fill_targets(run, 0), load_teachers(run, 0)
+    batches = student_batches(run, 0, ask_targets(run, 0, stores))
     batch = next(iter(batches.epoch(0)))
     assert set(stores) == {"whole", "co", "dis"}
     for branch in stores:
@@ -278,8 +282,59 @@ def test_soft_targets_are_filled_again_for_other_views(outputs, capsys):
     run = small(name="views", student__rows=["sd"])
     everything(run)
     everything(small(name="views", student__rows=["sd"], student__view="plain"))
-    assert "filled again" in capsys.readouterr().out
+    assert "asked again" in capsys.readouterr().out
     assert read_json(run.student_folder(0, "sd") / "student.json")["made_of"]["training"]["view"]["flip"] is False
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_students_that_ask_as_they_go_are_those_that_read_what_was_asked_ahead(outputs, mode):
+    settings = {
+        "student__rows": ["sd", "cpsd"],
+        "student__teacher_mode": mode,
+        "student__epochs": 3,
+        "student__views": 2,
+    }
+    ahead, lazy = small(name=f"ahead_{mode}", **settings), small(name=f"lazy_{mode}", **settings)
+    everything(ahead)
+    cut_labels(lazy)
+    train_teachers(lazy, 0)
+    for row in ("sd", "cpsd"):
+        train_student(lazy, 0, row, open_targets(lazy, 0))
+    for row in ("sd", "cpsd"):
+        one, other = (run.student_folder(0, row) / "student.safetensors" for run in (ahead, lazy))
+        assert sha256(one) == sha256(other)
+    asked = {branch: store.seconds for branch, store in open_targets(lazy, 0).items()}
+    assert all(seconds > 0 for seconds in asked.values())
+    fill_targets(lazy, 0)
+    assert asked == {
+        branch: store.seconds for branch, store in open_targets(lazy, 0).items()
+    }  # nothing was left to ask
+
+
+def test_a_students_own_seconds_are_without_its_teachers(outputs, monkeypatch):
+    run = small(name="clock", student__rows=["sd"])
+    cut_labels(run)
+    train_teachers(run, 0)
+    slow = distill.Asked._ask
+    monkeypatch.setattr(
+        distill.Asked, "_ask", lambda self, *a: (slow(self, *a), setattr(self, "seconds", self.seconds + 100))
+    )
+    _, entry = train_student(run, 0, "sd", open_targets(run, 0))
+    assert entry["seconds"] < 0  # a hundred seconds that did not pass were taken off, batch by batch
+
+
+def test_targets_can_be_filled_ahead_from_the_command_line(outputs, capsys):
+    words = ["tiny", *(f"{key}={value}" for key, value in SMALL.items()), "name=by_hand", "student.rows=[sd]"]
+    assert main(["targets", *words]) == 1
+    assert "there is no run by_hand" in capsys.readouterr().err and not (outputs / "by_hand").exists()
+    run = small(name="by_hand", student__rows=["sd"])
+    cut_labels(run)
+    assert main(["targets", *words]) == 1
+    assert "run 03_teachers first" in capsys.readouterr().err
+    train_teachers(run, 0)
+    for expected in ("the teachers need about", "are there"):
+        assert main(["targets", *words]) == 0
+        assert "seed 0: soft targets, 1 store, 0.0 MB" in (out := capsys.readouterr().out) and expected in out
 
 
 def test_a_record_says_what_the_model_needs_to_be_used(outputs):
@@ -372,7 +427,7 @@ def test_teachers_that_share_a_trunk_start_from_the_baseline_and_own_the_rest(ou
     loaded = load_teachers(run, 0)
     assert loaded["co"].experts[0].shared[0] is loaded["dis"].experts[1].shared[0]  # one trunk for all
     stores, images = fill_targets(run, 0), student_batches(run, 0)
-    some = training_rows(run, run.params.student, 0)[0][:4]
+    some = images.order(0)[0][:4]
     with torch.inference_mode():
         online = loaded["co"](images.view(0, some))
     torch.testing.assert_close(stores["co"].read(0, some), online, atol=2e-3, rtol=2e-3)

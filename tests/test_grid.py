@@ -31,7 +31,7 @@ from cpsd_lib.grids.params import Grid, jobs_of, load_grid
 from cpsd_lib.grids.sharing import Piece, adopt, better_later, donors, finished_pieces, pieces_of, schedule
 from cpsd_lib.param_files import ParameterError
 from cpsd_lib.params import load_params
-from cpsd_lib.teachers import SoftTargets
+from cpsd_lib.soft_targets import SoftTargets
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -284,9 +284,10 @@ def history(folder, *learners):
 
 def store(folder, value, full=True):
     made = SoftTargets(folder / "co.f16", {"value": value}, [0, 1, 2], 4, 1)
-    made._values[:] = value
-    if full:
-        made._mark_done(0, 0, 1.5)
+    rows = [0, 1, 2] if full else [0, 1]
+    made.write(0, rows, torch.full((len(rows), 4), value))
+    made.spend(1.5)
+    made.flush()
     return made
 
 

@@ -406,7 +406,7 @@ class Moments:
         yield "partition", self.done("01_data"), rng.uniform(1, 5)
         for _ in range(4):
             yield "teachers", self.checkpoints("seed0/teachers/last.ckpt", rng.randint(1, 4)), rng.uniform(0, 0.2)
-        yield "soft targets", (self.folder / "seed0" / "soft_targets" / "co.done").exists, rng.uniform(0, 0.3)
+        yield "soft targets", (self.folder / "seed0" / "soft_targets" / "co.sums").exists, rng.uniform(0, 0.3)
         for _ in range(4):
             yield "students", self.checkpoints("seed0/students/*/last.ckpt", rng.randint(3, 18)), rng.uniform(0, 0.1)
         yield "evaluation", self.done("04_student"), rng.uniform(1, 5)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from cpsd_lib.files import digest
+from cpsd_lib.param_faults import said
 from cpsd_lib.param_files import ParameterError, find_params, read_params, repo_root
 from cpsd_lib.params import Params, Section, load_params
 
@@ -134,9 +135,7 @@ def _explain(fault):
         else:
             hint = f"did you mean {near[0]}?" if near else f"a grid knows: {', '.join(Grid.model_fields)}"
         return f"{location}: unknown parameter of a grid; {hint}"
-    message = fault["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(fault["input"], dict) else f"; got {repr(fault['input'])[:80]}"
-    return f"{location}: {message}{got}" if location else message
+    return f"{location}: {said(fault)}" if location else said(fault)
 
 
 def jobs_of(grid):

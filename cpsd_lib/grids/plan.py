@@ -11,7 +11,7 @@ import torch
 
 from cpsd_lib import run as runner
 from cpsd_lib.batches import VIEWS
-from cpsd_lib.cost import Cost, estimate, images_of
+from cpsd_lib.cost import Cost, as_computed, estimate, images_of
 from cpsd_lib.files import digest, read_json
 from cpsd_lib.grids.params import Job, cores, refuse
 from cpsd_lib.grids.sharing import kind_of, pieces_of, schedule
@@ -52,7 +52,7 @@ def look_at(jobs, here=True):
             if data not in images:
                 images[data] = images_of(data)  # a frozen model is its own key
             train, test, classes, _ = images[data]
-            cost = estimate(_as_computed(job.params), classes, train, test)
+            cost = estimate(as_computed(job.params, pick_device(job.params.device)), classes, train, test)
             planned.append(Planned(**vars(job), left=stages_left(job.params), pieces=pieces_of(job.params), cost=cost))
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(job.slug)
@@ -72,18 +72,6 @@ def stages_left(params):
             left.append(name)
         previous = digest([made_of, entry["outputs"]]) if entry else None
     return left
-
-
-def _as_computed(params):
-    """Return Params whose precision is what a CPU makes of it, which is twice the memory in most cases."""
-    if _on_gpu(params):
-        return params
-    full = {
-        name: training.model_copy(update={"precision": "float32"})
-        for name, training in (("teachers", params.teachers), ("student", params.student))
-        if training.precision != "bfloat16"
-    }
-    return params.model_copy(update=full)
 
 
 def _on_gpu(params):

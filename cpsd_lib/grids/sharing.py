@@ -10,7 +10,7 @@ import numpy as np
 from cpsd_lib.distill import NEUTRAL, START, no_say
 from cpsd_lib.files import atomic, digest
 from cpsd_lib.rows import ROWS, branches_of, views_of
-from cpsd_lib.teachers import remove_store
+from cpsd_lib.soft_targets import remove_store
 
 # The stage that makes a piece; a piece is named seed0/teachers/co, seed0/soft_targets/co, seed0/students/cpsd.
 MADE_IN = {"teachers": "03_teachers", "soft_targets": "04_student", "students": "04_student"}
@@ -131,7 +131,7 @@ def adopt(folder, pieces, given):
     """Link the pieces of other runs into a run's `folder`; pieces: names it needs; given {name: folder of the run that has it}.
 
     A hard link takes no room and is safe: every file of a run is replaced, never changed, but a soft-target store that
-    is not full, and only full ones are taken. Where links are not possible the files are copied.
+    is not full, and that is copied. Where links are not possible the files are copied.
     """
     for piece, donor in given.items():
         seed, kind, name = piece.split("/")
@@ -184,15 +184,22 @@ def _csv_rows(path):
 
 
 def _adopt_store(source, target):
-    done = source.with_suffix(".done")
-    if not source.with_suffix(".json").exists() or not done.exists() or not np.fromfile(done, np.uint8).all():
+    sums = source.with_suffix(".sums")
+    if not source.with_suffix(".json").exists() or not sums.exists():
         return
+    # One that is not full will be written to.
+    take = _link if np.fromfile(sums, np.uint32).all() else _copy
     if target.exists() and target.samefile(source):
         return
     remove_store(target)  # before its marks could vouch for other values
-    for suffix in (".f16", ".seconds", ".done", ".json"):
+    for suffix in (".f16", ".seconds", ".sums", ".json"):
         if source.with_suffix(suffix).exists():
-            _link(source.with_suffix(suffix), target.with_suffix(suffix))
+            take(source.with_suffix(suffix), target.with_suffix(suffix))
+
+
+def _copy(source, target):
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _link(source, target):
