@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from cpsd_lib import views
+from cpsd_lib.data.pixels import take
 from cpsd_lib.objectives import Batch
 
 VIEWS = {"default": views.DEFAULT, "release": views.RELEASE, "flip": views.FLIP, "plain": views.PLAIN}
@@ -14,7 +15,8 @@ VIEWS = {"default": views.DEFAULT, "release": views.RELEASE, "flip": views.FLIP,
 class Batches:
     """Epochs of batches over some rows of a cache; order and views depend on (seed, epoch, image) alone.
 
-    images: uint8 [N, 3, S, S] memory map. targets: int8 [N, C]. rows [n]: the images to train on. view: a name in VIEWS.
+    images: uint8 [N, 3, S, S], an array, a cache's memory map or OnTheFly. targets: int8 [N, C]. rows [n]: the images to
+    train on. view: a name in VIEWS.
     stored_views: reuse this many views round robin; None draws a new view of each image every epoch.
     soft: an Asked (soft_targets), what the teachers say of each batch. experts: {branch: Teachers} asked for their label-wise
     embeddings of each batch, in `precision`: 768 numbers a class and view are too many to store.
@@ -83,11 +85,7 @@ class Batches:
             return {branch: experts.label_embeddings(images) for branch, experts in self.experts.items()}
 
     def _gather(self, rows):
-        # The map is read in the order of the file: the disk likes it, and the batch is put back into its own order.
-        order = np.argsort(rows)
-        pixels = np.empty((len(rows), *self.images.shape[1:]), np.uint8)
-        pixels[order] = self.images[np.asarray(rows)[order]]
-        pixels = torch.from_numpy(pixels)
+        pixels = torch.from_numpy(take(self.images, rows))
         return pixels.pin_memory() if self.device.type == "cuda" else pixels
 
     def _augmented(self, pixels, view, rows):
@@ -103,7 +101,7 @@ def predict(forward, images, rows, device, batch_size=128, precision=None):
     device, found = torch.device(device), []
     with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision is not None):
         for start in range(0, len(rows), batch_size):
-            pixels = torch.from_numpy(images[rows[start : start + batch_size]]).to(device)
+            pixels = torch.from_numpy(take(images, rows[start : start + batch_size])).to(device)
             view = views.test_view(pixels).contiguous(memory_format=torch.channels_last)
             found.append(forward(view).float().cpu().numpy())
     return np.concatenate(found)

@@ -8,6 +8,7 @@ from cpsd_lib.batches import VIEWS, Batches
 from cpsd_lib.cost import own_share
 from cpsd_lib.experiment import MissingStage, load_partitions, training_rows
 from cpsd_lib.files import digest, read_json, sha256, write_json
+from cpsd_lib.fold import fold_teachers
 from cpsd_lib.hardware import derive_seed, pick_precision
 from cpsd_lib.label_vectors import read_label_vectors
 from cpsd_lib.models import build_model, preprocessing
@@ -278,8 +279,9 @@ def ask_targets(run, seed, stores):
     def load():
         speaking = load_teachers(run, seed, list(stores))
         if run.params.student.teacher_mode == "train":
-            speaking = {b: TrainModeTeachers(merged.experts, merged.partition) for b, merged in speaking.items()}
-        return speaking
+            return {b: TrainModeTeachers(merged.experts, merged.partition) for b, merged in speaking.items()}
+        image = torch.zeros(1, 3, run.params.data.size, run.params.data.size)
+        return {branch: fold_teachers(merged, image) for branch, merged in speaking.items()}
 
     return Asked(stores, load, run.device, pick_precision(run.params.student.precision, run.device))
 

@@ -114,6 +114,8 @@ class DataParams(Section):
     annotations: str = "annotations.csv"  # csv
     image_folder: str = "images"  # csv
     difficult: bool = True  # voc2007: a class with difficult objects only is present; False: unknown, as VOC scores it
+    # disk: every image is decoded once, size * size * 3 bytes each; none: at every look, for want of room on the disk
+    cache: Literal["disk", "none"] = "disk"
     bad_files: Literal["error", "skip"] = "error"
     allow_overlap: bool = False  # True: images that stand in train and in test only warn
     max_pixels: int = Field(178_956_970, ge=1)  # Pillow's own limit against decompression bombs

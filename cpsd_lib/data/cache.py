@@ -212,7 +212,7 @@ def _decoded(load, images, size, rows, workers):
         return
     # Spawned, not forked: torch's threads may be alive in this process, and a fork would copy their locks.
     pool = ProcessPoolExecutor(
-        min(workers, len(chunks)), multiprocessing.get_context("spawn"), _start_worker, (load, images, size)
+        min(workers, len(chunks)), multiprocessing.get_context("spawn"), start_worker, (load, images, size)
     )
     try:
         for task in as_completed([pool.submit(_work, chunk) for chunk in chunks]):
@@ -247,11 +247,17 @@ def _write_rows(load, images, size, rows):
 _job = None  # what this worker process was started for
 
 
-def _start_worker(*job):
+def start_worker(*job):
+    """Begin a worker process that works for this `job`, leaves Ctrl-C to its parent and ends with it."""
     global _job
     _job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def job():
+    """Return what this worker process was started for."""
+    return _job
 
 
 def _end_with_parent():

@@ -7,6 +7,7 @@ import numpy as np
 
 from cpsd_lib.data import cache, coco2014, labels, nuswide, voc2007
 from cpsd_lib.data.csv import read_csv
+from cpsd_lib.data.pixels import OnTheFly, look_through
 from cpsd_lib.data.reading import missing_files
 from cpsd_lib.data.scenes import Scenes
 from cpsd_lib.data.table import LabelTable, check_splits, listed
@@ -34,7 +35,9 @@ class Dataset:
     """N decoded images and their labels; row number = image number everywhere."""
 
     table: LabelTable
-    images: np.ndarray | None  # uint8 [N, 3, S, S], read-only memory map; None for a data set of labels only
+    images: (
+        np.ndarray | OnTheFly | None
+    )  # uint8 [N, 3, S, S], read-only memory map, or decoded when asked for; None for a data set of labels only
     key: str  # hash of pixels, labels, class order and splits
     notes: list[str]  # what a user should know before training
     skipped: list[tuple[str, str]]  # (file, reason) left out: unreadable or not on disk
@@ -70,6 +73,8 @@ def needed_splits(data):
 
 def _open_scenes(data, cache_root):
     scenes = Scenes(images=data.images, size=data.size, seed=data.seed, groups=data.groups)
+    if data.cache == "none":
+        return Dataset(scenes.table, OnTheFly(scenes.load, data.images, data.size), scenes.key, [], [], scenes)
     built = cache.build(scenes.load, data.images, data.size, scenes.key, cache_root, desc="drawing scenes")
     return Dataset(scenes.table, built.images, scenes.key, [], [], scenes)
 
@@ -88,16 +93,23 @@ def _open_files(data, cache_root):
     digests = cache.fingerprint(paths, Path(cache_root) / "fingerprints" / f"{digest(str(data.root))}.json")
     key = digest([digests, data.size, data.max_pixels])
     load = cache.CsvImages(paths, data.size, data.max_pixels)
-    built = cache.build(load, len(paths), data.size, key, cache_root)
-    unreadable = cache.check_bad(built.bad, table.files, data.bad_files)
+    if data.cache == "none":
+        images, bad = (
+            OnTheFly(load, len(paths), data.size),
+            look_through(load, len(paths), data.size, key, Path(cache_root)),
+        )
+    else:
+        built = cache.build(load, len(paths), data.size, key, cache_root)
+        images, bad = built.images, built.bad
+    unreadable = cache.check_bad(bad, table.files, data.bad_files)
     if unreadable:
-        table = table.skip(sorted(built.bad))
+        table = table.skip(sorted(bad))
         names = listed(name for name, _ in unreadable)
         notes.append(f"{counted(len(unreadable), 'file')} could not be read, left out: {names}")
         incomplete.append(f"INCOMPLETE: {counted(len(unreadable), 'file')} could not be read, left out")
     notes += _overlap_notes(cache.overlap(digests, table), data.allow_overlap or data.kind in PUBLISHED)
     stamp = "; ".join(incomplete) if data.kind in PUBLISHED else ""
-    return Dataset(table, built.images, key, notes, skipped + unreadable, source, stamp)
+    return Dataset(table, images, key, notes, skipped + unreadable, source, stamp)
 
 
 def leave_out_missing(source, data):
