@@ -124,7 +124,7 @@ def pictures(images, captions, title, columns=6):
     """A sheet of images uint8 [n, 3, S, S] or float in [0, 1] with a caption each."""
     count = len(images)
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.0 * columns, 2.35 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.0 * columns, 2.4 * rows + 0.45), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
