@@ -61,6 +61,11 @@ def kinds_of(model):
     return [ACTIVATION, ATTENTION] if queries else [ACTIVATION]
 
 
+def pointing(models, size):
+    """Return those of {title: model} whose maps of size x size pixels have more than one place: one cannot point anywhere."""
+    return {title: model for title, model in models.items() if places_of(model, size) != (1, 1)}
+
+
 def places_of(model, size):
     """Return (h, w), the places of the features that a model's maps of size x size pixels are enlarged from."""
     expert = model.experts[0] if isinstance(model, Teachers) else model
@@ -214,7 +219,7 @@ def summarise(shares, against=None, resamples=1000, seed=0):
 
     shares: DataFrame of `inside_boxes`. *_low, *_high: 95 % bootstrap intervals over images, the same draws for every line;
     differences are taken positive by positive, `over` where both have a map. NaN for what is not there. empty: how many
-    maps are all 0 and left out.
+    maps are all 0 and left out, of chance and best as well.
     """
     wide = shares.pivot(index=["image", "class"], columns=["strategy", "map"])
     draws = _Draws(wide.index.get_level_values("image"), resamples, seed)
@@ -225,7 +230,8 @@ def summarise(shares, against=None, resamples=1000, seed=0):
         line = {"strategy": strategy, "map": kind} | draws.interval(share, "share")
         line |= draws.interval(share - chance, "above")
         line |= draws.interval(share * np.nan if other is None else share - other, "over")
-        line |= {"chance": 100 * chance.mean(), "best": 100 * best.mean()}
+        # Of the positives that have a map: share minus above is chance then.
+        line |= {name: 100 * values[share.notna()].mean() for name, values in (("chance", chance), ("best", best))}
         lines.append(line | {"positives": len(share), "images": draws.images, "empty": int(share.isna().sum())})
     return pd.DataFrame(lines).set_index(["strategy", "map"])
 
@@ -263,7 +269,7 @@ def reading(table, against=None):
             continue
         text += f"{its['share'].mean():.1f} %, {_told(its, 'above', 'chance')}"
         if its["over"].notna().all():
-            text += f"; {_told(its, 'over', against)}"
+            text += f"; {_told(its, 'over', f'the {against}')}"
         lines.append(f"{text}; {empty:.0f} of {maps:.0f} maps are all 0, left out." if empty else f"{text}.")
     return "\n".join(lines)
 
@@ -271,19 +277,28 @@ def reading(table, against=None):
 def _told(its, name, against):
     """Say a difference in points with its interval, or of several seeds how many intervals leave out zero."""
     if len(its) == 1:
-        interval = f"{its[f'{name}_low'].iloc[0]:+.2f} to {its[f'{name}_high'].iloc[0]:+.2f}"
+        interval = " to ".join(_signed(its[f"{name}{end}"].iloc[0]) for end in ("_low", "_high"))
     else:
         sure = ((its[f"{name}_low"] > 0) | (its[f"{name}_high"] < 0)).sum()
         interval = f"the interval leaves out zero in {sure} of {len(its)} seeds"
-    return f"{its[name].mean():+.2f} points against {against} ({interval})"
+    return f"{_signed(its[name].mean())} points against {against} ({interval})"
+
+
+def _signed(value):
+    return f"{round(value, 2) + 0:+.2f}"  # + 0: no -0.00
 
 
 def captions(maps, probabilities, boxes=None):
-    """Return what stands above each of maps [n, S, S]: its probability, and with boxes [n] its share inside them."""
+    """Return what stands above each of maps [n, S, S]: its probability, and with boxes [n] its share inside them.
+
+    A map that is the same everywhere points nowhere, and has no share.
+    """
     found = []
     for place, (one, probability) in enumerate(zip(maps, probabilities, strict=True)):
         if not one.any():
             told = ", map all 0"
+        elif one.min() == one.max():
+            told = ", map flat"
         else:
             told = f", {100 * cam.share_inside(one[None, None], [[boxes[place]]]).item():.0f} % inside" if boxes else ""
         found.append(f"p {probability:.2f}{told}")
@@ -294,7 +309,9 @@ def peaks_inside(maps, boxes):
     """Return how many of maps [n, S, S] have their highest place inside one of their boxes [n] (in pixels)."""
     count, size = 0, maps.shape[-1]
     for one, its in zip(maps, boxes, strict=True):
-        # A pixel's centre; a map that is all 0 has no highest place.
+        # A pixel's centre; a map that is the same everywhere has no highest place.
         y, x = (place + 0.5 for place in divmod(int(one.argmax()), size))
-        count += bool(one.any()) and any(left <= x < right and top <= y < bottom for left, top, right, bottom in its)
+        count += bool(one.min() < one.max()) and any(
+            left <= x < right and top <= y < bottom for left, top, right, bottom in its
+        )
     return count

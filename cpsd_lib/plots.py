@@ -19,7 +19,7 @@ ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "releas
 
 def use_style():
     """Set the style of all figures of a notebook: white ground, light grid, 11-point text, 110 dots an inch."""
-    sns.set_theme(context="notebook", style="whitegrid", palette=[CO, DIS, CPSD, SD, "#CC79A7", "#56B4E9", "#F0E442"])
+    sns.set_theme(context="notebook", style="whitegrid", palette=[CO, DIS, CPSD, SD, "#CC79A7", "#56B4E9", "#332288"])
     plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "axes.titlesize": 12, "font.size": 11})
     plt.rcParams.update({"axes.titlelocation": "left", "figure.constrained_layout.use": True})
 
@@ -69,18 +69,19 @@ def affinity_by_part(affinities, partitions, names, titles):
             square=True,
             xticklabels=ticks,
             yticklabels=ticks,
-            cbar_kws={"shrink": 0.7},
+            cbar_kws={"shrink": 0.7, "label": "affinity"},
         )
+        axis.grid(visible=False)  # would cross the empty diagonal
         edges = [0, *np.cumsum([len(part) for part in partition.parts])]
         for low, high in pairwise(edges):
             axis.add_patch(plt.Rectangle((low, low), high - low, high - low, fill=False, edgecolor=DIS, linewidth=2.5))
         axis.set(title=title, xlabel="class, ordered by part", ylabel="class, ordered by part")
-        axis.tick_params(labelsize=8)
+        axis.tick_params(labelsize=9)
     return figure
 
 
-def training_curves(histories, value, ylabel, title):
-    """Lines of a column of fit's history over epochs; histories {label: DataFrame}."""
+def training_curves(histories, value, ylabel, title, scale="linear"):
+    """Lines of a column of fit's history over epochs; histories {label: DataFrame}; scale: of the value, "log" as well."""
     figure, axis = plt.subplots(figsize=(8, 4))
     markers = "osD^vP*X<>"
     for number, (label, history) in enumerate(histories.items()):
@@ -88,8 +89,10 @@ def training_curves(histories, value, ylabel, title):
         axis.plot(
             history["epoch"], history[value], marker=markers[number % 10], label=label, color=colour, markersize=5
         )
-    axis.set(xlabel="epoch", ylabel=ylabel, title=title)
+    axis.set(xlabel="epoch", ylabel=ylabel, title=title, yscale=scale)
     axis.xaxis.get_major_locator().set_params(integer=True)
+    if scale == "log":
+        axis.yaxis.set_major_formatter("{x:g}")
     axis.legend(fontsize=9, ncol=2 if len(histories) > 6 else 1)
     return figure
 
@@ -117,16 +120,17 @@ def components(records, split, title):
     return figure
 
 
-def pictures(images, captions, columns=6):
+def pictures(images, captions, title, columns=6):
     """A sheet of images uint8 [n, 3, S, S] or float in [0, 1] with a caption each."""
     count = len(images)
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.0 * columns, 2.35 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.0 * columns, 2.4 * rows + 0.45), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(np.moveaxis(np.asarray(image), 0, -1))
-        axis.set_title(caption, fontsize=9, loc="center", wrap=True)
+        axis.set_title(caption, fontsize=10, loc="center", wrap=True)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     return figure
 
 

@@ -7,18 +7,31 @@ from scipy.stats import spearmanr
 from cpsd_lib.plots import CPSD, GREY, ROW_COLOURS
 
 
+def rank_correlations(gain, properties):
+    """Return {label: Spearman's result} of the classes' gain [C] with each of their properties {label: values [C]}.
+
+    A class whose gain is NaN is left out; where all gains, or all values of a property, are alike the result is None.
+    """
+    known, found = ~np.isnan(gain), {}
+    for label, values in properties.items():
+        both = np.asarray(values)[known], gain[known]
+        found[label] = spearmanr(*both) if all(len(set(one)) > 1 for one in both) else None
+    return found
+
+
 def gain_against(gain, properties, title):
-    """Dots, one a class: its gain in AP over each of its properties {label: values [C]}, with Spearman's rank correlation.
+    """Dots, one a class: its gain in AP over each of its properties {label: values [C]}, with `rank_correlations`.
 
     gain [C] in AP points, NaN for a class without a score.
     """
-    known = ~np.isnan(gain)
+    known, correlations = ~np.isnan(gain), rank_correlations(gain, properties)
     figure, axes = plt.subplots(1, len(properties), figsize=(5.6 * len(properties), 4.2), sharey=True, squeeze=False)
     for axis, (label, values) in zip(axes[0], properties.items(), strict=True):
         axis.axhline(0, color=GREY, linewidth=1.5)
         axis.plot(np.asarray(values)[known], gain[known], "o", color=CPSD, alpha=0.8, markersize=7)
-        found = spearmanr(np.asarray(values)[known], gain[known])
-        axis.set(xlabel=label, title=f"rank correlation {found.statistic:+.2f} (p = {found.pvalue:.2f})")
+        found = correlations[label]
+        told = f"rank correlation {found.statistic:+.2f} (p = {found.pvalue:.2f})" if found else "all classes alike"
+        axis.set(xlabel=label, title=told)
     axes[0][0].set_ylabel("gain (AP points)")
     figure.suptitle(title, fontsize=12)
     return figure

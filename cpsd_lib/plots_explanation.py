@@ -73,10 +73,9 @@ def shares_inside(tables, title):
     for axis, (split, table) in zip(axes[0], tables.items(), strict=True):
         for place, (strategy, kind) in enumerate(lines):
             _draw_line(axis, place, table.xs((strategy, kind), level=("strategy", "map")), COLOURS.get(strategy, GREY))
-        chance = axis.axvline(table["chance"].mean(), color=GREY, linestyle=":", linewidth=2.5, zorder=1)
-        (best,) = axis.plot(
-            table.groupby(["strategy", "map"], sort=False)["best"].mean(), range(len(lines)), "|", color=GREY
-        )
+        level = table.groupby(["strategy", "map"], sort=False)[["chance", "best"]].mean()
+        (chance,) = axis.plot(level["chance"], range(len(lines)), ":", color=GREY, linewidth=2.5, zorder=1)
+        (best,) = axis.plot(level["best"], range(len(lines)), "|", color=GREY)
         best.set(markersize=20, markeredgewidth=3)
         axis.set(xlabel="share of the map inside the boxes (%)", title=split)
         axis.margins(x=0.08)

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.colors import to_rgb
+from matplotlib.ticker import MaxNLocator
 
 from cpsd_lib.partition_study import PAPER_EXPONENT, match, overlap
 from cpsd_lib.plots import BASELINE, CO, CPSD, DIS, GREY
@@ -38,6 +39,7 @@ def exponent_effect(tables, other_name="the released file"):
     low = min(table.filter(like="ARI").min().min() for table in tables.values())
     axes[1, 0].set_ylim(min(-0.05, low - 0.05), 1.05)
     axes[0, 0].set_ylabel("classes in each part (number)")
+    axes[0, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1, 0].set_ylabel("ARI\n(1 = same parts)")
     figure.suptitle('Part sizes and agreement by exponent\n("n × 1": n parts hold one class only)', fontsize=13)
     return figure

@@ -92,6 +92,12 @@ def test_heads_with_class_queries_have_attention_maps_too(head, kinds):
         assert explanation.places_of(one, SIZE) == (2, 2)
 
 
+def test_a_model_whose_maps_have_one_place_points_nowhere():
+    models = {"gap": model(), "teachers": teachers()}
+    assert explanation.pointing(models, SIZE) == models
+    assert explanation.pointing(models, 32) == {} and explanation.places_of(models["gap"], 32) == (1, 1)
+
+
 # ---- where -----------------------------------------------------------------------------------------------------------
 
 PAIRS = [(7, 3), (2, 0), (7, 4), (90, 3), (11, 19)]
@@ -249,6 +255,16 @@ def test_intervals_are_those_of_images_drawn_again_one_by_one():
     assert table.loc["a", ["over", "over_low", "over_high"]].isna().all(axis=None)
 
 
+def test_chance_and_best_leave_out_the_positives_without_a_map():
+    table = shares({("a", "activation"): [0.1, np.nan, 0.3]}, [1, 1, 2]).assign(
+        chance=[0.1, 0.8, 0.3], best=[0.4, 1, 0.6]
+    )
+    line = explanation.summarise(table).iloc[0]
+    found = line[["share", "above", "chance", "best"]]
+    assert found.tolist() == pytest.approx([20, 0, 20, 50]) and line["empty"] == 1
+    assert line["share"] - line["above"] == pytest.approx(line["chance"])
+
+
 def test_the_same_kind_of_map_is_compared_and_nothing_where_it_is_not_there():
     columns = {("a", "activation"): [0.2], ("b", "activation"): [0.3], ("b", "attention"): [np.nan]}
     table = explanation.summarise(shares(columns, [4]), "a")
@@ -266,23 +282,27 @@ def test_the_sentences_say_the_share_and_whether_zero_is_in_the_interval():
     columns = {("a", "activation"): [0.2, 0.3], ("b", "activation"): [0.3, 0.4], ("b", "attention"): [np.nan, 0.1]}
     first, second, third = told(columns, [1, 2], "a")
     assert first == "a: 25.0 %, +15.00 points against chance (+10.00 to +20.00)."
-    assert second.endswith("; +10.00 points against a (+10.00 to +10.00).")
+    assert second.endswith("; +10.00 points against the a (+10.00 to +10.00).")
     assert third.startswith("b, attention: 10.0 %") and third.endswith("; 1 of 2 maps are all 0, left out.")
     assert told(columns, [1, 2], "a", seeds=3)[1] == (
         "b: 35.0 %, +25.00 points against chance (the interval leaves out zero in 3 of 3 seeds); "
-        "+10.00 points against a (the interval leaves out zero in 3 of 3 seeds)."
+        "+10.00 points against the a (the interval leaves out zero in 3 of 3 seeds)."
     )
     assert told({("a", "activation"): [np.nan, np.nan]}, [1, 2]) == ["a: all 2 maps are 0."]
+    assert told({("a", "activation"): [0.09999, 0.09998]}, [1, 2]) == [
+        "a: 10.0 %, +0.00 points against chance (+0.00 to +0.00)."
+    ]
 
 
 def test_captions_and_peaks_know_empty_maps_and_pictures_without_boxes():
-    maps = torch.zeros(3, 4, 4)
-    maps[0, 1, 2], maps[0, 3, 3], maps[1, 0, 0] = 1, 0.25, 1
-    boxes = [[(0, 0, 1, 1), (2, 1, 3, 2)], [(1, 1, 4, 4)], [(0, 0, 4, 4)]]
-    assert explanation.captions(maps, [0.5, 0.25, 1], boxes) == [
+    maps = torch.zeros(4, 4, 4)
+    maps[0, 1, 2], maps[0, 3, 3], maps[1, 0, 0], maps[3] = 1, 0.25, 1, 1
+    boxes = [[(0, 0, 1, 1), (2, 1, 3, 2)], [(1, 1, 4, 4)], [(0, 0, 4, 4)], [(0, 0, 2, 2)]]
+    assert explanation.captions(maps, [0.5, 0.25, 1, 0], boxes) == [
         "p 0.50, 80 % inside",
         "p 0.25, 0 % inside",
         "p 1.00, map all 0",
+        "p 0.00, map flat",
     ]
-    assert explanation.captions(maps, [0.5, 0.25, 1]) == ["p 0.50", "p 0.25", "p 1.00, map all 0"]
+    assert explanation.captions(maps[:3], [0.5, 0.25, 1]) == ["p 0.50", "p 0.25", "p 1.00, map all 0"]
     assert explanation.peaks_inside(maps, boxes) == 1

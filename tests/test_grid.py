@@ -24,12 +24,12 @@ from filelock import FileLock
 from grid_fakes import journal, refusing, sleepy, without_kernels
 
 from cpsd_lib.distill import fill_targets, train_student, train_teachers
-from cpsd_lib.experiment import cut_labels, open_run
-from cpsd_lib.files import read_json, sha256, write_json
+from cpsd_lib.experiment import Run, cut_labels, open_run, show_params
+from cpsd_lib.files import read_json, sha256, write_json, write_text
 from cpsd_lib.grids import engines, plan, results, runner
 from cpsd_lib.grids.params import Grid, jobs_of, load_grid
 from cpsd_lib.grids.sharing import Piece, adopt, better_later, donors, finished_pieces, pieces_of, schedule
-from cpsd_lib.param_files import ParameterError
+from cpsd_lib.param_files import ParameterError, repo_root
 from cpsd_lib.params import load_params
 from cpsd_lib.soft_targets import SoftTargets
 
@@ -647,6 +647,58 @@ def test_what_must_stand_beside_the_numbers_stands_there(outputs):
     assert found == ["protocol: paper, epochs chosen on TEST", "INCOMPLETE: two images"]
     results.write(results.collect(jobs), outputs / "g", ["partition.k"], found)
     assert "(protocol: paper, epochs chosen on TEST) (INCOMPLETE" in (outputs / "g" / "grid.md").read_text()
+
+
+def finished(name, outputs, seeds=3, notes=(), **more):
+    """Leave the results of a grid over k as the runner leaves them; return its jobs."""
+    jobs = jobs_of(asked(name=name, **more))
+    scored(jobs, outputs, seeds)
+    for job in jobs:
+        write_text(outputs / name / "params" / f"{job.slug}.yaml", show_params(Run(job.params)))
+    results.write(results.collect(jobs), outputs / name, list(jobs[0].varied), notes)
+    return jobs
+
+
+def test_a_run_finds_the_finished_grids_of_its_own_data(outputs):
+    jobs = finished("mine", outputs, notes=["1 of 3 jobs are missing"])
+    finished("other", outputs, overrides={"data.images": 200})
+    finished("mixed", outputs, vary={"data.images": [100, 200]}, overrides={})
+    (outputs / "stopped").mkdir()
+    params = jobs[0].params.model_copy(update={"name": "a_run"})
+    (name,) = found = results.beside(params)
+    assert name == "mine" and found["mine"].keys == ["partition.k"]
+    assert found["mine"].notes == ["1 of 3 jobs are missing"]
+    pd.testing.assert_frame_equal(found["mine"].frame, results.collect(jobs), check_dtype=False)
+    assert not results.beside(jobs[0].params)  # one of its jobs
+    ((key, figure),) = results.figures(found["mine"].frame, found["mine"].keys, "mine", found["mine"].notes)
+    assert key == "partition.k" and "1 of 3 jobs are missing" in figure.get_suptitle()
+
+
+def test_a_grid_from_before_a_parameter_existed_is_still_of_the_same_data(outputs):
+    jobs = finished("mine", outputs)
+    for path in (outputs / "mine" / "params").iterdir():
+        path.write_text(path.read_text().replace("allow_overlap: false, ", ""))
+    assert list(results.beside(jobs[0].params.model_copy(update={"name": "a_run"}))) == ["mine"]
+
+
+def test_every_grid_file_is_offered_with_its_command():
+    lines = results.offered().splitlines()
+    assert len(lines) == len(list((repo_root() / "params" / "grids").glob("*.yaml")))
+    assert "cpsd grid scenes_k: partition.k = 1, 2, 3, 5, 8, from demo" in lines
+
+
+def test_the_sentences_name_the_best_value_against_the_spread(outputs):
+    jobs = jobs_of(asked(vary={"partition.k": [2, 3], "student.match": ["mse", "kl"]}))
+    scored(jobs, outputs, 3)
+    lines = results.reading(results.collect(jobs), "partition.k", ["student.match"]).splitlines()
+    assert lines[0] == (
+        "student.match mse, baseline: best at partition.k 3 (71.0 mAP), worst at 2 (51.0); s.d. over 3 seeds up to 1.0."
+    )
+    assert len(lines) == 4 and lines[3].startswith("student.match kl, + CGPD: best at partition.k 3 (82.0")
+    frame = results.collect(jobs).query("seed == 0").assign(mAP=50.0)
+    lines = results.reading(frame, "partition.k").splitlines()
+    assert lines[0] == "baseline: 50.0 mAP at every partition.k."
+    assert lines[-1].startswith("One seed: no spread is known")
 
 
 # ---- real runs -------------------------------------------------------------------------------------------------------

@@ -303,6 +303,18 @@ def test_a_committed_file_finds_its_data_through_the_variables_it_names(tmp_path
     assert load_params(name).data.root.startswith(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["coco_l2d_resnet101_resnet34", "voc2007_l2d_resnet101_resnet34"])
+def test_the_files_of_l2d_keep_nothing_of_the_cpsd_recipe_in_their_base(name):
+    params = load_params(name, paths=False)
+    assert (params.recipe, params.data.size, params.evaluation.threshold) == ("l2d", 224, 0.5)
+    for model, backbone in ((params.model, "resnet34"), (params.teacher_model, "resnet101")):
+        assert (model.name, model.head, model.weights) == (f"{backbone}.tv_in1k", "ml_decoder", "imagenet")
+        assert model.normalize == "none"
+    for training, stop in ((params.teachers, 30), (params.student, None)):
+        assert (training.batch_size, training.epochs, training.stop_after, training.lr) == (64, 80, stop, 1e-4)
+        assert (training.gamma_neg, training.clip, training.ema_decay, training.ema_warmup) == (0, 0, 0, False)
+
+
 # ---- one file extends another ----------------------------------------------------------------------------------------
 
 BASE = "recipe: release\ndata: {kind: scenes, size: 448}\nmodel: {name: resnet18, options: {a: 1, b: 2}}\ntrain: {epochs: 9}\n"

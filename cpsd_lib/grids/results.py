@@ -1,6 +1,7 @@
 """What a grid found: one CSV, a table with mean and standard deviation over seeds, and mAP over each varied parameter."""
 
 import itertools
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +10,9 @@ import pandas as pd
 from cpsd_lib import plots
 from cpsd_lib.evaluation import load_records
 from cpsd_lib.experiment import Run
-from cpsd_lib.files import atomic, read_json, write_text
+from cpsd_lib.files import atomic, read_json, write_json, write_text
+from cpsd_lib.grids.params import load_grid
+from cpsd_lib.param_files import outputs_root, read_yaml, repo_root
 from cpsd_lib.rows import TITLES
 
 SCORES = ("mAP", "CF1", "OF1", "seconds")
@@ -53,20 +56,23 @@ def stamps(jobs):
 
 
 def write(frame, folder, keys, notes=()):
-    """Write grid.csv, grid.md and a figure a varied key into `folder`; return the table on test as text for a terminal.
+    """Write grid.csv, grid.json, grid.md and a figure a varied key into `folder`; return the table on test as text.
 
     frame: as `collect` returns it; keys: the varied parameters; notes: sentences that must stand beside the numbers.
     """
     with atomic(folder / "grid.csv") as temporary:
         frame.to_csv(temporary, index=False)
+    write_json(folder / "grid.json", {"keys": list(keys), "notes": list(notes)})  # what the CSV does not say
     splits = list(dict.fromkeys(frame["split"]))
     tables = {split: table(frame[frame["split"] == split], keys) for split in splits}
     title = f"{folder.name}{''.join(f' ({note})' for note in notes)}"
     sections = [f"## {split}\n\n{_markdown(found)}" for split, found in tables.items()]
     write_text(folder / "grid.md", "\n\n".join([f"# {title}", SAID, *sections]) + "\n")
     plots.use_style()
-    shown = frame[(frame["split"] == "test") & frame["row"].isin(TITLES)]
-    drawn = [path for key in keys if (path := _draw(shown, folder, key, [k for k in keys if k != key], notes))]
+    drawn = []
+    for key, figure in figures(frame, keys, folder.name, notes):
+        drawn.append(folder / "figures" / f"mAP_over_{key.replace('.', '_')}.png")
+        plots.save(figure, drawn[-1])
     text = tables[splits[0]].to_string(index=False)
     files = "\n".join(str(path) for path in (folder / "grid.csv", folder / "grid.md", *drawn))
     return f"{title}: {splits[0]}. {SAID}\n{text}\n\n{files}"
@@ -95,18 +101,98 @@ def _markdown(found):
     return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
 
 
+# ---- beside a run -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A grid's results as `write` left them."""
+
+    frame: pd.DataFrame  # as `collect` returns it
+    keys: list  # the varied parameters
+    notes: list  # sentences that must stand beside the numbers
+
+
+def beside(params):
+    """Return {name: Found} of the grids in outputs/ that have results, and whose every job had the `data` of these Params.
+
+    A grid over the data itself belongs to no run, and a grid's own jobs do not show it: it is not finished while they run.
+    """
+    wanted, found = params.model_dump(mode="json")["data"], {}
+    for path in sorted(outputs_root().glob("*/grid.json")):
+        name, frame = path.parent.name, pd.read_csv(path.with_suffix(".csv"))
+        slugs = [job.removeprefix(f"{name}.") for job in frame["job"].unique()]
+        data = [read_yaml(path.parent / "params" / f"{slug}.yaml")["data"] for slug in slugs]
+        # What was not yet a parameter when the grid ran is not a difference.
+        if all(wanted | one == wanted for one in data) and not params.name.startswith(f"{name}."):
+            found[name] = Found(frame, **read_json(path))
+    return found
+
+
+def offered():
+    """Return one line of text a grid file in params/grids: its command, what it varies, and its base."""
+    lines = []
+    for file in sorted((repo_root() / "params" / "grids").glob("*.yaml")):
+        grid = load_grid(file.stem)
+        varied = "; ".join(f"{key} = {', '.join(map(str, values))}" for key, values in grid.vary.items())
+        lines.append(f"cpsd grid {file.stem}: {varied}, from {grid.base}")
+    return "\n".join(lines)
+
+
+def reading(frame, key, others=()):
+    """Return the sentences that say which value of `key` is best on test for each row of the table, a line a row and panel.
+
+    frame: as `collect` returns it; others: the other varied parameters.
+    """
+    shown, lines = frame[(frame["split"] == "test") & frame["row"].isin(TITLES)], []
+    for panel in _panels(shown, others):
+        its = _panel(shown, others, panel)
+        where = f"{_panel_title(others, panel)}, " if panel else ""
+        lines += [f"{where}{_best(its[its['row'] == row], key, row)}" for row in TITLES if row in set(its["row"])]
+    if shown.groupby(["job", "row"])["seed"].nunique().max() == 1:
+        lines.append("One seed: no spread is known, so no value is called better.")
+    return "\n".join(lines)
+
+
+def _best(frame, key, row):
+    scores = frame.groupby(key, sort=False)["mAP"]
+    mean, spread = scores.mean(), scores.std()
+    best, worst, seeds = mean.idxmax(), mean.idxmin(), frame["seed"].nunique()
+    if mean.max() - mean.min() < 0.05:
+        told = f"{mean.max():.1f} mAP at every {key}"
+    else:
+        told = f"best at {key} {best} ({mean.max():.1f} mAP), worst at {worst} ({mean.min():.1f})"
+    return f"{TITLES[row]}: {told}{f'; s.d. over {seeds} seeds up to {spread.max():.1f}' if seeds > 1 else ''}."
+
+
 # ---- figures -------------------------------------------------------------------------------------------------------
 
 
-def _draw(frame, folder, key, others, notes):
-    """Draw mAP over one varied key, a panel a combination of the others; return the file, or None for nothing to compare."""
-    panels = list(itertools.product(*(dict.fromkeys(frame[other]) for other in others)))
-    if frame[key].nunique() < 2 or len(panels) > MOST_PANELS:
-        return None
-    figure = over(frame, key, others, panels, folder.name, notes)
-    path = folder / "figures" / f"mAP_over_{key.replace('.', '_')}.png"
-    plots.save(figure, path)
-    return path
+def figures(frame, keys, name, notes=()):
+    """Yield (key, figure of mAP on test over it, a panel a combination of the others), where a key has values to compare.
+
+    frame, keys, notes: as `write` takes them.
+    """
+    shown = frame[(frame["split"] == "test") & frame["row"].isin(TITLES)]
+    for key in keys:
+        others = [other for other in keys if other != key]
+        panels = _panels(shown, others)
+        if shown[key].nunique() > 1 and len(panels) <= MOST_PANELS:
+            yield key, over(shown, key, others, panels, name, notes)
+
+
+def _panels(frame, others):
+    return list(itertools.product(*(dict.fromkeys(frame[other]) for other in others)))
+
+
+def _panel(frame, others, panel):
+    for other, value in zip(others, panel, strict=True):
+        frame = frame[frame[other] == value]
+    return frame
+
+
+def _panel_title(others, panel):
+    return ", ".join(f"{other} {value}" for other, value in zip(others, panel, strict=True))
 
 
 def over(frame, key, others, panels, name, notes=()):
@@ -125,11 +211,8 @@ def over(frame, key, others, panels, name, notes=()):
         if panel is None:
             axis.axis("off")
             continue
-        shown = frame
-        for other, value in zip(others, panel, strict=True):
-            shown = shown[shown[other] == value]
-        _lines(axis, shown, key, rows, values)
-        axis.set_title(", ".join(f"{other} {value}" for other, value in zip(others, panel, strict=True)), fontsize=10)
+        _lines(axis, _panel(frame, others, panel), key, rows, values)
+        axis.set_title(_panel_title(others, panel), fontsize=10)
     for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:
         axis.tick_params(labelbottom=True)  # nothing stands below it
     figure.supxlabel(LABELS.get(key, key), fontsize=11)

@@ -72,8 +72,10 @@ def cam_browser(models, images, rows, targets, names, start=None):
     def controls():
         return {
             "image": ipywidgets.IntSlider(min=0, max=len(rows) - 1, description="image"),
-            "shown": ipywidgets.Dropdown(options=[("labels of the image", None), *zip(names, names, strict=True)]),
-            "model": ipywidgets.Dropdown(options=list(models)),
+            "shown": ipywidgets.Dropdown(
+                options=[("labels of the image", None), *zip(names, names, strict=True)], description="class"
+            ),
+            "model": ipywidgets.Dropdown(options=list(models), description="model"),
         }
 
     return Explorer(draw, settings, controls)

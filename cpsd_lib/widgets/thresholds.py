@@ -40,7 +40,9 @@ def threshold_explorer(scores, targets, names, start=None):
     def controls():
         return {
             "threshold": ipywidgets.FloatSlider(min=0, max=1, step=0.01, description="threshold"),
-            "shown": ipywidgets.Dropdown(options=[("all classes", None), *zip(names, names, strict=True)]),
+            "shown": ipywidgets.Dropdown(
+                options=[("all classes", None), *zip(names, names, strict=True)], description="class"
+            ),
         }
 
     return Explorer(draw, settings, controls)
@@ -110,7 +112,8 @@ class ThresholdFigure:
             (self._lines[name],) = left.plot(GRID, 0 * GRID, color=colour, linewidth=2.5)
             (self._dots[name],) = left.plot([0], [0], mark, color=colour, markersize=9, label=name)
             (self._classes[name],) = right.plot(0.0 * self._order, range(len(names)), mark, color=colour, markersize=5)
-        left.legend(loc="lower left", fontsize=11)
+        # Above the curves, which may be anywhere.
+        figure.legend(loc="upper right", bbox_to_anchor=(0.99, 1.0), ncols=3, fontsize=11, frameon=False)
         self._here = left.axvline(0, color=BASELINE, linewidth=1)
         self._band = right.axhline(-9, color=GREY, alpha=0.35, linewidth=8, zorder=1)
         self._title = figure.text(0.01, 0.97, "", fontsize=13, va="center")

@@ -1,0 +1,22 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from cpsd_lib import plots_evidence
+
+
+def test_a_rank_correlation_leaves_out_classes_without_a_score_and_needs_values_that_differ():
+    gain = np.array([1.0, 2.0, np.nan, 3.0])
+    found = plots_evidence.rank_correlations(gain, {"rising": [1, 5, 0, 6], "alike": [2, 2, 9, 2]})
+    assert found["rising"].statistic == pytest.approx(1) and found["alike"] is None
+    assert plots_evidence.rank_correlations(0 * gain, {"rising": [1, 5, 0, 6]}) == {"rising": None}
+
+
+def test_classes_that_are_all_alike_are_drawn_and_said_to_be():
+    properties = {"images": [1, 5, 0, 6], "degree": [2, 2, 2, 2]}
+    figure = plots_evidence.gain_against(np.array([1.0, 2.0, np.nan, 0.5]), properties, "t")
+    first, second = figure.axes
+    assert first.get_title("left").startswith("rank correlation") or first.get_title().startswith("rank correlation")
+    assert "all classes alike" in (second.get_title("left"), second.get_title())
+    assert first.get_xlabel() == "images" and len(first.lines[1].get_xdata()) == 3
+    plt.close(figure)
