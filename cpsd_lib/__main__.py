@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+from cpsd_lib.bench import command as bench
 from cpsd_lib.param_files import ParameterError, parse_overrides
 
 
@@ -18,6 +19,7 @@ def main(arguments=None):
     evaluate.add_argument("--checkpoint", required=True, metavar="F.ckpt", help="its file; F.json may say its classes")
     cost = commands.add_parser("cost", help="what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data")
     grid = commands.add_parser("grid", help="run every combination of a grid file, side by side: params/grids/*.yaml")
+    bench.add_options(commands.add_parser("bench", help="time the workbench against a straightforward program"))
     data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
     check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
     for command in (run, evaluate, cost, grid, check):
@@ -25,6 +27,8 @@ def main(arguments=None):
         command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. student.epochs=5 seeds=3")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "bench":
+            return bench.run(options)
         overrides = parse_overrides(options.overrides)
         if options.command == "evaluate":
             checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file

@@ -1,0 +1,159 @@
+"""CPSD's whole component table, all teachers and students from scratch: file by file and model by model, and our way."""
+
+import numpy as np
+
+from cpsd_lib.batches import Batches
+from cpsd_lib.bench import reference, reference_training
+from cpsd_lib.bench.parts import STUDENTS_APART
+from cpsd_lib.bench.reference_training import ASK, CHECK, INPUT, LEARN, TEACH
+from cpsd_lib.bench.timing import OURS, REFERENCE, Pair, Stopwatch
+from cpsd_lib.bench.workspace import apart, decode_once, floats, state_of
+from cpsd_lib.objectives import SelfDistillation
+from cpsd_lib.rows import COMPONENTS, ROWS, shares
+from cpsd_lib.teachers import SoftTargets, Teachers, fill
+from cpsd_lib.train import Learner, Validation
+
+BRANCHES = ("whole", "co", "dis")
+STUDENTS = tuple(row for row in COMPONENTS if row != "baseline")  # the baseline is the teacher over all classes
+
+
+class TimedBatches(Batches):
+    """Batches whose epochs tell a Stopwatch when a batch is being made, used, and when the epoch is over."""
+
+    def __init__(self, *arguments, watch, stage, **more):
+        super().__init__(*arguments, **more)
+        self._watch, self._stage = watch, stage
+
+    def epoch(self, number, start=0):
+        """Yield the Batches of one epoch; what follows its end is validation and files."""
+        self._watch.switch(INPUT)
+        for batch in super().epoch(number, start):
+            self._watch.switch(self._stage)
+            yield batch
+            self._watch.switch(INPUT)
+        self._watch.switch(CHECK)
+
+
+def component_table(workspace):
+    """Return (the Pair of the whole table, {"reference", "ours": [{stage: seconds} of each run]}, which its runs fill)."""
+    mine = workspace.photos.part(workspace.settings.images // 2)
+    recipe = workspace.recipe(epochs=workspace.settings.epochs, view="release")
+    spent = {REFERENCE: [], OURS: []}
+
+    def way(side, work):
+        def timed():
+            watch = Stopwatch()
+            spent[side].append(watch.seconds)
+            result = work(workspace, mine, recipe, watch)
+            watch.switch(None)
+            return result
+
+        return timed
+
+    starts = {
+        name: state_of(workspace.model(len(part), name)) for name, (_, part) in workspace.teachers(BRANCHES).items()
+    }
+    starts |= dict.fromkeys(STUDENTS, state_of(workspace.model(workspace.classes, "student")))
+
+    def difference(averages, chosen):
+        # A student's epoch may be chosen by a rank that float16 turns: the averages of ours' epoch are compared.
+        return max(
+            apart(floats(averages[name][epoch - 1]), state, starts[name]) for name, (epoch, state) in chosen.items()
+        )
+
+    pair = Pair(
+        f"the whole component table, k = {workspace.settings.k}",
+        *(lambda: way(REFERENCE, by_reference), lambda: way(OURS, by_ours), difference),
+        **{
+            "tolerance": STUDENTS_APART,
+            "compared": "EMA weights of all models, as a share of the way they went",
+            "goal": 3,
+        },
+        counted=f"{mine.training} photos, {len(mine.held_out)} held out, {recipe.epochs} epochs of {len(starts)} models; "
+        "release views; ours decodes first",
+    )
+    return pair, spent
+
+
+def by_reference(workspace, mine, recipe, watch):
+    """Train every model by itself from files; return {name: its average at the end of each epoch}."""
+    size, seed, device, precision = (
+        workspace.settings.size,
+        workspace.settings.seed,
+        workspace.device,
+        workspace.precision(),
+    )
+    view, steps = workspace.batches(recipe).recipe, mine.training // min(recipe.batch_size, mine.training)
+
+    def train(name, part, objective, stage, teachers=None):
+        def epoch_of(number):
+            batches = reference_training.epoch_from_files(mine, view, recipe, size, seed, number, device, watch)
+            return reference_training.asked(batches, teachers, precision, watch) if teachers else batches
+
+        def validate(model):
+            logits = reference_training.logits_from_files(model, mine, mine.held_out, size, device, precision=precision)
+            targets = mine.targets[mine.held_out][:, part]
+            return reference.mean_of_known(reference.average_precision_class_by_class(logits, targets))
+
+        model = workspace.model(len(part), name)
+        averages, scores = reference_training.train(
+            model, objective, epoch_of, steps, recipe, device, watch, stage, validate
+        )
+        return model, averages, scores
+
+    found, experts = {}, {branch: [] for branch in BRANCHES}
+    for name, (branch, part) in workspace.teachers(BRANCHES).items():
+        model, found[name], scores = train(name, part, workspace.objective(part, recipe), TEACH)
+        best = int(np.argmax(np.nan_to_num(scores, nan=-1.0)))
+        model.load_state_dict(found[name][best])
+        experts[branch].append(model.eval())
+    classes = list(range(workspace.classes))
+    for row in STUDENTS:
+        teachers = {branch: (experts[branch], workspace.partitions[branch]) for branch in ROWS[row].teachers}
+        _, found[row], _ = train("student", classes, _distillation(row, recipe), LEARN, teachers)
+    return found
+
+
+def by_ours(workspace, mine, recipe, watch):
+    """Train all models by cpsd_lib's functions; return {name: (the epoch that was chosen, its average)}."""
+    watch.switch(INPUT)
+    images = decode_once(mine, workspace.settings.size, workspace.fresh())
+    validation = Validation(images, mine.targets, mine.held_out)
+
+    def batches(stage, **more):
+        return workspace.batches(recipe, mine, images, TimedBatches, watch=watch, stage=stage, **more)
+
+    watch.switch(TEACH)
+    learners = workspace.learners(BRANCHES, recipe)
+    entries = workspace.fit(learners, batches(TEACH), recipe, validation)
+    watch.switch(ASK)
+    stores = _stored(workspace, mine, recipe, learners, batches(ASK), watch)
+    trained, classes = [*learners], list(range(workspace.classes))
+    for row in STUDENTS:
+        watch.switch(LEARN)
+        model, soft = workspace.model(workspace.classes, "student"), {b: stores[b] for b in ROWS[row].teachers}
+        trained.append(Learner(row, model, _distillation(row, recipe), classes, {"row": row}))
+        entries |= workspace.fit(trained[-1:], batches(LEARN, soft=soft), recipe, validation)
+    return {learner.name: (entries[learner.name]["epoch"], state_of(learner.model)) for learner in trained}
+
+
+def _stored(workspace, mine, recipe, learners, batches, watch):
+    """Return {branch: SoftTargets} of every view a student will see, filled by the trained learners."""
+    merged, stores, root = {}, {}, workspace.fresh()
+    for branch, partition in workspace.partitions.items():
+        models = [learner.model for learner in learners if learner.name.startswith(f"{branch}-")]
+        merged[branch] = Teachers(models, partition)
+        stores[branch] = SoftTargets(root / f"{branch}.f16", {}, mine.rows, workspace.classes, recipe.epochs)
+
+    def view_of(number, rows):
+        watch.switch(INPUT)
+        images = batches.view(number, rows)
+        watch.switch(ASK)
+        return images
+
+    fill(stores, merged, view_of, workspace.device, batch_size=recipe.batch_size, precision=workspace.precision())
+    return stores
+
+
+def _distillation(row, recipe):
+    return SelfDistillation(shares(row, 0.5), "mse", recipe.gamma_neg, recipe.gamma_pos, recipe.clip)

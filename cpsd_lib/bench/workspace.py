@@ -1,0 +1,127 @@
+"""What the parts with photos share: files, decoded pixels, models, recipe and partitions."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cpsd_lib.batches import Batches
+from cpsd_lib.bench.photos import Photos, photos_of
+from cpsd_lib.bench.settings import Settings
+from cpsd_lib.data import cache
+from cpsd_lib.files import digest
+from cpsd_lib.hardware import derive_seed, pick_device, pick_precision
+from cpsd_lib.models import build_model
+from cpsd_lib.objectives import Supervised
+from cpsd_lib.params import TrainParams
+from cpsd_lib.partition import Partition, random_partition
+from cpsd_lib.recipes import RECIPES
+from cpsd_lib.train import Learner, fit
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Settings, photos, their decoded pixels uint8 [N, 3, S, S], a device, and a folder for what a run leaves behind."""
+
+    settings: Settings
+    photos: Photos
+    images: np.ndarray
+    device: torch.device
+    folder: Path
+
+    @property
+    def classes(self):
+        """Number of classes."""
+        return self.photos.targets.shape[1]
+
+    @property
+    def partitions(self):
+        """{branch: Partition} of whole, co and dis; random parts, since which classes share a teacher costs nothing."""
+        cut = {b: random_partition(self.classes, self.settings.k, seed) for seed, b in enumerate(("co", "dis"))}
+        return {"whole": Partition([list(range(self.classes))], self.classes)} | cut
+
+    def recipe(self, **change):
+        """Return the default recipe as TrainParams, an epoch long, with `change`."""
+        usual = RECIPES["default"]["train"] | {"epochs": 1, "batch_size": self.settings.batch}
+        return TrainParams(**usual | change)
+
+    def precision(self):
+        """Return the autocast dtype, or None for float32."""
+        return pick_precision("auto", self.device)
+
+    def model(self, classes, name):
+        """Return a model over `classes` classes with random weights that are a function of the seed and `name`."""
+        torch.manual_seed(derive_seed(self.settings.seed, "init", name))
+        return build_model(self.settings.model, classes, **self.settings.options)
+
+    def batches(self, recipe, photos=None, images=None, kind=Batches, **more):
+        """Return Batches (or a `kind` of it) of some photos, by default all."""
+        photos, images = photos or self.photos, self.images if images is None else images
+        arguments = {"batch_size": recipe.batch_size, "view": recipe.view, "seed": self.settings.seed}
+        return kind(images, photos.targets, photos.rows, device=self.device, **arguments, **more)
+
+    def objective(self, part, recipe):
+        """Return the loss of a teacher of the classes in `part`."""
+        columns = torch.tensor(part, device=self.device)
+        return Supervised(columns, recipe.gamma_neg, recipe.gamma_pos, recipe.clip)
+
+    def teachers(self, branches):
+        """Return {teacher's name: (branch, part)} of some branches, part by part."""
+        return {
+            f"{branch}-{number}": (branch, part)
+            for branch in branches
+            for number, part in enumerate(self.partitions[branch].parts)
+        }
+
+    def learners(self, branches, recipe):
+        """Return a new Learner for each part of some branches."""
+        return [
+            Learner(name, self.model(len(part), name), self.objective(part, recipe), part, {"name": name})
+            for name, (_, part) in self.teachers(branches).items()
+        ]
+
+    def fit(self, learners, batches, recipe, validation=None):
+        """Train by cpsd_lib's loop in a new folder; return what it wrote beside the weights."""
+        folder = self.fresh()
+        return fit(learners, batches, recipe, folder, seed=self.settings.seed, about={}, validation=validation)
+
+    def fresh(self):
+        """Return a new, empty folder."""
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+
+def open_workspace(settings, folder):
+    """Return the Workspace of Settings below `folder`; ParameterError for photos or a k that do not fit."""
+    folder, device = Path(folder), pick_device(settings.device)
+    (folder / "photos").mkdir()
+    photos = photos_of(settings, folder / "photos")
+    return Workspace(settings, photos, decode_once(photos, settings.size, folder / "cache"), device, folder)
+
+
+def decode_once(photos, size, root):
+    """Return the pixels of all photos, uint8 [N, 3, size, size], from cpsd_lib's cache; in one process, as the reference."""
+    key = digest([[str(path) for path in photos.paths], size])
+    load = cache.CsvImages(photos.paths, size)
+    return cache.build(load, len(photos.paths), size, key, root, workers=1).images
+
+
+def state_of(model):
+    """Return a copy of a model's floats {name: tensor} on the CPU."""
+    return floats(model.state_dict())
+
+
+def floats(state):
+    """Return copies of the floating-point tensors of a state {name: tensor} on the CPU."""
+    return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+def apart(one, other, start):
+    """Return how far two states {name: tensor} lie apart, as a share of the way from `start` to the first (0: bitwise)."""
+
+    def length(a, b):
+        return sum((a[name] - b[name]).double().square().sum().item() for name in a) ** 0.5
+
+    way, gap = length(one, start), length(one, other)
+    return gap / way if way else gap
