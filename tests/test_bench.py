@@ -17,7 +17,7 @@ from cpsd_lib.bench.photos import Photos, photos_of
 from cpsd_lib.bench.settings import Settings, from_params, quick
 from cpsd_lib.bench.timing import Pair, Stopwatch, measure, row
 from cpsd_lib.bench.whole import TimedBatches
-from cpsd_lib.bench.workspace import apart, decode_once, open_workspace, state_of
+from cpsd_lib.bench.workspace import apart, decode_once, distance, open_workspace, weights_of
 from cpsd_lib.ema import Ema
 from cpsd_lib.param_files import ParameterError
 from cpsd_lib.params import load_params
@@ -99,7 +99,7 @@ def test_views_made_from_files_in_pillow_are_ours(photos, tmp_path, view, levels
         photos, VIEWS[view], recipe, size, 5, 2, torch.device("cpu"), Stopwatch()
     )
     pairs = list(zip(ours.epoch(2), found, strict=True))
-    assert len(pairs) == 4
+    assert len(pairs) == 8
     for mine, other in pairs:
         assert mine.rows.tolist() == other.rows.tolist() and torch.equal(mine.targets, other.targets)
         assert parts.levels_apart(mine.images, other.images) <= levels
@@ -113,7 +113,7 @@ def test_a_model_trained_by_the_reference_is_ours_and_teachers_asked_anew_say_th
     recipe = workspace.recipe(epochs=2)
     batches, classes = workspace.batches(recipe), list(range(workspace.classes))
     ours, other = workspace.model(workspace.classes, "a"), workspace.model(workspace.classes, "a")
-    start, seen = state_of(ours), []
+    start, seen = weights_of(ours), []
     workspace.fit([Learner("a", ours, workspace.objective(classes, recipe), classes, {})], batches, recipe)
     averages, scores = reference_training.train(
         *(other, workspace.objective(classes, recipe), batches.epoch, batches.steps, recipe, workspace.device),
@@ -121,7 +121,7 @@ def test_a_model_trained_by_the_reference_is_ours_and_teachers_asked_anew_say_th
     )
     assert len(averages) == 2 and scores == [2, 4]  # raw, average, raw, average: the average's are kept
     assert seen[0] is other and seen[1] is not other
-    assert apart({name: averages[-1][name] for name in start}, state_of(ours), start) < 1e-5
+    assert apart(averages[-1], weights_of(ours), start) < 1e-3
     models = [workspace.model(len(part), name).eval() for name, (_, part) in workspace.teachers(["co"]).items()]
     partition, images = workspace.partitions["co"], torch.rand(3, 3, 32, 32)
     said = reference_training.ask({"co": (models, partition)}, images, None)["co"]
@@ -131,6 +131,16 @@ def test_a_model_trained_by_the_reference_is_ours_and_teachers_asked_anew_say_th
 def test_apart_is_a_share_of_the_way():
     start, one, other = ({"w": torch.tensor([value, 0.0])} for value in (0.0, 4.0, 5.0))
     assert apart(one, other, start) == pytest.approx(0.25) and apart(one, copy.deepcopy(one), start) == 0
+    assert distance([start, one], [start, other]) == 1
+
+
+def test_a_student_taught_by_the_targets_of_other_photos_or_classes_differs(workspace, monkeypatch):
+    pair, _ = parts.student(workspace)
+    right, read = pair.reference()(), parts.SoftTargets.read
+    assert pair.difference(right, pair.ours()()) < pair.tolerance
+    for wrong in (lambda found: found.flip(0), lambda found: found.roll(1, 1)):
+        monkeypatch.setattr(parts.SoftTargets, "read", lambda *asked, wrong=wrong: wrong(read(*asked)))
+        assert pair.difference(right, pair.ours()()) > pair.tolerance
 
 
 def test_timed_batches_are_the_same_batches_and_time_is_shared_out(workspace):
@@ -224,6 +234,7 @@ def test_each_row_has_a_sentence_and_none_calls_another_result_a_speed_up():
     found = report.sentences(record(0.0, 0.0, 0.5))
     assert found[0].startswith("made up: 3.33 times faster") and "goal of 5 is not reached" in found[1]
     assert "DIFFER" in found[2] and "faster" not in found[2]
+    assert report.sentences(record(0.0), "mAP") == [] and "took 3 s, once" in report.remarks(record())[0]
     assert "a CPU, 2 cores, 1 threads, load 1 before and 2 after; torch 2.9, commit abc" in report.machine_text(
         record()
     )
@@ -245,6 +256,20 @@ def test_a_difference_makes_the_command_fail_and_a_missed_goal_does_not(
     assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == len(differences)
 
 
+def test_the_first_decode_is_shared_out_over_the_epochs_of_a_training():
+    found = record()
+    times = ({"reference": [6.0], "ours": [1.0]}, {"reference": [6.5], "ours": [4.0]})
+    for name, taken in zip(("views of 2 teachers, default", "views of 2 teachers, default, first"), times, strict=True):
+        found["rows"].append(row(made_up()[0], taken, 0.0) | {"part": name})
+    # 6 epochs of 6 s against 6 of 1 s and 3 s of decoding.
+    assert "took 3 s" in report.remarks(found)[1] and " 4 times faster" in report.remarks(found)[1]
+
+
+def test_forward_passes_of_the_table_by_hand():
+    # k = 1: three models train (9), four students (12); online they hear 1 + 1 + 1 + 2 teachers, stored 3 speak once.
+    assert report.forwards(1) == (26, 24) and report.forwards(5) == (66, 56)
+
+
 def test_both_figures_can_be_drawn_from_a_record():
     assert len(figures.ratios(record(0.0, 0.5)).axes[0].patches) == 2
     assert len(figures.stages(record(0.0)).axes[0].patches) == 10
@@ -257,9 +282,11 @@ def test_both_figures_can_be_drawn_from_a_record():
     ("words", "message"),
     [
         (["--repeats", "4"], "repeats: must be at least 5"),
-        (["--images", "20"], "batch: 32 images do not fit into the 10 of the whole table"),
+        (["--images", "20"], "batch: 20 images in batches of 32 give 0 steps"),
+        (["--images", "64", "--epochs", "1"], "give 1 steps"),
         (["--size", "4"], "size: must be at least 16"),
         (["--device", "tpu"], "tpu"),
+        (["--model", "mobilenetv2_10"], "timm has no model 'mobilenetv2_10'"),
     ],
 )
 def test_a_benchmark_that_measures_nothing_is_refused_before_it_starts(words, message, tmp_path, capsys):
@@ -274,16 +301,16 @@ def test_photos_of_a_folder_are_read_and_too_few_or_too_many_parts_are_refused(t
         Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / "images" / f"{number}.jpg")
         lines.append(f"{number}.jpg,train,{'a;b' if number % 2 else 'c'}")
     (tmp_path / "annotations.csv").write_text("\n".join(lines))
-    settings = Settings(images=32, batch=16, k=2, photos=str(tmp_path))
+    settings = Settings(images=32, batch=8, k=2, photos=str(tmp_path))
     found = photos_of(settings, tmp_path)
     assert (
         isinstance(found, Photos) and len(found.paths) == 40 and found.targets.shape == (40, 3) and found.training == 32
     )
     assert len(found.part(16).paths) == 20 and found.part(16).paths[16:] == found.paths[32:36]
     with pytest.raises(ParameterError, match="has 40 images, 80 are needed"):
-        photos_of(Settings(images=64, photos=str(tmp_path)), tmp_path)
+        photos_of(Settings(images=64, batch=8, photos=str(tmp_path)), tmp_path)
     with pytest.raises(ParameterError, match="4 parts, but these photos have 3 classes"):
-        photos_of(Settings(images=32, batch=16, k=4, photos=str(tmp_path)), tmp_path)
+        photos_of(Settings(images=32, batch=8, k=4, photos=str(tmp_path)), tmp_path)
 
 
 def test_a_runs_parameters_become_a_smoke_test_of_its_own_model():

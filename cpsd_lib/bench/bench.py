@@ -35,6 +35,8 @@ def run_bench(settings):
                 rows.append(measure(pair, settings.repeats, after=lambda: progress.update(1)))
             progress.note(whole.name)
             rows.append(measure(whole, settings.whole_repeats, warm_up=False, after=lambda: progress.update(1)))
+        taught = next(row for row in rows if row["part"] == student.name)
+        on_gpu = workspace.device.type == "cuda"
         return {
             "settings": settings.as_dict(),
             "device": str(workspace.device),
@@ -42,7 +44,7 @@ def run_bench(settings):
             "rows": rows,
             "stages": {side: _medians(found) for side, found in spent.items()},
             "store_seconds": store_seconds,
-            "gpu": gpu.utilisation(workspace, rows[len(pairs) - 3]) if workspace.device.type == "cuda" else None,
+            "gpu": gpu.utilisation(workspace, taught) if on_gpu else None,
         }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from cpsd_lib.bench.settings import MIN_REPEATS, Settings, quick
 from cpsd_lib.param_files import ParameterError, outputs_root
 
-GPU_IMAGES, GPU_BATCH = 4096, 128  # a GPU is through with 256 images before it is warm
+GPU_IMAGES, GPU_BATCH = 1024, 64  # a GPU is through with 256 images before it is warm
 
 
 def add_options(parser):
@@ -35,10 +35,16 @@ def add_options(parser):
 
 def settings_of(options):
     """Return the Settings of parsed options; ParameterError for sizes that measure nothing."""
+    # Imported late: --help and a wrong word are answered before torch is loaded.
+    import torch
+
     from cpsd_lib.hardware import pick_device
+    from cpsd_lib.models import build_model
 
     try:
         on_gpu = pick_device(options.device).type == "cuda"
+        with torch.device("meta"):  # shapes only: a model that cannot be built is refused before photos are drawn
+            build_model(options.model, 2)
     except (ValueError, RuntimeError) as error:
         raise ParameterError(str(error)) from None
     names = ("device", "model", "size", "k", "epochs", "repeats", "whole_repeats", "photos")
@@ -52,7 +58,7 @@ def run(options):
     """Measure, print and write the record; return the exit status, 1 when a pair's results differ."""
     settings = settings_of(options)
     from cpsd_lib.bench.bench import run_bench
-    from cpsd_lib.bench.report import exit_status, machine_text, sentences, stages_text, table_text
+    from cpsd_lib.bench.report import exit_status, machine_text, remarks, sentences, stages_text, table_text
     from cpsd_lib.files import write_json
 
     try:
@@ -63,6 +69,6 @@ def run(options):
     path = Path(options.out) if options.out else outputs_root() / "bench" / "bench.json"
     write_json(path, record)
     print(f"{table_text(record)}\n\n{stages_text(record)}\n")
-    print("\n".join(sentences(record)))
+    print("\n".join([*sentences(record), *remarks(record)]))
     print(f"\n{machine_text(record)}\nwritten to {path}")
     return exit_status(record)

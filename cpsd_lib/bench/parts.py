@@ -10,7 +10,7 @@ from cpsd_lib import losses, metrics, views
 from cpsd_lib.batches import VIEWS, predict
 from cpsd_lib.bench import reference, reference_training, reference_views
 from cpsd_lib.bench.timing import Pair, Stopwatch
-from cpsd_lib.bench.workspace import apart, decode_once, floats, state_of
+from cpsd_lib.bench.workspace import apart, decode_once, distance, weights_of
 from cpsd_lib.ema import Ema
 from cpsd_lib.hardware import pick_device
 from cpsd_lib.models import build_model
@@ -19,8 +19,9 @@ from cpsd_lib.teachers import SoftTargets, Teachers, fill
 from cpsd_lib.train import Learner
 
 DECAY, UPDATES = 0.9997, 5
-# Half precision keeps 11 bits of a logit, and Adam may turn a last bit of a small gradient into a whole step of lr.
-STUDENTS_APART = 0.05
+# As a share of the way a student went. Half-precision targets leave it at 0.04 to 0.06 (mobilenetv2_100, 4 to 16 steps); one
+# taught by the targets of other photos lay at 0.5 to 0.7 (0.2 in the smoke test), by those of other classes at 1.0.
+STUDENTS_APART = 0.15
 
 
 # ---- scores, losses, updates ---------------------------------------------------------------------------------------
@@ -191,10 +192,15 @@ def _views(workspace, mine, images, view, counted, goal):
     return Pair(
         f"views of {everyone} teachers, {view}" + (", first decode counted" if images is None else ""),
         *(lambda: by_reference, by_ours, levels_apart),
-        # Pillow rounds to whole levels after each pass of the crop and after the light, we do once; the rest is exact.
-        **{"tolerance": 3 if view == "default" else 0, "compared": "levels of 255", "goal": goal, "counted": counted},
+        **{"tolerance": _rounding(view, device), "compared": "levels of 255", "goal": goal, "counted": counted},
         **{"items": steps * recipe.batch_size * everyone, "unit": "teacher-views"},
     )
+
+
+def _rounding(view, device):
+    if view == "default":
+        return 3  # Pillow rounds to whole levels after each pass of the crop and after the light, ours once
+    return 0 if device.type == "cpu" else 1e-3  # a GPU divides by 255 as a product with 1 / 255
 
 
 def levels_apart(a, b):
@@ -221,7 +227,7 @@ def student(workspace):
     view_of = workspace.batches(recipe).view
     fill(stores, merged, view_of, device, batch_size=recipe.batch_size, precision=workspace.precision())
     watch.switch(None)
-    start = state_of(workspace.model(workspace.classes, "student"))
+    start = weights_of(workspace.model(workspace.classes, "student"))
     objective = SelfDistillation({"co": 0.5, "dis": 0.5}, "mse", recipe.gamma_neg, recipe.gamma_pos, recipe.clip)
 
     def by_reference():
@@ -233,8 +239,7 @@ def student(workspace):
 
         def work():
             arguments = (objective, epoch_of, batches.steps, recipe, device, ignored, "student")
-            averages, _ = reference_training.train(model, *arguments)
-            return floats(averages[-1])
+            return reference_training.train(model, *arguments)[0][-1]
 
         return work
 
@@ -245,7 +250,7 @@ def student(workspace):
 
         def work():
             workspace.fit([learner], batches, recipe)
-            return state_of(model)
+            return weights_of(model)
 
         return work
 
@@ -271,17 +276,15 @@ def teachers(workspace):
         def work():
             for group in [learners] if together else [[learner] for learner in learners]:
                 workspace.fit(group, batches, recipe)
-            return {learner.name: state_of(learner.model) for learner in learners}
+            return [weights_of(learner.model) for learner in learners]
 
         return work
 
-    starts = {learner.name: state_of(learner.model) for learner in workspace.learners(("co", "dis"), recipe)}
     bitwise = workspace.device.type == "cpu"  # a GPU's atomic additions have no order
     return Pair(
         f"{2 * k} teachers' epoch, side by side",
-        *(lambda: way(False), lambda: way(True)),
-        lambda a, b: max(apart(a[name], b[name], starts[name]) for name in starts),
-        **{"tolerance": 0 if bitwise else STUDENTS_APART, "compared": "EMA weights, as a share of the way they went"},
+        *(lambda: way(False), lambda: way(True), distance),
+        **{"tolerance": 0 if bitwise else 1e-4, "compared": "EMA weights of all"},
         counted=f"{mine.training} photos from the cache on both sides, our loop on both sides",
     )
 

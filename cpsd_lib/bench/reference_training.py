@@ -23,7 +23,7 @@ STAGES = (INPUT, TEACH, ASK, LEARN, CHECK)
 
 
 def train(model, objective, epoch_of, steps, recipe, device, watch, stage, validate=None):
-    """Train `model` in place; return its moving average at the end of each epoch [{name: tensor}] and the averages' scores.
+    """Train `model` in place; return (averages, scores) of its epochs: the state's moving average {name: tensor}, its score.
 
     epoch_of(number) yields that epoch's `steps` Batches. recipe: TrainParams. validate(model) -> score: asked twice an
     epoch, of the raw weights and of the average; None scores nothing. watch: Stopwatch, whose `stage` the steps are.

@@ -6,6 +6,8 @@ from cpsd_lib.param_files import ParameterError
 
 MIN_REPEATS = 5  # of each way, in turn; a median of fewer is one run's luck
 
+MIN_STEPS = 4  # of a training; one or two move a model hardly more than float32 rounds, and nothing could be compared
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -41,10 +43,11 @@ class Settings:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ParameterError(f"{name}: must be at least {low}, got {getattr(self, name)}")
-        if self.batch > self.images // 2:
+        steps = min(self.images // self.batch, self.epochs * (self.images // 2 // self.batch))
+        if steps < MIN_STEPS:
             raise ParameterError(
-                f"batch: {self.batch} images do not fit into the {self.images // 2} of the whole table, half of images; "
-                "give more images or a smaller batch"
+                f"batch: {self.images} images in batches of {self.batch} give {steps} steps, of which half the images are the "
+                f"whole table's, expected at least {MIN_STEPS}; give more images or epochs, or a smaller batch"
             )
         if self.repeats < MIN_REPEATS and not self.quick:
             raise ParameterError(f"repeats: must be at least {MIN_REPEATS} for a median, got {self.repeats}")
@@ -56,7 +59,7 @@ class Settings:
 
 def quick(settings):
     """Return `settings` shrunk to a smoke test of some seconds, whose ratios say nothing."""
-    small = {"model": "test_resnet", "options": {}, "size": 32, "k": 2, "images": 32, "batch": 16, "epochs": 1}
+    small = {"model": "test_resnet", "options": {}, "size": 32, "k": 2, "images": 64, "batch": 8, "epochs": 1}
     small |= {"repeats": 2, "whole_repeats": 1, "photos": None, "photo_size": 64}
     return replace(settings, **small, scored=(500, 6), walked=2, led=(8, 6, 16), averaged="resnet18", quick=True)
 

@@ -7,7 +7,7 @@ from cpsd_lib.bench import reference, reference_training
 from cpsd_lib.bench.parts import STUDENTS_APART
 from cpsd_lib.bench.reference_training import ASK, CHECK, INPUT, LEARN, TEACH
 from cpsd_lib.bench.timing import OURS, REFERENCE, Pair, Stopwatch
-from cpsd_lib.bench.workspace import apart, decode_once, floats, state_of
+from cpsd_lib.bench.workspace import apart, decode_once, weights_of
 from cpsd_lib.objectives import SelfDistillation
 from cpsd_lib.rows import COMPONENTS, ROWS, shares
 from cpsd_lib.teachers import SoftTargets, Teachers, fill
@@ -51,15 +51,13 @@ def component_table(workspace):
         return timed
 
     starts = {
-        name: state_of(workspace.model(len(part), name)) for name, (_, part) in workspace.teachers(BRANCHES).items()
+        name: weights_of(workspace.model(len(part), name)) for name, (_, part) in workspace.teachers(BRANCHES).items()
     }
-    starts |= dict.fromkeys(STUDENTS, state_of(workspace.model(workspace.classes, "student")))
+    starts |= dict.fromkeys(STUDENTS, weights_of(workspace.model(workspace.classes, "student")))
 
     def difference(averages, chosen):
-        # A student's epoch may be chosen by a rank that float16 turns: the averages of ours' epoch are compared.
-        return max(
-            apart(floats(averages[name][epoch - 1]), state, starts[name]) for name, (epoch, state) in chosen.items()
-        )
+        # Half precision may turn the score that chooses a student's epoch: the reference's average of ours' epoch is compared.
+        return max(apart(averages[name][epoch - 1], mine, starts[name]) for name, (epoch, mine) in chosen.items())
 
     pair = Pair(
         f"the whole component table, k = {workspace.settings.k}",
@@ -96,26 +94,25 @@ def by_reference(workspace, mine, recipe, watch):
             return reference.mean_of_known(reference.average_precision_class_by_class(logits, targets))
 
         model = workspace.model(len(part), name)
-        averages, scores = reference_training.train(
-            model, objective, epoch_of, steps, recipe, device, watch, stage, validate
-        )
-        return model, averages, scores
+        arguments = (objective, epoch_of, steps, recipe, device, watch, stage, validate)
+        averages, scores = reference_training.train(model, *arguments)
+        # Of raw and averaged weights the release took the better; the best average is what ours takes.
+        model.load_state_dict(averages[int(np.argmax(np.nan_to_num(scores, nan=-1.0)))])
+        return model.eval(), averages
 
     found, experts = {}, {branch: [] for branch in BRANCHES}
     for name, (branch, part) in workspace.teachers(BRANCHES).items():
-        model, found[name], scores = train(name, part, workspace.objective(part, recipe), TEACH)
-        best = int(np.argmax(np.nan_to_num(scores, nan=-1.0)))
-        model.load_state_dict(found[name][best])
-        experts[branch].append(model.eval())
+        model, found[name] = train(name, part, workspace.objective(part, recipe), TEACH)
+        experts[branch].append(model)
     classes = list(range(workspace.classes))
     for row in STUDENTS:
         teachers = {branch: (experts[branch], workspace.partitions[branch]) for branch in ROWS[row].teachers}
-        _, found[row], _ = train("student", classes, _distillation(row, recipe), LEARN, teachers)
+        _, found[row] = train("student", classes, _distillation(row, recipe), LEARN, teachers)
     return found
 
 
 def by_ours(workspace, mine, recipe, watch):
-    """Train all models by cpsd_lib's functions; return {name: (the epoch that was chosen, its average)}."""
+    """Train all models by cpsd_lib's functions; return {name: (the epoch that was chosen, its average's weights)}."""
     watch.switch(INPUT)
     images = decode_once(mine, workspace.settings.size, workspace.fresh())
     validation = Validation(images, mine.targets, mine.held_out)
@@ -125,16 +122,17 @@ def by_ours(workspace, mine, recipe, watch):
 
     watch.switch(TEACH)
     learners = workspace.learners(BRANCHES, recipe)
-    entries = workspace.fit(learners, batches(TEACH), recipe, validation)
+    learned = workspace.fit(learners, batches(TEACH), recipe, validation)
     watch.switch(ASK)
     stores = _stored(workspace, mine, recipe, learners, batches(ASK), watch)
-    trained, classes = [*learners], list(range(workspace.classes))
+    learned = {learner.name: (learned[learner.name]["epoch"], weights_of(learner.model)) for learner in learners}
     for row in STUDENTS:
         watch.switch(LEARN)
         model, soft = workspace.model(workspace.classes, "student"), {b: stores[b] for b in ROWS[row].teachers}
-        trained.append(Learner(row, model, _distillation(row, recipe), classes, {"row": row}))
-        entries |= workspace.fit(trained[-1:], batches(LEARN, soft=soft), recipe, validation)
-    return {learner.name: (entries[learner.name]["epoch"], state_of(learner.model)) for learner in trained}
+        learner = Learner(row, model, _distillation(row, recipe), list(range(workspace.classes)), {"row": row})
+        entry = workspace.fit([learner], batches(LEARN, soft=soft), recipe, validation)[row]
+        learned[row] = entry["epoch"], weights_of(model)
+    return learned
 
 
 def _stored(workspace, mine, recipe, learners, batches, watch):
