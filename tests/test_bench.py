@@ -12,12 +12,13 @@ from torch import nn
 from cpsd_lib import losses, metrics, randaugment
 from cpsd_lib.__main__ import main
 from cpsd_lib.batches import VIEWS, Batches
-from cpsd_lib.bench import bench, figures, parts, reference, reference_training, reference_views, report
+from cpsd_lib.bench import bench, figures, gpu, parts, reference, reference_training, reference_views, report, whole
 from cpsd_lib.bench.photos import Photos, photos_of
 from cpsd_lib.bench.settings import Settings, from_params, quick
 from cpsd_lib.bench.timing import Pair, Stopwatch, measure, row
 from cpsd_lib.bench.whole import TimedBatches
-from cpsd_lib.bench.workspace import apart, decode_once, distance, open_workspace, weights_of
+from cpsd_lib.bench.workspace import apart, decode_once, distance, open_workspace, weights_of, worst
+from cpsd_lib.cost import estimate
 from cpsd_lib.ema import Ema
 from cpsd_lib.param_files import ParameterError
 from cpsd_lib.params import load_params
@@ -141,6 +142,26 @@ def test_a_student_taught_by_the_targets_of_other_photos_or_classes_differs(work
     for wrong in (lambda found: found.flip(0), lambda found: found.roll(1, 1)):
         monkeypatch.setattr(parts.SoftTargets, "read", lambda *asked, wrong=wrong: wrong(read(*asked)))
         assert pair.difference(right, pair.ours()()) > pair.tolerance
+
+
+def test_a_nan_among_many_is_the_worst_and_runs_leave_no_weights_behind(workspace):
+    assert np.isnan(worst([0.1, float("nan"), 0.2])) and worst([0.1, 0.3]) == 0.3
+    (workspace.fresh() / "weights").write_text("many")
+    workspace.tidy()
+    assert not list(workspace.folder.rglob("weights")) and workspace.fresh().is_dir()
+
+
+def test_the_use_of_a_gpu_is_three_forwards_a_step_over_the_peak(workspace, monkeypatch):
+    monkeypatch.setattr(gpu, "_peak", lambda device: 1e12)
+    found = gpu.utilisation(workspace, {"our_seconds": 2.0})
+    flop = estimate(load_params("tiny"), 20, 240, 160).forward_gflop * 1e9  # the smoke test has tiny's model and size
+    assert found["images_per_second"] == 32 and found["utilisation"] == pytest.approx(3 * flop * 32 / 1e12)
+    assert found["model_tflops"] == pytest.approx(found["utilisation"])
+
+
+@pytest.mark.parametrize(("scores", "epoch"), [([1.0, 3.0, 3.0], 1), ([float("nan")] * 2, -1)])
+def test_the_reference_keeps_the_epoch_that_ours_keeps(scores, epoch):
+    assert whole._best(scores) == epoch
 
 
 def test_timed_batches_are_the_same_batches_and_time_is_shared_out(workspace):
@@ -283,6 +304,7 @@ def test_both_figures_can_be_drawn_from_a_record():
     [
         (["--repeats", "4"], "repeats: must be at least 5"),
         (["--images", "20"], "batch: 20 images in batches of 32 give 0 steps"),
+        (["--batch", "0"], "batch: must be at least 2, got 0"),
         (["--images", "64", "--epochs", "1"], "give 1 steps"),
         (["--size", "4"], "size: must be at least 16"),
         (["--device", "tpu"], "tpu"),
@@ -318,13 +340,14 @@ def test_a_runs_parameters_become_a_smoke_test_of_its_own_model():
     assert (found.model, found.size, found.k, found.quick) == ("test_resnet", 32, 4, True)
 
 
-def test_the_quick_benchmark_runs_from_end_to_end_with_equal_results(tmp_path, capsys):
+def test_the_quick_benchmark_runs_from_end_to_end_with_equal_results(tmp_path, capsys, monkeypatch):
     """About 15 s on a free core."""
-    path = tmp_path / "bench.json"
-    assert main(["bench", "--quick", "--device", "cpu", "--out", str(path)]) == 0
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path))
+    assert main(["bench", "--quick", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    found = json.loads(path.read_text())
+    found = json.loads((tmp_path / "bench" / "quick.json").read_text())
     assert len(found["rows"]) == 13 and all(line["same"] for line in found["rows"])
     assert all(line["part"] in printed for line in found["rows"]) and "SMOKE TEST" in printed
     assert {tuple(stages) for stages in found["stages"].values()} == {reference_training.STAGES}
     assert all(sum(stages.values()) > 0 for stages in found["stages"].values()) and found["gpu"] is None
+    assert all(line["goal"] is None for line in found["rows"])  # beside a ratio that means nothing

@@ -30,7 +30,7 @@ def add_options(parser):
     )
     parser.add_argument("--photos", metavar="FOLDER", help="images/ and annotations.csv; without it scenes are drawn")
     parser.add_argument("--quick", action="store_true", help="a smoke test of some seconds: its ratios mean nothing")
-    parser.add_argument("--out", metavar="FILE.json", help="default: outputs/bench/bench.json")
+    parser.add_argument("--out", metavar="FILE.json", help="default: outputs/bench/bench.json, or quick.json")
 
 
 def settings_of(options):
@@ -48,9 +48,9 @@ def settings_of(options):
     except (ValueError, RuntimeError) as error:
         raise ParameterError(str(error)) from None
     names = ("device", "model", "size", "k", "epochs", "repeats", "whole_repeats", "photos")
-    images = options.images or (GPU_IMAGES if on_gpu else Settings.images)
-    batch = options.batch or (GPU_BATCH if on_gpu else Settings.batch)
-    found = Settings(images=images, batch=batch, **{name: getattr(options, name) for name in names})
+    sizes = {"images": GPU_IMAGES, "batch": GPU_BATCH} if on_gpu else {}
+    sizes |= {name: getattr(options, name) for name in ("images", "batch") if getattr(options, name) is not None}
+    found = Settings(**sizes, **{name: getattr(options, name) for name in names})
     return replace(quick(found), device=options.device) if options.quick else found
 
 
@@ -66,7 +66,9 @@ def run(options):
     except KeyboardInterrupt:
         print("\nstopped; nothing was written", file=sys.stderr)
         return 130
-    path = Path(options.out) if options.out else outputs_root() / "bench" / "bench.json"
+    # Notebook 09 draws bench.json: a smoke test must not take its place.
+    own = outputs_root() / "bench" / ("quick.json" if settings.quick else "bench.json")
+    path = Path(options.out) if options.out else own
     write_json(path, record)
     print(f"{table_text(record)}\n\n{stages_text(record)}\n")
     print("\n".join([*sentences(record), *remarks(record)]))

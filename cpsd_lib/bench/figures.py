@@ -15,7 +15,7 @@ def ratios(record):
     place, values = np.arange(len(rows)), np.array([row["ratio"] for row in rows])
     spread = np.array([row["spread"] for row in rows]).T
     figure, axis = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.4))
-    axis.barh(place, values, color=[CPSD if row["same"] else GREY for row in rows])
+    axis.barh(place, values - 1, left=1, color=[CPSD if row["same"] else GREY for row in rows])
     # A median ratio may lie outside the pairwise ones by a rounding of time.
     errors = np.maximum(0, [values - spread[0], spread[1] - values])
     axis.errorbar(values, place, xerr=errors, fmt="none", ecolor="black", capsize=3, linewidth=1)

@@ -10,7 +10,7 @@ from cpsd_lib import losses, metrics, views
 from cpsd_lib.batches import VIEWS, predict
 from cpsd_lib.bench import reference, reference_training, reference_views
 from cpsd_lib.bench.timing import Pair, Stopwatch
-from cpsd_lib.bench.workspace import apart, decode_once, distance, weights_of
+from cpsd_lib.bench.workspace import apart, decode_once, distance, weights_of, worst
 from cpsd_lib.ema import Ema
 from cpsd_lib.hardware import pick_device
 from cpsd_lib.models import build_model
@@ -89,7 +89,7 @@ def embeddings(settings):
         "LED and its gradient",
         lambda: way(reference.led_group_by_group),
         lambda: way(losses.led),
-        lambda a, b: max(relative(x, y) for x, y in zip(a, b, strict=True)),
+        lambda a, b: worst(relative(x, y) for x, y in zip(a, b, strict=True)),
         **{"tolerance": 1e-5, "compared": "both losses and the gradient, relative to the largest", "goal": 5},
         counted=f"{batch} images x {classes} classes x {width}, {int(targets.sum())} labels, forward and backward",
     )
@@ -133,7 +133,7 @@ def averaging(settings):
 
     return Pair(
         f"EMA of {settings.averaged}",
-        *(by_reference, by_ours, lambda a, b: max((a[n] - b[n]).abs().max().item() for n in a)),
+        *(by_reference, by_ours, lambda a, b: worst((a[n] - b[n]).abs().max().item() for n in a)),
         **{"tolerance": 1e-6, "compared": "all weights and counts", "goal": 10},
         counted=f"{UPDATES} updates of {len(start)} tensors",
     )
@@ -218,7 +218,7 @@ def student(workspace):
     for branch in ("co", "dis"):
         experts = [learner.model for learner in workspace.learners([branch], recipe)]
         merged[branch] = Teachers(experts, workspace.partitions[branch]).to(device, memory_format=torch.channels_last)
-    watch, root = Stopwatch(), workspace.fresh()
+    watch, root = Stopwatch(), workspace.folder / "stored"
     stores = {
         branch: SoftTargets(root / f"{branch}.f16", {}, workspace.photos.rows, workspace.classes, 1)
         for branch in merged
@@ -311,7 +311,7 @@ def validation(workspace):
     return Pair(
         "validation of an epoch",
         *(lambda: by_reference, lambda: by_ours),
-        lambda a, b: max(np.abs(a[0] - b[0]).max(), abs(a[1] - b[1])),
+        lambda a, b: worst([np.abs(a[0] - b[0]).max(), abs(a[1] - b[1])]),
         **{"tolerance": 1e-9, "compared": "the average's logits and mAP"},
         counted=f"{len(rows)} held-out photos from the cache on both sides; raw and EMA against EMA alone",
     )

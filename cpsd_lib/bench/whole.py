@@ -7,7 +7,7 @@ from cpsd_lib.bench import reference, reference_training
 from cpsd_lib.bench.parts import STUDENTS_APART
 from cpsd_lib.bench.reference_training import ASK, CHECK, INPUT, LEARN, TEACH
 from cpsd_lib.bench.timing import OURS, REFERENCE, Pair, Stopwatch
-from cpsd_lib.bench.workspace import apart, decode_once, weights_of
+from cpsd_lib.bench.workspace import apart, decode_once, weights_of, worst
 from cpsd_lib.objectives import SelfDistillation
 from cpsd_lib.rows import COMPONENTS, ROWS, shares
 from cpsd_lib.teachers import SoftTargets, Teachers, fill
@@ -57,7 +57,7 @@ def component_table(workspace):
 
     def difference(averages, chosen):
         # Half precision may turn the score that chooses a student's epoch: the reference's average of ours' epoch is compared.
-        return max(apart(averages[name][epoch - 1], mine, starts[name]) for name, (epoch, mine) in chosen.items())
+        return worst(apart(averages[name][epoch - 1], mine, starts[name]) for name, (epoch, mine) in chosen.items())
 
     pair = Pair(
         f"the whole component table, k = {workspace.settings.k}",
@@ -75,12 +75,8 @@ def component_table(workspace):
 
 def by_reference(workspace, mine, recipe, watch):
     """Train every model by itself from files; return {name: its average at the end of each epoch}."""
-    size, seed, device, precision = (
-        workspace.settings.size,
-        workspace.settings.seed,
-        workspace.device,
-        workspace.precision(),
-    )
+    size, seed = workspace.settings.size, workspace.settings.seed
+    device, precision = workspace.device, workspace.precision()
     view, steps = workspace.batches(recipe).recipe, mine.training // min(recipe.batch_size, mine.training)
 
     def train(name, part, objective, stage, teachers=None):
@@ -97,7 +93,7 @@ def by_reference(workspace, mine, recipe, watch):
         arguments = (objective, epoch_of, steps, recipe, device, watch, stage, validate)
         averages, scores = reference_training.train(model, *arguments)
         # Of raw and averaged weights the release took the better; the best average is what ours takes.
-        model.load_state_dict(averages[int(np.argmax(np.nan_to_num(scores, nan=-1.0)))])
+        model.load_state_dict(averages[_best(scores)])
         return model.eval(), averages
 
     found, experts = {}, {branch: [] for branch in BRANCHES}
@@ -151,6 +147,11 @@ def _stored(workspace, mine, recipe, learners, batches, watch):
 
     fill(stores, merged, view_of, workspace.device, batch_size=recipe.batch_size, precision=workspace.precision())
     return stores
+
+
+def _best(scores):
+    """Return which epoch is kept, as cpsd_lib's loop has it: the first of the best; the last where there was nothing to score."""
+    return -1 if np.isnan(scores).all() else int(np.nanargmax(scores))
 
 
 def _distillation(row, recipe):

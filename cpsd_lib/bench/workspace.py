@@ -1,5 +1,6 @@
 """What the parts with photos share: files, decoded pixels, models, recipe and partitions."""
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +98,13 @@ class Workspace:
         return fit(learners, batches, recipe, self.fresh(), **arguments)
 
     def fresh(self):
-        """Return a new, empty folder."""
-        return Path(tempfile.mkdtemp(dir=self.folder))
+        """Return a new, empty folder, there until `tidy`."""
+        (self.folder / "runs").mkdir(exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=self.folder / "runs"))
+
+    def tidy(self):
+        """Remove what runs have left: the weights of all models of all runs would fill a disk."""
+        shutil.rmtree(self.folder / "runs", ignore_errors=True)
 
 
 def open_workspace(settings, folder):
@@ -137,4 +143,9 @@ def apart(one, other, start):
 def distance(one, other):
     """Return the largest difference of two lists of {name: tensor}: 0 is bit for bit."""
     pairs = [(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in a]
-    return max((a - b).abs().max().item() for a, b in pairs)
+    return worst((a - b).abs().max().item() for a, b in pairs)
+
+
+def worst(differences):
+    """Return the largest of some numbers, NaN when one is: Python's own max would let a NaN pass."""
+    return float(np.max(list(differences)))
