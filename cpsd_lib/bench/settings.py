@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field, replace
 from cpsd_lib.param_files import ParameterError
 
 MIN_REPEATS = 5  # of each way, in turn; a median of fewer is one run's luck
-
 MIN_STEPS = 4  # of a training; one or two move a model hardly more than float32 rounds, and nothing could be compared
 
 
