@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from cpsd_lib.bench import command as bench
 from cpsd_lib.param_files import ParameterError, find_params, is_grid, parse_overrides, read_params, repo_root
 
 
@@ -20,6 +21,7 @@ def main(arguments=None):
     cost = commands.add_parser("cost", help="what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data")
     targets = commands.add_parser("targets", help="fill the store of soft targets ahead, when 03_teachers is done")
     grid = commands.add_parser("grid", help="run every combination of a grid file, side by side: params/grids/*.yaml")
+    bench.add_options(commands.add_parser("bench", help="time the workbench against a straightforward program"))
     data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
     check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
     for command in (run, evaluate, cost, targets, grid, check):
@@ -30,6 +32,8 @@ def main(arguments=None):
         )
     options = parser.parse_args(arguments)
     try:
+        if options.command == "bench":
+            return bench.run(options)
         overrides = parse_overrides(options.overrides)
         if options.command == "evaluate":
             checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file
