@@ -127,7 +127,8 @@ def estimate(params, num_classes, train_images, test_images):
     taught = [training for branch in teaching.values() for training in branch]  # one for each teacher
     asked = {row: ROWS[row].teachers for row in learning if ROWS[row].embeds}
     beside = max((sum(len(teaching[branch]) for branch in asked[row]) for row in asked), default=0)
-    stored = speaking(branches_of(learning), views_of(params.student) * usual.images)
+    # Of the first epochs' batches; what their last, short batch left out may come up in a later epoch.
+    stored = speaking(branches_of(learning), min(usual.passes, views_of(params.student) * usual.images))
     # Without a model of its own the teacher of `whole` is the baseline, a row of the table already.
     merged = [branch for branch in teaching if branch != "whole" or params.teacher_model]
     return Cost(

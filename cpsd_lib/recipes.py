@@ -11,15 +11,15 @@ RECIPES = {
         "student": {},
         "model": {},
     },
-    # L2D's own (METHOD 2); its loss on labels is BCE, which is ASL without its focus and its clip. METHOD does not say how
-    # inputs were normalised: as the pretrained weights want them.
+    # L2D's own (METHOD 2); its loss on labels is BCE, which is ASL without its focus and its clip. Inputs in [0, 1] and no
+    # moving average, as its released code has it.
     "l2d": {
         "train": {"gamma_neg": 0, "gamma_pos": 0, "clip": 0}
         | {"epochs": 80, "batch_size": 64, "optimizer": "adam", "lr": 1e-4, "weight_decay": 1e-4, "pct_start": 0.2}
-        | {"ema_decay": 0.9997, "ema_warmup": False, "view": "release", "precision": "float16"},
+        | {"ema_decay": 0, "ema_warmup": False, "view": "release", "precision": "float16"},
         "teachers": {"stop_after": 30},
         "student": {},
-        "model": {"head": "ml_decoder"},
+        "model": {"head": "ml_decoder", "normalize": "none"},
     },
     "release": {
         "train": _ASL

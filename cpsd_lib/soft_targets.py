@@ -174,9 +174,14 @@ class Asked:
 
     def __call__(self, view, rows, images):
         """Return {branch: logits [B, C] float32} for view `view` of image `rows` [B]; images [B, 3, S, S]: that view."""
+        rows, parts = np.asarray(rows), {}
         for branch, store in self.stores.items():
-            if not store.has(view, rows).all():
-                self._ask(branch, store, view, rows, images)
+            lacking = ~store.has(view, rows)
+            if lacking.any():
+                # The same part is the same tensor for all branches: their trunk knows it by that.
+                key = lacking.tobytes()
+                parts.setdefault(key, images if lacking.all() else images[torch.from_numpy(lacking).to(images.device)])
+                self._ask(branch, store, view, rows, lacking, images, parts[key])
         return {branch: store.read(view, rows) for branch, store in self.stores.items()}
 
     def flush(self):
@@ -184,23 +189,23 @@ class Asked:
         for store in self.stores.values():
             store.flush()
 
-    def _ask(self, branch, store, view, rows, images):
+    def _ask(self, branch, store, view, rows, lacking, images, part):
         began = time.perf_counter()
         if self._teachers is None:
             self._teachers = self._load()
             for teacher in self._teachers.values():
                 teacher.to(self.device, memory_format=torch.channels_last)
         teacher = self._teachers[branch]
-        if isinstance(teacher, TrainModeTeachers):  # their dropout, whatever was drawn before
-            torch.manual_seed(derive_seed("teachers in train mode", branch, int(view), np.asarray(rows).tolist()))
-        # The whole batch, though only a part may be missing: the last bits of a logit depend on the batch it is in.
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, self.precision, enabled=self.precision is not None),
         ):
-            logits = teacher(images)
-        lacking = ~store.has(view, rows)
-        store.write(view, np.asarray(rows)[lacking], logits[torch.from_numpy(lacking).to(logits.device)])
+            if isinstance(teacher, TrainModeTeachers):  # the batch is what they normalise by, and their dropout draws
+                torch.manual_seed(derive_seed("teachers in train mode", branch, int(view), rows.tolist()))
+                logits = teacher(images)[torch.from_numpy(lacking).to(self.device)]
+            else:
+                logits = teacher(part)
+        store.write(view, rows[lacking], logits)
         spent = time.perf_counter() - began
         store.spend(spent)
         self.seconds += spent
