@@ -52,7 +52,9 @@ def look_at(jobs, here=True):
             if data not in images:
                 images[data] = images_of(data)  # a frozen model is its own key
             train, test, classes, _ = images[data]
-            cost = estimate(as_computed(job.params, pick_device(job.params.device)), classes, train, test)
+            # A GPU may be another machine's: the card's own precision is a GPU's.
+            computed = job.params if _on_gpu(job.params) else as_computed(job.params, torch.device("cpu"))
+            cost = estimate(computed, classes, train, test)
             planned.append(Planned(**vars(job), left=stages_left(job.params), pieces=pieces_of(job.params), cost=cost))
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(job.slug)
