@@ -15,7 +15,7 @@ from cpsd_lib.models import build_model
 from cpsd_lib.param_files import ParameterError, blamed_on, repo_root
 from cpsd_lib.params import data_on_disk
 from cpsd_lib.partition import Partition
-from cpsd_lib.rows import ROWS, branches_of, equal_epochs, views_of
+from cpsd_lib.rows import FROM_MODEL, ROWS, branches_of, equal_epochs, views_of
 from cpsd_lib.trunk import make_tail, make_trunk
 from cpsd_lib.words import counted, memory
 
@@ -190,8 +190,8 @@ def _forwards(teaching, own, step, images):
     images(training): how many it looks at; step: forwards an image. Of a teacher of a part the share `own` is its own, and
     the trunk's remainder is run forward, once for all.
     """
-    whole = sum(images(training) for branch in teaching if branch in ("whole", "long") for training in teaching[branch])
-    parts = [images(t) for branch, found in teaching.items() if branch not in ("whole", "long") for t in found]
+    whole = sum(images(training) for branch in teaching if branch in FROM_MODEL for training in teaching[branch])
+    parts = [images(t) for branch, found in teaching.items() if branch not in FROM_MODEL for t in found]
     return step * (whole + own * sum(parts)) + (1 - own) * max(parts, default=0)
 
 
@@ -201,7 +201,7 @@ def _teacher_bytes(teaching, model, tail):
     tail: the _Model of a teacher of a part, where it shares its first stages; those start when the baseline is trained.
     """
     together = [training for branch, found in teaching.items() if branch != "long" for training in found]
-    parts = [training for branch, found in teaching.items() if branch not in ("whole", "long") for training in found]
+    parts = [training for branch, found in teaching.items() if branch not in FROM_MODEL for training in found]
     long = teaching.get("long", [])
     if tail is not model and parts:
         peak = max(together[0].bytes(model, 1), parts[0].bytes(tail, len(parts)) + 2 * model.weights)

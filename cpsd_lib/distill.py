@@ -13,7 +13,7 @@ from cpsd_lib.hardware import derive_seed, pick_precision
 from cpsd_lib.label_vectors import read_label_vectors
 from cpsd_lib.models import build_model, preprocessing
 from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
-from cpsd_lib.rows import ROWS, branches_of, equal_epochs, shares, views_of
+from cpsd_lib.rows import FROM_MODEL, ROWS, branches_of, equal_epochs, shares, views_of
 from cpsd_lib.soft_targets import Asked, SoftTargets, StaleTargets, expected, fill, remove_store
 from cpsd_lib.teachers import Teachers, TrainModeTeachers
 from cpsd_lib.train import Learner, Validation, fit
@@ -149,7 +149,7 @@ def _equal_epochs(run):
 def _teacher_training(run, branch):
     """Return how the teachers of a branch are trained; whole, the baseline, and long start as the papers' do."""
     training = run.params.teachers
-    if branch in ("whole", "long"):
+    if branch in FROM_MODEL:
         epochs = _equal_epochs(run)[1] if branch == "long" else training.epochs
         return training.model_copy(update={"epochs": epochs, "start": "model", "share": 0, "more_epochs": None})
     return training.model_copy(update={"epochs": training.more_epochs or training.epochs, "more_epochs": None})
@@ -191,7 +191,7 @@ def train_teachers(run, seed):
 def _fit_teachers(run, seed, learners, branch):
     training = _teacher_training(run, branch)
     rows, selection = training_rows(run, training, seed)
-    desc = f"seed {seed}: {len(learners)} teacher{'s' if len(learners) > 1 else ', longer' if branch == 'long' else ''}"
+    desc = f"seed {seed}: {counted(len(learners), 'teacher')}{', longer' if branch == 'long' else ''}"
     folder = _branch_folder(run, seed, branch)
     batches = _batches(run, training, seed, rows)
     return _fit(run, learners, batches, training, folder, _teacher_model(run), seed, selection, desc)

@@ -15,7 +15,7 @@ from cpsd_lib.label_vectors import read_label_vectors
 from cpsd_lib.models import check_class_names, load_released
 from cpsd_lib.published import published
 from cpsd_lib.released import check_preprocessing
-from cpsd_lib.rows import ROWS, TITLES, baseline_of
+from cpsd_lib.rows import FROM_MODEL, ROWS, TITLES, baseline_of
 
 SPLITS = ("test", "test_shifted")
 
@@ -98,7 +98,7 @@ def _models(run, seed):
 def _starts_from_baseline(params, row):
     """Return whether a row needs a baseline that is not among its teachers: then its seconds are part of the row's."""
     branches, student = ROWS[row].teachers, params.student.start == "baseline" and row != "baseline_long"
-    taught = params.teachers.start == "baseline" and not {"whole", "long"}.issuperset(branches)
+    taught = params.teachers.start == "baseline" and not set(FROM_MODEL).issuperset(branches)
     return "whole" not in branches and (student or taught)
 
 

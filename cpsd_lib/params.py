@@ -227,9 +227,8 @@ class TeacherParams(TrainParams):
     """Teacher training; a teacher that starts from the baseline can share its first stages with all the others."""
 
     share: int = Field(0, ge=0, le=100)  # how many of the baseline's stages (trunk.stages_of) they share, frozen
-    more_epochs: int | None = Field(
-        None, ge=1
-    )  # of teachers that start from the baseline; None: as many as the baseline
+    # Of teachers that start from the baseline; None: as many as the baseline.
+    more_epochs: int | None = Field(None, ge=1)
 
 
 class StudentParams(TrainParams):

@@ -44,14 +44,13 @@ def check_run(params):
     with blamed_on("device"):
         pick_device(params.device)
     with blamed_on("model"):
-        _build(params.model, names, params.data.size)
+        teacher = _build(params.model, names, params.data.size)
     if params.teacher_model:
         with blamed_on("teacher_model"):
-            _build(params.teacher_model, names, params.data.size)
+            teacher = _build(params.teacher_model, names, params.data.size)
     if params.teachers.share:
         with blamed_on("teachers.share"):
-            whole = _build(params.teacher_model or params.model, names, params.data.size)
-            check_split(whole, params.teachers.share, params.data.size)
+            check_split(teacher, params.teachers.share, params.data.size)
 
 
 def remarks(params, stage):

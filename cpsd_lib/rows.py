@@ -46,6 +46,7 @@ ROWS = {
 }
 TITLES = {name: row.title for name, row in ROWS.items()} | {"released": "released checkpoint"}
 BRANCHES = ("whole", "co", "dis", "random", "long", "again")
+FROM_MODEL = ("whole", "long")  # the branches that start from their own model, whatever teachers.start is
 COMPONENTS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")  # CPSD's own table
 
 

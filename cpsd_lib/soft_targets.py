@@ -60,10 +60,6 @@ class SoftTargets:
         names = sorted(name for name in wanted | other if wanted.get(name, "absent") != other.get(name, "absent"))
         raise StaleTargets(f"{record} was made of another {', '.join(names)}; delete it to fill the store again")
 
-    def delete(self):
-        """Remove the store's files, its record first."""
-        remove_store(self.path)
-
     @property
     def nbytes(self):
         """Bytes of the full store, logits and checksums."""

@@ -88,10 +88,9 @@ def check_split(model, share, size):
     """
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(model.mean.device)
     model.eval()
-    whole = copy.deepcopy(model)
     tail = make_tail(copy.deepcopy(model), make_trunk(model, share), share).eval()
     try:
-        same = torch.equal(tail(images).logits, whole(images).logits)
+        same = torch.equal(tail(images).logits, model(images).logits)
     except (RuntimeError, ValueError, TypeError, AttributeError):
         same = False
     if not same:

@@ -9,9 +9,11 @@ import pytest
 from small_copies import picture
 
 from cpsd_lib.batches import Batches, predict
+from cpsd_lib.data import pixels
 from cpsd_lib.data.cache import BadFiles
 from cpsd_lib.data.dataset import open_dataset
-from cpsd_lib.data.pixels import OnTheFly, take
+from cpsd_lib.data.decode import BadImage
+from cpsd_lib.data.pixels import OnTheFly, look_through, take
 from cpsd_lib.data.scenes import Scenes
 from cpsd_lib.params import DataParams
 
@@ -88,6 +90,29 @@ def test_a_broken_photo_is_found_before_a_training_with_or_without_a_cache(tmp_p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak memory is read from /proc")
+def test_a_killed_look_goes_on_where_it_was(tmp_path, monkeypatch):
+    asked, die_at = [], 9
+
+    def load(row):
+        asked.append(row)
+        if row == die_at:
+            raise KeyboardInterrupt
+        if row in (2, 13):
+            raise BadImage(f"number {row}")
+        return np.zeros((3, 4, 4), np.uint8)
+
+    monkeypatch.setattr(pixels, "BLOCK", 4)
+    images = OnTheFly(load, 15, 4, workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        look_through(images, tmp_path / "key")
+    assert asked == list(range(10))
+    asked.clear()
+    die_at = None
+    for _ in range(2):
+        assert look_through(images, tmp_path / "key") == {2: "number 2", 13: "number 13"}
+    assert asked == list(range(8, 15))
+
+
 def test_a_cache_of_49_gb_does_not_need_its_size_in_memory(tmp_path):
     """82,081 images of 448 pixels, in a sparse file: 600 batches of 32 read 12 GB of it."""
     program = """

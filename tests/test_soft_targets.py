@@ -199,7 +199,6 @@ def test_teachers_in_train_mode_answer_by_what_is_asked_and_not_by_what_was_draw
         torch.manual_seed(number)
         teachers = {"co": TrainModeTeachers([model], Partition([[0, 1, 2]], 3))}
         asked = Asked({"co": store(tmp_path, f"co{number}")}, lambda teachers=teachers: teachers, "cpu")
-        asked.stores = {"co": asked.stores["co"]}
         found.append(asked(0, ROWS, view_of(1, ROWS))["co"])
     assert torch.equal(*found) and (found[0] == 0).any()
 
@@ -271,7 +270,7 @@ def test_a_changed_byte_takes_one_image_away_and_no_other(tmp_path, suffix, size
     assert again.missing() == 0
 
 
-def test_logits_of_another_image_or_view_in_their_place_are_as_good_as_none_only_if_they_differ(tmp_path):
+def test_values_of_another_image_under_a_checksum_of_their_own_are_as_good_as_none(tmp_path):
     made = filled(tmp_path)
     made._bits[0, 0] = made._bits[0, 1]  # a torn write: the values of one, the checksum of another
     assert made.missing() == 1
@@ -349,7 +348,7 @@ def test_a_removed_store_is_gone_with_its_record_first(tmp_path, monkeypatch):
         "unlink",
         lambda path, missing_ok=False: (gone.append(path.name), unlink(path, missing_ok))[1],
     )
-    made.delete()
+    remove_store(made.path)
     assert gone[0] == "co.json" and list(tmp_path.iterdir()) == []
     remove_store(tmp_path / "co.f16")  # once more does no harm
     assert store(tmp_path, made_of={"other": 1}).missing() == 14

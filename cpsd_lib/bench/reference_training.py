@@ -14,6 +14,7 @@ from cpsd_lib import views
 from cpsd_lib.bench import reference, reference_views
 from cpsd_lib.hardware import pick_precision
 from cpsd_lib.objectives import Batch
+from cpsd_lib.train import optimizer_of
 
 INPUT, TEACH, ASK, LEARN, CHECK = (
     *("photos and views", "training teachers", "asking teachers"),
@@ -30,7 +31,7 @@ def train(model, objective, epoch_of, steps, recipe, device, watch, stage, valid
     """
     model = model.to(device, memory_format=torch.channels_last)
     precision = pick_precision(recipe.precision, device)
-    optimizer, schedule = _optimizer(model, recipe, steps)
+    optimizer, schedule = optimizer_of(model, recipe, steps)
     averaged = copy.deepcopy(model)
     shadow = averaged.state_dict()  # its tensors are the averaged model's own
     step, kept, scores = 0, [], []
@@ -53,20 +54,6 @@ def train(model, objective, epoch_of, steps, recipe, device, watch, stage, valid
             scores.append(validate(averaged.eval()))
         kept.append({name: tensor.clone() for name, tensor in shadow.items()})
     return kept, scores
-
-
-def _optimizer(model, recipe, steps):
-    groups = [
-        {
-            "params": [p for p in model.parameters() if p.requires_grad and p.ndim > 1],
-            "weight_decay": recipe.weight_decay,
-        },
-        {"params": [p for p in model.parameters() if p.requires_grad and p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    optimizer, total = kind(groups, lr=recipe.lr, fused=True), recipe.epochs * steps
-    rising = min(max(recipe.pct_start, 1.5 / total), 0.99)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=rising)
 
 
 def ask(teachers, images, precision):

@@ -35,9 +35,8 @@ class Dataset:
     """N decoded images and their labels; row number = image number everywhere."""
 
     table: LabelTable
-    images: (
-        np.ndarray | OnTheFly | None
-    )  # uint8 [N, 3, S, S], read-only memory map, or decoded when asked for; None for a data set of labels only
+    # uint8 [N, 3, S, S], a read-only memory map or decoded when asked for; None for a data set of labels only
+    images: np.ndarray | OnTheFly | None
     key: str  # hash of pixels, labels, class order and splits
     notes: list[str]  # what a user should know before training
     skipped: list[tuple[str, str]]  # (file, reason) left out: unreadable or not on disk
@@ -94,10 +93,8 @@ def _open_files(data, cache_root):
     key = digest([digests, data.size, data.max_pixels])
     load = cache.CsvImages(paths, data.size, data.max_pixels)
     if data.cache == "none":
-        images, bad = (
-            OnTheFly(load, len(paths), data.size),
-            look_through(load, len(paths), data.size, key, Path(cache_root)),
-        )
+        images = OnTheFly(load, len(paths), data.size)
+        bad = look_through(images, Path(cache_root) / key)
     else:
         built = cache.build(load, len(paths), data.size, key, cache_root)
         images, bad = built.images, built.bad

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from cpsd_lib.data.decode import BadImage
 from cpsd_lib.progress import bar
 
 TASK = 8  # images a worker is handed at once
+BLOCK = 256  # images looked at before what was found is written down
 
 
 def take(images, rows):
@@ -50,47 +52,63 @@ class OnTheFly:
     def __getitem__(self, key):
         rows, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
         rows = np.arange(len(self))[rows]
-        found = self._decoded(np.atleast_1d(rows))
-        return (found if np.ndim(rows) else found[0])[(slice(None), *rest) if np.ndim(rows) else rest]
+        if rows.ndim == 0:
+            return self._decoded(rows[None])[0][rest]
+        return self._decoded(rows)[(slice(None), *rest)]
 
     def __array__(self, dtype=None, copy=None):
         return self[:].astype(dtype or self.dtype)
 
+    def faults(self, rows):
+        """Return [(row, reason)] of those of `rows` that cannot be decoded."""
+        return [fault for found in self._in_tasks(_faults, rows) for fault in found]
+
     def _decoded(self, rows):
+        return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self._in_tasks(_stack, rows)])
+
+    def _in_tasks(self, work, rows):
         tasks = [rows[start : start + TASK] for start in range(0, len(rows), TASK)]
         if len(tasks) < 2 or self._workers == 1:
-            return _stack(self._load, rows, self.shape[1:])
+            return [work(self._load, task) for task in tasks]
         if self._pool is None:
             # Spawned, not forked: torch's threads may be alive in this process, and a fork would copy their locks.
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._workers, spawn, cache.start_worker, (self._load, self.shape[1:]))
-        return np.concatenate(list(self._pool.map(_work, tasks)))
+            self._pool = ProcessPoolExecutor(self._workers, spawn, cache.start_worker, (self._load,))
+        return list(self._pool.map(_work, [work] * len(tasks), tasks))
 
 
-def _work(rows):
-    load, shape = cache.job()
-    return _stack(load, rows, shape)
+def _work(work, rows):
+    return work(*cache.job(), rows)
 
 
-def _stack(load, rows, shape):
-    return np.stack([load(int(row)) for row in rows]) if len(rows) else np.empty((0, *shape), np.uint8)
+def _stack(load, rows):
+    return np.stack([load(int(row)) for row in rows])
 
 
-def look_through(load, count, size, key, root, desc="looking through"):
-    """Return {row: reason} of the images that cannot be decoded; each is tried once, and what was found is kept in root/key.
+def _faults(load, rows):
+    found = []
+    for row in rows:
+        try:
+            load(int(row))
+        except BadImage as error:
+            found.append((int(row), str(error) or "unusable"))
+    return found
 
-    Without a cache this is what finds a bad file before a training does.
+
+def look_through(images, folder, desc="looking through"):
+    """Return {row: reason} of the images of an OnTheFly that cannot be decoded; each is tried once.
+
+    Without a cache this is what finds a bad file before a training does. What was found is kept in folder/looked.json; a
+    look that was killed goes on there.
     """
-    path, bad = root / key / f"looked_{size}.json", {}
-    if path.exists():
-        return {int(row): reason for row, reason in files.read_json(path).items()}
-    with bar(count, desc, "img") as progress:
-        for row in range(count):
-            try:
-                load(row)
-            except BadImage as error:
-                bad[row] = str(error) or "unusable"
-            progress.update(1)
+    path = Path(folder) / "looked.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {str(row): reason for row, reason in bad.items()})
-    return bad
+    found = files.read_json(path) if path.exists() else {"images": 0, "bad": {}}
+    with bar(len(images), desc, "img", initial=found["images"]) as progress:
+        for start in range(found["images"], len(images), BLOCK):
+            rows = np.arange(start, min(start + BLOCK, len(images)))
+            found["bad"] |= {str(row): reason for row, reason in images.faults(rows)}
+            found["images"] = start + len(rows)
+            files.write_json(path, found)
+            progress.update(len(rows))
+    return {int(row): reason for row, reason in found["bad"].items()}
