@@ -105,7 +105,9 @@ def _cost(source, overrides):
     from cpsd_lib.params import load_params
 
     params = load_params(source, overrides, paths=False)
-    from cpsd_lib.cost import card, estimate, images_of
+    from cpsd_lib.cost import estimate
+    from cpsd_lib.cost_card import card
+    from cpsd_lib.data.counts import images_of
     from cpsd_lib.words import counted
 
     train, test, classes, source = images_of(params.data)

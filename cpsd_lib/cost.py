@@ -5,26 +5,13 @@ import os
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from cpsd_lib.data import coco2014, nuswide, voc2007
-from cpsd_lib.data.dataset import READERS
-from cpsd_lib.data.scenes import Scenes
 from cpsd_lib.hardware import pick_precision
-from cpsd_lib.models import build_model
+from cpsd_lib.meta_models import MetaModel, activation_bytes, on_meta, own_share, tail_on_meta
 from cpsd_lib.param_files import ParameterError, blamed_on, repo_root
-from cpsd_lib.params import data_on_disk
 from cpsd_lib.partition import Partition
 from cpsd_lib.rows import FROM_MODEL, ROWS, branches_of, equal_epochs, views_of
-from cpsd_lib.trunk import make_tail, make_trunk
-from cpsd_lib.words import counted, memory
-
-PUBLISHED = {  # images by split, classes
-    "coco2014": (coco2014.LABELLED, len(coco2014.CLASSES)),
-    "nuswide": (nuswide.LABELLED, nuswide.CONCEPTS),
-    "voc2007": (voc2007.LISTED, len(voc2007.CLASSES)),
-}
-UNITS = (("EFLOP", 1), ("PFLOP", 1e3), ("TFLOP", 1e6), ("GFLOP", 1e9))  # name, how many in 1e18 FLOP
+from cpsd_lib.words import counted
 
 
 @dataclass(frozen=True)
@@ -101,13 +88,13 @@ def estimate(params, num_classes, train_images, test_images):
     usual = _Training(params, params.student, train_images, test_images)
     size, teaches = params.data.size, params.teacher_model or params.model
     with blamed_on("model"):
-        student = _Model(_on_meta(params.model, num_classes), size)
+        student = MetaModel(on_meta(params.model, num_classes), size)
     with blamed_on("teacher_model"):
-        teacher = _Model(_on_meta(teaches, num_classes), size) if params.teacher_model else student
+        teacher = MetaModel(on_meta(teaches, num_classes), size) if params.teacher_model else student
     tail, own = teacher, 1.0
     if params.teachers.share and rows:
         with blamed_on("teachers.share"):
-            tail = _tail(teaches, num_classes, size, params.teachers.share)
+            tail = tail_on_meta(teaches, num_classes, size, params.teachers.share)
             own = own_share(teaches, num_classes, size, params.teachers.share)
     teaching, learning = _trainings(params, rows, num_classes, train_images, test_images, own)
     seeds, scored = 1 if released else params.seeds, 1 if released else len(rows)
@@ -198,7 +185,7 @@ def _forwards(teaching, own, step, images):
 def _teacher_bytes(teaching, model, tail):
     """Return the GPU memory, in bytes, of stage 03: all teachers side by side, then the long one by itself.
 
-    tail: the _Model of a teacher of a part, where it shares its first stages; those start when the baseline is trained.
+    tail: the MetaModel of a teacher of a part, where it shares its first stages; those start when the baseline is trained.
     """
     together = [training for branch, found in teaching.items() if branch != "long" for training in found]
     parts = [training for branch, found in teaching.items() if branch not in FROM_MODEL for training in found]
@@ -236,7 +223,7 @@ class _Training:
         self.looks = looked_at * math.ceil(epochs / training.validate_every)
 
     def bytes(self, model, count):
-        """Return the GPU memory, in bytes, of `count` copies of a _Model that train side by side."""
+        """Return the GPU memory, in bytes, of `count` copies of a MetaModel that train side by side."""
         trained = [p for p in model.made.parameters() if p.requires_grad]
         gradients = sum(p.nbytes for p in trained)
         # Weights, moving average, and the best so far where one is chosen; both moments of Adam.
@@ -244,68 +231,7 @@ class _Training:
         # Autocast keeps a half copy of what it multiplies with until the backward pass is through.
         copies = sum(2 * p.numel() for p in trained if p.ndim > 1) if self.half else 0
         images = torch.empty(self.batch, 3, model.size, model.size, device="meta")
-        return count * kept + gradients + copies + _activation_bytes(model.made, images, self.half)
-
-
-class _Model:
-    """A model on the meta device, which has shapes and not a byte of weights, and its FLOP an image."""
-
-    def __init__(self, made, size):
-        self.made, self.size = made, size
-        self.parameters = sum(p.numel() for p in self.made.parameters())
-        self.weights = sum(tensor.nbytes for tensor in self.made.state_dict().values())  # bytes, with buffers
-        self.flop = forward_flop(made, torch.empty(1, 3, size, size, device="meta"))
-
-
-def forward_flop(model, images):
-    """Return the FLOP of one forward pass of `images` in eval mode, a multiply-add being 2."""
-    # In eval mode: batch norm cannot train on one image whose last map is one pixel.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(images)
-    return counter.get_total_flops()
-
-
-def own_share(settings, num_classes, size, share):
-    """Return the share of a forward pass of ModelParams `settings` that comes after its first `share` stages, by FLOP."""
-    made, images = _on_meta(settings, num_classes), torch.empty(1, 3, size, size, device="meta")
-    return 1 - forward_flop(make_trunk(made, share), images) / forward_flop(made, images)
-
-
-def _tail(settings, num_classes, size, share):
-    made = _on_meta(settings, num_classes)
-    return _Model(make_tail(made, make_trunk(made, share), share), size)
-
-
-def _on_meta(settings, num_classes):
-    vectors = settings.label_vectors
-    if vectors not in (None, "learned"):
-        vectors = torch.zeros(num_classes, 300)  # a stand-in of GloVe's width: the file may not be here
-    options = {"head": settings.head, "head_width": settings.head_width, "label_vectors": vectors}
-    with torch.device("meta"):
-        return build_model(settings.name, num_classes, **options, **settings.options)
-
-
-def _activation_bytes(model, images, half):
-    """Return the bytes that autograd keeps of a training forward, weights and buffers left out; half: floats of 2 bytes."""
-    own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    found = {}
-
-    def keep(tensor):
-        # Kept in the dictionary, or the next storage could get the same address.
-        found[_storage(tensor)] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.train()(images)
-    return sum(
-        tensor.untyped_storage().nbytes() // (2 if half and tensor.is_floating_point() else 1)
-        for storage, tensor in found.items()
-        if storage not in own
-    )
-
-
-def _storage(tensor):
-    return tensor.untyped_storage()._cdata  # data_ptr() is 0 for all on the meta device
+        return count * kept + gradients + copies + activation_bytes(model.made, images, self.half)
 
 
 def _parts(settings, num_classes):
@@ -322,66 +248,6 @@ def _parts(settings, num_classes):
     return {"whole": 1, "long": 1, "again": 1, "random": parts["co"]} | parts
 
 
-# ---- images --------------------------------------------------------------------------------------------------------
-
-
-def images_of(data):
-    """Return (training images, test images of all test splits, classes, where the numbers come from) of DataParams `data`.
-
-    The published data sets need not be there; the label table of `csv` and `labels` must be, and readable (ParameterError).
-    No image is decoded, so one that is missing or broken still counts.
-    """
-    if data.kind in PUBLISHED:
-        counts, classes = PUBLISHED[data.kind]
-        source = "the published data set's labelled images"
-    else:
-        if data.kind == "scenes":
-            table, source = Scenes(data.images, data.size, data.seed, data.groups).table, "scenes are drawn"
-        else:
-            found = data_on_disk(data)  # the labels there say how many images this run has
-            with blamed_on("data"):
-                table = READERS[data.kind](found).table
-            source = f"counted in {found.root}"
-        counts, classes = {split: int((table.split == split).sum()) for split in set(table.split)}, len(table.names)
-    total = sum(counts.values())
-    if data.limit is not None and data.limit < total:
-        counts = {split: max(1, round(data.limit * count / total)) for split, count in counts.items()}
-        source += f", data.limit {data.limit:,}"
-    return counts.get("train", 0), counts.get("test", 0) + counts.get("test_shifted", 0), classes, source
-
-
 def _on_disk(path):
     # load_params(paths=False) leaves paths as they are written; one that is resolved already stays the same.
     return str(repo_root() / os.path.expanduser(os.path.expandvars(path)))
-
-
-# ---- card ----------------------------------------------------------------------------------------------------------
-
-
-def card(cost):
-    """Return the cost as a dozen aligned lines for a terminal, with units."""
-    needs = [f"{memory(cost.teacher_gib)} for the teachers (batch {cost.teacher_batch})"] if cost.teachers else []
-    needs += [f"{memory(cost.student_gib)} for a student (batch {cost.student_batch})"] if cost.students else []
-    seeds = f", {cost.seeds} seeds" if cost.seeds > 1 else ""
-    remarks = {
-        "teachers": f"{counted(cost.teachers, 'model')}{seeds}",
-        "students": f"{counted(cost.students, 'model')}{seeds}",
-        "total": f"{counted(cost.trained_images, 'time')} a model trains on an image",
-    }
-    weights, forward = f"{cost.parameters:,}", f"{cost.forward_gflop:,.4g} GFLOP an image"
-    if cost.teachers and cost.teacher_parameters != cost.parameters:
-        weights += f", a teacher's {cost.teacher_parameters:,}"
-        forward += f", a teacher's {cost.teacher_forward_gflop:,.4g}"
-    lines = {
-        "model": f"{cost.model}, {counted(cost.num_classes, 'class', 'classes')}, {cost.size} px",
-        "parameters": weights,
-        "forward": f"{forward} (a multiply-add is 2 FLOP)",
-        "GPU memory": f"about {', '.join(needs)}" if needs else "nothing is trained",
-    }
-    unit, scale = next((found for found in UNITS if cost.eflop * found[1] >= 1), UNITS[-1])
-    for name, eflop in {**cost.stages, "total": cost.eflop}.items():
-        lines[name] = f"{eflop * scale:>9,.3f} {unit}  {remarks.get(name, '')}".rstrip()
-    hours = cost.hours(100)
-    time = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 3600:,.4g} seconds"
-    last = f"At 100 TFLOP/s sustained that is {time}: arithmetic, not a measurement."
-    return "\n".join([*(f"{name:<14}{text}" for name, text in lines.items()), last])

@@ -5,12 +5,12 @@ from dataclasses import asdict
 import torch
 
 from cpsd_lib.batches import VIEWS, Batches
-from cpsd_lib.cost import own_share
 from cpsd_lib.experiment import MissingStage, load_partitions, training_rows
 from cpsd_lib.files import digest, read_json, sha256, write_json
 from cpsd_lib.fold import fold_teachers
 from cpsd_lib.hardware import derive_seed, pick_precision
 from cpsd_lib.label_vectors import read_label_vectors
+from cpsd_lib.meta_models import own_share
 from cpsd_lib.models import build_model, preprocessing
 from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
 from cpsd_lib.rows import FROM_MODEL, ROWS, branches_of, equal_epochs, shares, views_of

@@ -2,7 +2,8 @@
 
 import torch
 
-from cpsd_lib.cost import as_computed, estimate, images_of
+from cpsd_lib.cost import as_computed, estimate
+from cpsd_lib.data.counts import images_of
 from cpsd_lib.data.dataset import READERS
 from cpsd_lib.data.scenes import Scenes
 from cpsd_lib.evaluation import load_checkpoint

@@ -10,11 +10,15 @@ from small_copies import CONCEPTS, labels
 from torch import nn
 
 from cpsd_lib import __main__ as command
-from cpsd_lib import cost, distill
-from cpsd_lib.cost import card, estimate, images_of
+from cpsd_lib import distill
+from cpsd_lib.cost import estimate
+from cpsd_lib.cost_card import card
+from cpsd_lib.data import counts
+from cpsd_lib.data.counts import images_of
 from cpsd_lib.distill import fill_targets, train_student, train_teachers
 from cpsd_lib.evaluation import evaluate
 from cpsd_lib.experiment import cut_labels, open_run
+from cpsd_lib.meta_models import MetaModel, activation_bytes, on_meta, own_share
 from cpsd_lib.models import PRESETS, Classifier, build_model
 from cpsd_lib.param_files import ParameterError, repo_root, set_dotted
 from cpsd_lib.params import resolve
@@ -118,7 +122,7 @@ def test_label_vectors_of_a_file_that_is_not_here_count_as_gloves():
 
 def test_no_weight_is_allocated_and_no_number_drawn():
     before = torch.get_rng_state()
-    model = cost._Model(cost._on_meta(released("q2l_resnet101").model, 80), 448)
+    model = MetaModel(on_meta(released("q2l_resnet101").model, 80), 448)
     assert all(tensor.is_meta for tensor in (*model.made.parameters(), *model.made.buffers()))
     assert torch.equal(torch.get_rng_state(), before) and model.parameters == 198_103_184
 
@@ -145,20 +149,20 @@ def kept_bytes(model, output, of_type=lambda tensor: True):
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnet18", "mobilenetv3_small_050", "test_convnext"])
 def test_activations_are_what_a_real_forward_keeps(name):
-    images, made = torch.rand(3, 3, 64, 64), cost._Model(cost._on_meta(of(name, 64).model, 5), 64).made
+    images, made = torch.rand(3, 3, 64, 64), MetaModel(on_meta(of(name, 64).model, 5), 64).made
     model = build_model(name, 5).train()
-    meta = cost._activation_bytes(made, images.to("meta"), half=False)
+    meta = activation_bytes(made, images.to("meta"), half=False)
     assert meta == kept_bytes(model, model(images).logits) > 1e5
-    assert meta == cost._activation_bytes(model, images, half=False)
+    assert meta == activation_bytes(model, images, half=False)
 
 
 def test_activations_in_half_precision_are_about_what_autocast_keeps():
-    images, made = torch.rand(4, 3, 64, 64), cost._Model(cost._on_meta(of("resnet18", 64).model, 5), 64).made
+    images, made = torch.rand(4, 3, 64, 64), MetaModel(on_meta(of("resnet18", 64).model, 5), 64).made
     model = build_model("resnet18", 5).train()
     weights = sum(2 * p.numel() for p in model.parameters() if p.ndim > 1)
     with torch.autocast("cpu", torch.bfloat16):
         kept = kept_bytes(model, model(images).logits)
-    assert cost._activation_bytes(made, images.to("meta"), half=True) + weights == pytest.approx(kept, rel=0.01)
+    assert activation_bytes(made, images.to("meta"), half=True) + weights == pytest.approx(kept, rel=0.01)
 
 
 def test_memory_is_that_of_all_teachers_and_the_activations_of_one():
@@ -331,7 +335,7 @@ def test_a_real_run_with_a_shared_trunk_does_what_was_counted(tmp_path, monkeypa
     for row in rows[1:]:
         train_student(run, 0, row, stores)
     evaluate(run)
-    own = cost.own_share(run.params.model, 20, 32, share) if share else 1
+    own = own_share(run.params.model, 20, 32, share) if share else 1
     forwards = 3 * seen["whole", True] + seen["whole", False] + own * (3 * seen["tail", True] + seen["tail", False])
     assert (seen["trunk"] > 0) == (share > 0)
     assert expected.eflop == pytest.approx(1e-9 * expected.forward_gflop * (forwards + (1 - own) * seen["trunk"]))
@@ -342,8 +346,8 @@ def test_what_comes_after_the_shared_stages_is_counted_by_hand():
     model = build_model("resnet18", 5)
     after = flop_by_hand(model.backbone.layer4, torch.zeros(1, 256, 4, 4)) + 2 * 512 * 5
     settings = of("resnet18", 64).model
-    assert cost.own_share(settings, 5, 64, 4) == pytest.approx(after / flop_by_hand(model, torch.zeros(1, 3, 64, 64)))
-    assert cost.own_share(settings, 5, 64, 5) == pytest.approx(5120 / flop_by_hand(model, torch.zeros(1, 3, 64, 64)))
+    assert own_share(settings, 5, 64, 4) == pytest.approx(after / flop_by_hand(model, torch.zeros(1, 3, 64, 64)))
+    assert own_share(settings, 5, 64, 5) == pytest.approx(5120 / flop_by_hand(model, torch.zeros(1, 3, 64, 64)))
 
 
 # ---- card and counts -----------------------------------------------------------------------------------------------
@@ -371,7 +375,7 @@ def test_a_small_run_has_a_card_in_smaller_units_and_a_teacher_of_its_own_stands
 
 
 def test_published_data_sets_need_not_be_there():
-    found = {kind: images_of(of_data(kind=kind, root="."))[:3] for kind in cost.PUBLISHED}
+    found = {kind: images_of(of_data(kind=kind, root="."))[:3] for kind in counts.PUBLISHED}
     assert found["coco2014"] == (82_081, 40_137, 80)
     assert found["nuswide"] == (125_449, 83_898, 81) and len(CONCEPTS) == 81
     assert found["voc2007"] == (5_011, 4_952, 20)

@@ -7,6 +7,7 @@ import numpy as np
 
 from cpsd_lib.data import cache, coco2014, labels, nuswide, voc2007
 from cpsd_lib.data.csv import read_csv
+from cpsd_lib.data.fingerprint import fingerprint, overlap
 from cpsd_lib.data.pixels import OnTheFly, look_through
 from cpsd_lib.data.reading import missing_files
 from cpsd_lib.data.scenes import Scenes
@@ -89,7 +90,7 @@ def _open_files(data, cache_root):
     notes = [*source.notes, *incomplete, *notes]
     incomplete = [*incomplete, *(note for note in notes if note.startswith("data.limit"))]
     table, paths = source.table, source.paths
-    digests = cache.fingerprint(paths, Path(cache_root) / "fingerprints" / f"{digest(str(data.root))}.json")
+    digests = fingerprint(paths, Path(cache_root) / "fingerprints" / f"{digest(str(data.root))}.json")
     key = digest([digests, data.size, data.max_pixels])
     load = cache.CsvImages(paths, data.size, data.max_pixels)
     if data.cache == "none":
@@ -104,7 +105,7 @@ def _open_files(data, cache_root):
         names = listed(name for name, _ in unreadable)
         notes.append(f"{counted(len(unreadable), 'file')} could not be read, left out: {names}")
         incomplete.append(f"INCOMPLETE: {counted(len(unreadable), 'file')} could not be read, left out")
-    notes += _overlap_notes(cache.overlap(digests, table), data.allow_overlap or data.kind in PUBLISHED)
+    notes += _overlap_notes(overlap(digests, table), data.allow_overlap or data.kind in PUBLISHED)
     stamp = "; ".join(incomplete) if data.kind in PUBLISHED else ""
     return Dataset(table, images, key, notes, skipped + unreadable, source, stamp)
 

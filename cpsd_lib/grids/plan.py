@@ -11,7 +11,8 @@ import torch
 
 from cpsd_lib import run as runner
 from cpsd_lib.batches import VIEWS
-from cpsd_lib.cost import Cost, as_computed, estimate, images_of
+from cpsd_lib.cost import Cost, as_computed, estimate
+from cpsd_lib.data.counts import images_of
 from cpsd_lib.files import digest, read_json
 from cpsd_lib.grids.params import Job, cores, refuse
 from cpsd_lib.grids.sharing import kind_of, pieces_of, schedule
