@@ -162,7 +162,7 @@ def _trainings(params, rows, num_classes, train_images, test_images, own):
     def training(recipe, **change):
         return _Training(params, recipe.model_copy(update=change), train_images, test_images)
 
-    # The rows that may take CPSD's time: distill's _teacher_training and _student_training.
+    # The rows that may take CPSD's time: teaching.teacher_training and distill's _student_training.
     teacher, longer = training(params.teachers), training(params.teachers, epochs=long)
     again = training(params.teachers, epochs=params.teachers.more_epochs or params.teachers.epochs)
     of = {"whole": teacher, "long": longer}

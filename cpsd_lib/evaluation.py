@@ -7,7 +7,7 @@ from scipy.special import expit
 from cpsd_lib import metrics
 from cpsd_lib.batches import predict
 from cpsd_lib.data.reading import NOT_COMPARABLE
-from cpsd_lib.distill import load_student, load_teachers
+from cpsd_lib.distill import load_student
 from cpsd_lib.experiment import MissingStage, training_rows
 from cpsd_lib.files import atomic, read_json, write_json
 from cpsd_lib.hardware import pick_precision
@@ -16,6 +16,7 @@ from cpsd_lib.models import check_class_names, load_released
 from cpsd_lib.published import published
 from cpsd_lib.released import check_preprocessing
 from cpsd_lib.rows import FROM_MODEL, ROWS, TITLES, baseline_of
+from cpsd_lib.teaching import load_teachers
 
 SPLITS = ("test", "test_shifted")
 

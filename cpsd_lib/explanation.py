@@ -11,12 +11,13 @@ from torch.nn import functional
 from cpsd_lib import cam
 from cpsd_lib.batches import predict
 from cpsd_lib.data.boxes import boxes_of, in_pixels
-from cpsd_lib.distill import load_student, load_teachers
+from cpsd_lib.distill import load_student
 from cpsd_lib.evidence import scores_of
 from cpsd_lib.hardware import derive_seed, pick_precision
 from cpsd_lib.heads import MLDecoder, Query2Label
 from cpsd_lib.rows import TITLES, baseline_of, branches_of
 from cpsd_lib.teachers import Teachers
+from cpsd_lib.teaching import load_teachers
 from cpsd_lib.views import test_view
 
 TEACHERS = {

@@ -10,12 +10,12 @@ from small_copies import CONCEPTS, labels
 from torch import nn
 
 from cpsd_lib import __main__ as command
-from cpsd_lib import distill
+from cpsd_lib import distill, teaching
 from cpsd_lib.cost import estimate
 from cpsd_lib.cost_card import card
 from cpsd_lib.data import counts
 from cpsd_lib.data.counts import images_of
-from cpsd_lib.distill import fill_targets, train_student, train_teachers
+from cpsd_lib.distill import fill_targets, train_student
 from cpsd_lib.evaluation import evaluate
 from cpsd_lib.experiment import cut_labels, open_run
 from cpsd_lib.meta_models import MetaModel, activation_bytes, on_meta, own_share
@@ -23,6 +23,7 @@ from cpsd_lib.models import PRESETS, Classifier, build_model
 from cpsd_lib.param_files import ParameterError, repo_root, set_dotted
 from cpsd_lib.params import resolve
 from cpsd_lib.partition import Partition
+from cpsd_lib.teaching import train_teachers
 from cpsd_lib.trunk import Tail
 
 COCO_COUNTS = (80, 82_081, 40_137)
@@ -312,7 +313,7 @@ def test_a_real_run_with_a_shared_trunk_does_what_was_counted(tmp_path, monkeypa
     small = {"data.images": 100, "data.size": 32, "partition.k": 2, "student.rows": rows}
     run = open_run("tiny", small | shared)
     expected = estimate(run.params, *[images_of(run.params.data)[n] for n in (2, 0, 1)])
-    seen, forward, make_trunk = Counter(), Classifier.forward, distill.make_trunk
+    seen, forward, make_trunk = Counter(), Classifier.forward, teaching.make_trunk
 
     def counting(self, images):
         if not images.is_meta:  # a look at the shapes
@@ -327,8 +328,8 @@ def test_a_real_run_with_a_shared_trunk_does_what_was_counted(tmp_path, monkeypa
 
     monkeypatch.setattr(Classifier, "forward", counting)
     monkeypatch.setattr(distill, "fold_teachers", lambda teachers, image: teachers)  # it looks at one image
-    monkeypatch.setattr(distill, "make_trunk", counted)
-    monkeypatch.setattr(distill, "check_split", lambda *_: None)  # two images, before the run
+    monkeypatch.setattr(teaching, "make_trunk", counted)
+    monkeypatch.setattr(teaching, "check_split", lambda *_: None)  # two images, before the run
     cut_labels(run)
     train_teachers(run, 0)
     stores = fill_targets(run, 0)

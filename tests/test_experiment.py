@@ -8,17 +8,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from cpsd_lib import distill
+from cpsd_lib import distill, run_training, train
 from cpsd_lib.__main__ import main
+from cpsd_lib.batches import Batches
 from cpsd_lib.distill import (
     ask_targets,
     fill_targets,
     load_student,
-    load_teachers,
     open_targets,
     student_batches,
     train_student,
-    train_teachers,
 )
 from cpsd_lib.experiment import (
     MissingStage,
@@ -34,6 +33,8 @@ from cpsd_lib.files import read_json, sha256
 from cpsd_lib.param_files import ParameterError
 from cpsd_lib.params import load_params
 from cpsd_lib.rows import equal_epochs
+from cpsd_lib.run_training import made_of_training
+from cpsd_lib.teaching import load_teachers, train_teachers
 
 SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 32, "partition.k": 2}
 DISTILLED = ("sd", "cgpd", "dgpd", "cpsd")
@@ -112,8 +113,8 @@ def test_protocol_paper_selects_on_test_and_records_it(outputs):
 
 def test_the_honest_protocol_never_shows_test_images_to_training(outputs, monkeypatch):
     run = small(name="honest", train__select="val", student__rows=["baseline", "sd"])
-    seen, read = set(), distill.Batches._gather
-    predict = distill.fit.__globals__["predict"]
+    seen, read = set(), Batches._gather
+    predict = train.predict
 
     def watched(forward, images, rows, *arguments, **more):
         seen.update(np.asarray(rows).tolist())
@@ -121,7 +122,7 @@ def test_the_honest_protocol_never_shows_test_images_to_training(outputs, monkey
 
     monkeypatch.setattr("cpsd_lib.train.predict", watched)
     monkeypatch.setattr(
-        distill.Batches, "_gather", lambda self, rows: seen.update(np.asarray(rows).tolist()) or read(self, rows)
+        Batches, "_gather", lambda self, rows: seen.update(np.asarray(rows).tolist()) or read(self, rows)
     )
     everything(run)
     assert len(seen) > 0 and set(run.dataset.table.split[sorted(seen)]) == {"train"}
@@ -242,7 +243,7 @@ def test_every_row_starts_from_the_same_weights_and_sees_the_same_views(outputs,
         views[folder.name] = [batch.images for batch in batches.epoch(0)]
         return {"student": {}}
 
-    monkeypatch.setattr(distill, "fit", look)
+    monkeypatch.setattr(run_training, "fit", look)
     for row in DISTILLED:
         train_student(run, 0, row, stores)
     assert sorted(started) == sorted(DISTILLED)
@@ -352,7 +353,7 @@ def test_the_same_weights_file_under_another_name_is_the_same_model(outputs, tmp
     made = {}
     for name in "abc":
         run = small(model__weights=str(tmp_path / f"{name}.safetensors"))
-        made[name] = distill._common(run, run.params.teachers, run.params.model, 0)
+        made[name] = made_of_training(run, run.params.teachers, run.params.model, 0)
     assert made["a"] == made["b"] != made["c"]
 
 

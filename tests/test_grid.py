@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock
 from grid_fakes import journal, refusing, sleepy, without_kernels
 
-from cpsd_lib.distill import fill_targets, train_student, train_teachers
+from cpsd_lib.distill import fill_targets, train_student
 from cpsd_lib.experiment import Run, cut_labels, open_run, show_params
 from cpsd_lib.files import read_json, sha256, write_json, write_text
 from cpsd_lib.grids import engines, plan, results, runner
@@ -32,6 +32,7 @@ from cpsd_lib.grids.sharing import Piece, adopt, better_later, donors, finished_
 from cpsd_lib.param_files import ParameterError, repo_root
 from cpsd_lib.params import load_params
 from cpsd_lib.soft_targets import SoftTargets
+from cpsd_lib.teaching import train_teachers
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cpsd_lib.distill import NEUTRAL, START, no_say
+from cpsd_lib.distill import no_say
 from cpsd_lib.files import atomic, digest
 from cpsd_lib.rows import ROWS, branches_of, views_of
+from cpsd_lib.run_training import NEUTRAL, START
 from cpsd_lib.soft_targets import remove_store
 
 # The stage that makes a piece; a piece is named seed0/teachers/co, seed0/soft_targets/co, seed0/students/cpsd.
