@@ -9,6 +9,9 @@ import torch
 from scipy import sparse
 
 from cpsd_lib.progress import bar
+from cpsd_lib.ranking import count_reaching
+
+CLASSES_AT_ONCE = 8
 
 
 def average_precision(scores, targets):
@@ -20,10 +23,19 @@ def average_precision(scores, targets):
     """
     scores, targets = check(scores, targets)
     result = np.full(targets.shape[1], np.nan)
-    for c in range(targets.shape[1]):
-        _, right, chosen = at_each_positive(scores[:, c], targets[:, c])
-        if len(right):
-            result[c] = (right / chosen).mean()
+
+    def score(start):
+        # Copied, a class's scores lie side by side; some classes at a time, or each cache line is read once for each.
+        block = slice(start, start + CLASSES_AT_ONCE)
+        for c, (mine, truth) in enumerate(
+            zip(scores[:, block].T.copy(), targets[:, block].T.copy(), strict=True), start
+        ):
+            _, right, chosen = at_each_positive(mine, truth)
+            if len(right):
+                result[c] = (right / chosen).mean()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy sorts without the interpreter's lock
+        list(pool.map(score, range(0, targets.shape[1], CLASSES_AT_ONCE)))
     return result
 
 
@@ -32,9 +44,9 @@ def at_each_positive(scores, targets):
 
     scores, targets [N] of a table that passed `check`.
     """
-    ranked, positives = np.sort(scores[targets != -1]), np.sort(scores[targets == 1])
+    positives = np.sort(scores[targets == 1])
     right = len(positives) - np.searchsorted(positives, positives, side="left")
-    chosen = len(ranked) - np.searchsorted(ranked, positives, side="left")
+    chosen = count_reaching(scores if targets.min() >= 0 else scores[targets != -1], positives)
     return positives, right, chosen
 
 

@@ -33,7 +33,7 @@ def scoring(settings):
     """Return the Pairs of mAP: ours against a Python loop over tensors, a loop over classes, and scikit-learn."""
     scores, targets = _scores(*settings.scored, settings.seed)
     images = len(scores)
-    few = slice(0, settings.walked)
+    few = slice(0, None, -(-scores.shape[1] // settings.walked))  # from the frequent to the rare
     tensors = torch.from_numpy(scores[:, few].copy()), torch.from_numpy(targets[:, few].copy())
 
     def pair(name, by_reference, chosen, goal):
