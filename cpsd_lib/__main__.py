@@ -54,7 +54,7 @@ def main(arguments=None):
 
 def _released(source, overrides, model, checkpoint):
     """Return the overrides that turn a parameter file into the scoring of one checkpoint, in a folder of its own."""
-    from cpsd_lib.params import load_params
+    from cpsd_lib.param_reading import load_params
 
     scored = {"evaluation.released": model, "evaluation.checkpoint": checkpoint}
     name = load_params(source, overrides | scored).name
@@ -63,7 +63,7 @@ def _released(source, overrides, model, checkpoint):
 
 def _run(source, overrides):
     # Imported late: a wrong parameter is answered before torch is loaded.
-    from cpsd_lib.params import load_params
+    from cpsd_lib.param_reading import load_params
 
     load_params(source, overrides)
     from cpsd_lib.report import write_report
@@ -102,7 +102,7 @@ def _print_scores(done):
 
 
 def _cost(source, overrides):
-    from cpsd_lib.params import load_params
+    from cpsd_lib.param_reading import load_params
 
     params = load_params(source, overrides, paths=False)
     from cpsd_lib.cost import estimate
@@ -118,7 +118,7 @@ def _cost(source, overrides):
 
 
 def _targets(source, overrides):
-    from cpsd_lib.params import load_params
+    from cpsd_lib.param_reading import load_params
 
     load_params(source, overrides)
     from cpsd_lib.distill import fill_targets
@@ -168,7 +168,7 @@ def _refuse_a_run(source):
 
 def _check_data(source, overrides):
     from cpsd_lib.param_files import outputs_root
-    from cpsd_lib.params import load_data
+    from cpsd_lib.param_reading import load_data
 
     name, data = load_data(source, overrides)
     from cpsd_lib.data.check import check

@@ -11,7 +11,7 @@ from cpsd_lib.data.dataset import open_dataset
 from cpsd_lib.files import read_json, sha256, write_json, write_text
 from cpsd_lib.hardware import derive_seed, keep_freed_memory, pick_device
 from cpsd_lib.param_files import ParameterError, outputs_root
-from cpsd_lib.params import load_params
+from cpsd_lib.param_reading import load_params
 from cpsd_lib.partition import Partition
 from cpsd_lib.partition_study import without_loops
 

@@ -1,62 +1,12 @@
-"""A run is one YAML file plus overrides, checked before anything starts: types, ranges, unknown names, paths."""
+"""The parameters of a run: names, types, ranges, defaults, and what does not go together."""
 
-import difflib
 import math
-import os
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from cpsd_lib.param_faults import said
-from cpsd_lib.param_files import ParameterError, find_params, is_grid, read_params, repo_root, set_dotted
-from cpsd_lib.recipes import RECIPES
+from cpsd_lib import param_paths
 from cpsd_lib.rows import COMPONENTS, ROWS, branches_of
-
-
-def _expanded(path):
-    if not path.strip():
-        raise ValueError("an empty path")
-    text = os.path.expanduser(os.path.expandvars(path))
-    if "$" in text:
-        unset = " and ".join(re.findall(r"\$\{?(\w+)", text)) or "$"
-        raise ValueError(f"the environment variable {unset} is not set; set it, or give the path itself")
-    return str(repo_root() / text)
-
-
-# "Leave it out" would not help: a parameter file may set it.
-OTHER_WEIGHTS = (
-    "weights: null (on the command line model.weights=null) starts from random ones, weights: imagenet fetches timm's"
-)
-
-
-def _folder(path, info: ValidationInfo):
-    return _existing(path, info, "folder", os.path.isdir)
-
-
-def _file(path, info: ValidationInfo):
-    return _existing(path, info, "file", os.path.isfile)
-
-
-def _existing(path, info, kind, is_there):
-    if info.context is not None and not info.context["paths"]:
-        return path  # a look at a run whose data is elsewhere
-    found = _expanded(path)
-    if not is_there(found):
-        raise ValueError(f"there is no {kind} {found} (a relative path starts at the project's folder)")
-    return found
-
-
-def _weights(source, info: ValidationInfo):
-    try:
-        return source if source == "imagenet" else _file(source, info)
-    except ValueError as error:
-        raise ValueError(f"{error}; {OTHER_WEIGHTS}") from None
-
-
-def _label_vectors(source, info: ValidationInfo):
-    return source if source == "learned" else _file(source, info)
-
 
 # What build_model decides itself, and what would let timm read a file behind its back.
 _NO_OPTIONS = {"name", "num_classes", "weights", "head", "normalize", "prior", "in_chans", "features_only"}
@@ -110,7 +60,7 @@ class DataParams(Section):
     images: int = Field(6000, ge=100, le=1_000_000)  # scenes: how many to draw
     groups: int = Field(4, ge=2, le=4)  # scenes: planted groups
     seed: int = Field(0, ge=0, le=2**31)  # scenes: which world; others: which images `limit` keeps
-    root: Annotated[str, AfterValidator(_folder)] | None = None  # the folder all but scenes are read from
+    root: Annotated[str, AfterValidator(param_paths.folder)] | None = None  # the folder all but scenes are read from
     annotations: str = "annotations.csv"  # csv
     image_folder: str = "images"  # csv
     difficult: bool = True  # voc2007: a class with difficult objects only is present; False: unknown, as VOC scores it
@@ -143,8 +93,8 @@ class PartitionParams(Section):
     # The paper's P- has 1 on its diagonal, which makes parts of one class cheap; False: 0 there.
     self_loops: bool = True
     # Partition files, ours or the paper's, that the cut is compared with.
-    released_co: Annotated[str, AfterValidator(_file)] | None = None
-    released_dis: Annotated[str, AfterValidator(_file)] | None = None
+    released_co: Annotated[str, AfterValidator(param_paths.file)] | None = None
+    released_dis: Annotated[str, AfterValidator(param_paths.file)] | None = None
     use_released: bool = False  # True: train on those two, and cut nothing
     study_k: Annotated[list[int], AfterValidator(_part_counts)] = [2, 3, 5, 8]  # cut for the study of stability alone
     study_repeats: int = Field(3, ge=2, le=100)  # seeds, and random halves of the images, a k
@@ -168,9 +118,9 @@ class ModelParams(Section):
     # width of a head with tokens, in multiples of 8; None: the papers' own (1024, 2048, 768)
     head_width: int | None = Field(None, ge=8, le=8192, multiple_of=8)
     # label_transformer: "learned", or a file: GloVe text, or an .npz with class_names and vectors
-    label_vectors: Annotated[str, AfterValidator(_label_vectors)] | None = None
+    label_vectors: Annotated[str, AfterValidator(param_paths.label_vectors)] | None = None
     # None: random; "imagenet": timm's own from the hub; else a local file
-    weights: Annotated[str, AfterValidator(_weights)] | None = None
+    weights: Annotated[str, AfterValidator(param_paths.weights)] | None = None
     normalize: Literal["auto", "none", "imagenet"] = "auto"  # auto: what the weights were trained with; none: [0, 1]
     prior: float = Field(0.12, gt=0, lt=1)  # the new head's first guess; 0.12 is a bias of -2
     options: Annotated[dict[str, Any], AfterValidator(_options)] = {}
@@ -254,7 +204,7 @@ class EvaluationParams(Section):
     threshold: float = Field(0.5, gt=0, lt=1)
     batch_size: int = Field(128, ge=1)
     released: Released | None = None  # score a released checkpoint of this model, not the run's own training
-    checkpoint: Annotated[str, AfterValidator(_file)] | None = None  # its file
+    checkpoint: Annotated[str, AfterValidator(param_paths.file)] | None = None  # its file
 
     @model_validator(mode="after")
     def _both_or_none(self):
@@ -324,100 +274,3 @@ class Params(Section):
     def seed_list(self):
         """Return the seeds of this run, in order."""
         return list(range(self.seed, self.seed + self.seeds))
-
-
-def load_params(source, overrides=None, paths=True):
-    """Return the checked Params of a YAML file (a path, or a name in params/) with `overrides`, a dict of dotted keys.
-
-    paths=False takes files and folders as they are written, for a look at a run whose data is not on this machine.
-    Raises ParameterError that lists every fault at once, with the nearest name for an unknown key.
-    """
-    raw = read_params(find_params(source))
-    if is_grid(raw):
-        raise ParameterError(f"{source} is a grid, many runs in one file; run it by: cpsd grid {source}")
-    for key, value in (overrides or {}).items():
-        set_dotted(raw, key, value)
-    return resolve(raw, paths)
-
-
-def load_data(source, overrides=None):
-    """Return (run name, DataParams) of a parameter file as load_params reads it; only the data must be there, no model file."""
-    params = load_params(source, overrides, paths=False)
-    return params.name, data_on_disk(params.data)
-
-
-def data_on_disk(data):
-    """Return DataParams `data` with its paths resolved; ParameterError where one is not there."""
-    try:
-        return DataParams.model_validate(data.model_dump())
-    except ValidationError as error:
-        faults = [_explain(fault | {"loc": ("data", *fault["loc"])}, {}, {}) for fault in error.errors()]
-        raise ParameterError("\n".join(faults)) from None
-
-
-def resolve(raw, paths=True):
-    """Return Params of a raw mapping: recipe, then `train` (both trainings), then `teachers` and `student`."""
-    raw, faults = dict(raw), []
-    # A wrong recipe is a fault among the others, and Params names it.
-    recipe = next((RECIPES[name] for name in RECIPES if raw.get("recipe") == name), RECIPES["default"])
-    sections = {name: raw.get(name) for name in ("train", "teachers", "student", "model", "teacher_model")}
-    for name, section in sections.items():
-        if section is not None and not isinstance(section, dict):
-            faults.append(f"{name}: must be a section of `name: value` lines, not {section!r}")
-        sections[name] = section if isinstance(section, dict) else {}
-    raw.pop("train", None)
-    shared = {name: value for name, value in sections["train"].items() if name in TrainParams.model_fields}
-    faults += [_unknown(("train", str(name)), TrainParams) for name in sections["train"] if name not in shared]
-    for name in ("teachers", "student"):
-        raw[name] = recipe["train"] | recipe[name] | shared | sections[name]
-    raw["model"] = recipe["model"] | sections["model"]
-    if sections["teacher_model"]:
-        raw["teacher_model"] = recipe["model"] | sections["teacher_model"]
-    try:
-        params = Params.model_validate(raw, context={"paths": paths})
-    except ValidationError as error:
-        faults += [_explain(fault, shared, sections) for fault in error.errors()]
-    if faults:
-        raise ParameterError("\n".join(dict.fromkeys(faults)))
-    return params
-
-
-def _explain(fault, shared, sections):
-    location = tuple(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return _unknown(location, _section_at(location[:-1]))
-    if fault["type"] == "missing":
-        return f"{'.'.join(location)}: is needed and has no default"
-    if len(location) > 1 and location[1] in shared and location[1] not in sections.get(location[0], shared):
-        location = ("train", *location[1:])  # where the user wrote it
-    where = f"{'.'.join(location)}: " if location else ""  # what concerns several sections says so itself
-    return f"{where}{said(fault)}"
-
-
-def _unknown(location, section):
-    *above, name = location
-    here = ".".join(above)
-    known = [*section.model_fields, *(["train"] if section is Params else [])]
-    # The right name in the wrong place, or else a wrong name in the right place.
-    near = [place for place in _places(name) if place != ".".join(location)]
-    near = near or [".".join((*above, n)) for n in difflib.get_close_matches(name.lower(), known, 1, cutoff=0.5)]
-    hint = f"did you mean {near[0]}?" if near else f"{here or 'the top level'} knows: {', '.join(known)}"
-    return f"{'.'.join(location)}: unknown parameter; {hint}"
-
-
-def _places(name):
-    sections = {"": Params, "train": TrainParams} | {
-        section: field.annotation for section, field in Params.model_fields.items() if _is_section(field.annotation)
-    }
-    return [f"{section}.{name}".lstrip(".") for section, kind in sections.items() if name in kind.model_fields]
-
-
-def _is_section(kind):
-    return isinstance(kind, type) and issubclass(kind, Section)
-
-
-def _section_at(location):
-    section = Params
-    for name in location:
-        section = section.model_fields[name].annotation
-    return section

@@ -24,7 +24,7 @@ from cpsd_lib.data.dataset import signature
 from cpsd_lib.experiment import Run, save_params
 from cpsd_lib.files import digest, read_json, sha256, write_json
 from cpsd_lib.param_files import outputs_root, repo_root
-from cpsd_lib.params import load_params
+from cpsd_lib.param_reading import load_params
 from cpsd_lib.preflight import check_run, remarks
 
 # A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's

@@ -21,7 +21,7 @@ from cpsd_lib.bench.workspace import apart, decode_once, distance, open_workspac
 from cpsd_lib.cost import estimate
 from cpsd_lib.ema import Ema
 from cpsd_lib.param_files import ParameterError
-from cpsd_lib.params import load_params
+from cpsd_lib.param_reading import load_params
 from cpsd_lib.teachers import Teachers
 from cpsd_lib.train import Learner
 

@@ -21,7 +21,7 @@ from cpsd_lib.experiment import cut_labels, open_run
 from cpsd_lib.meta_models import MetaModel, activation_bytes, on_meta, own_share
 from cpsd_lib.models import PRESETS, Classifier, build_model
 from cpsd_lib.param_files import ParameterError, repo_root, set_dotted
-from cpsd_lib.params import resolve
+from cpsd_lib.param_reading import resolve
 from cpsd_lib.partition import Partition
 from cpsd_lib.teaching import train_teachers
 from cpsd_lib.trunk import Tail

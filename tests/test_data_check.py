@@ -13,7 +13,8 @@ from cpsd_lib.data.labels import read_labels
 from cpsd_lib.data.reading import count_notes, missing_files
 from cpsd_lib.data.table import LabelTable, check_splits
 from cpsd_lib.param_files import ParameterError, repo_root
-from cpsd_lib.params import DataParams, load_params
+from cpsd_lib.param_reading import load_params
+from cpsd_lib.params import DataParams
 from cpsd_lib.partition import cut
 
 

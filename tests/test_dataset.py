@@ -9,7 +9,8 @@ from cpsd_lib.data.cache import BadFiles
 from cpsd_lib.data.dataset import open_dataset, signature
 from cpsd_lib.data.scenes import Scenes
 from cpsd_lib.param_files import ParameterError
-from cpsd_lib.params import DataParams, load_params
+from cpsd_lib.param_reading import load_params
+from cpsd_lib.params import DataParams
 
 LINES = [
     *[f"train{i}.png,train,{'cat' if i % 2 else 'dog'}" for i in range(6)],

@@ -15,7 +15,7 @@ from cpsd_lib.evaluation import against_paper, evaluate
 from cpsd_lib.experiment import Run
 from cpsd_lib.heads import sine_position
 from cpsd_lib.models import build_model
-from cpsd_lib.params import load_params
+from cpsd_lib.param_reading import load_params
 from cpsd_lib.published import no_figure, published
 from cpsd_lib.released import LAYOUTS
 

@@ -31,7 +31,7 @@ from cpsd_lib.experiment import (
 )
 from cpsd_lib.files import read_json, sha256
 from cpsd_lib.param_files import ParameterError
-from cpsd_lib.params import load_params
+from cpsd_lib.param_reading import load_params
 from cpsd_lib.rows import equal_epochs
 from cpsd_lib.run_training import made_of_training
 from cpsd_lib.teaching import load_teachers, train_teachers

@@ -10,7 +10,7 @@ from cpsd_lib.cam import attention_maps, class_activation, share_inside
 from cpsd_lib.evaluation import score_path
 from cpsd_lib.experiment import MissingStage, Run
 from cpsd_lib.models import build_model
-from cpsd_lib.params import load_params
+from cpsd_lib.param_reading import load_params
 from cpsd_lib.partition import Partition
 from cpsd_lib.teachers import Teachers
 

@@ -30,7 +30,7 @@ from cpsd_lib.grids import engines, plan, results, runner
 from cpsd_lib.grids.params import Grid, jobs_of, load_grid
 from cpsd_lib.grids.sharing import Piece, adopt, better_later, donors, finished_pieces, pieces_of, schedule
 from cpsd_lib.param_files import ParameterError, repo_root
-from cpsd_lib.params import load_params
+from cpsd_lib.param_reading import load_params
 from cpsd_lib.soft_targets import SoftTargets
 from cpsd_lib.teaching import train_teachers
 

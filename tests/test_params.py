@@ -6,7 +6,7 @@ import yaml
 from pydantic import ValidationError
 
 from cpsd_lib.param_files import ParameterError, outputs_root, parse_overrides, repo_root
-from cpsd_lib.params import load_params, resolve
+from cpsd_lib.param_reading import load_params, resolve
 
 SMALL = "name: x\ndata: {kind: scenes}\nmodel: {name: test_resnet}\n"
 

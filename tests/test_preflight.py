@@ -11,7 +11,7 @@ from cpsd_lib.cost import as_computed, estimate
 from cpsd_lib.data.coco2014 import CLASSES
 from cpsd_lib.hardware import memory_gib
 from cpsd_lib.param_files import ParameterError
-from cpsd_lib.params import load_params
+from cpsd_lib.param_reading import load_params
 from cpsd_lib.preflight import check_run, class_names, remarks
 
 

@@ -26,7 +26,7 @@ from small_copies import picture
 from cpsd_lib import run as runner
 from cpsd_lib.__main__ import main
 from cpsd_lib.files import read_json, sha256
-from cpsd_lib.params import load_params
+from cpsd_lib.param_reading import load_params
 from cpsd_lib.run import STAGES, Held, StageFailed
 
 REPO = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ import torch
 
 from cpsd_lib.bench.timing import seconds
 from cpsd_lib.cost import estimate
-from cpsd_lib.params import resolve
+from cpsd_lib.param_reading import resolve
 
 SIDE, TIMES = 8192, 10  # bfloat16 matrices whose product shows the peak: 1.1 TFLOP each
 

@@ -4,7 +4,7 @@ from cpsd_lib.data import coco2014, nuswide, voc2007
 from cpsd_lib.data.dataset import READERS
 from cpsd_lib.data.scenes import Scenes
 from cpsd_lib.param_files import blamed_on
-from cpsd_lib.params import data_on_disk
+from cpsd_lib.param_reading import data_on_disk
 
 PUBLISHED = {  # images by split, classes
     "coco2014": (coco2014.LABELLED, len(coco2014.CLASSES)),

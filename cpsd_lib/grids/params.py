@@ -14,7 +14,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from cpsd_lib.files import digest
 from cpsd_lib.param_faults import said
 from cpsd_lib.param_files import ParameterError, find_params, read_params, repo_root
-from cpsd_lib.params import Params, Section, load_params
+from cpsd_lib.param_reading import load_params
+from cpsd_lib.params import Params, Section
 
 MOST_JOBS = 1000
 
