@@ -47,6 +47,7 @@ ROWS = {
 TITLES = {name: row.title for name, row in ROWS.items()} | {"released": "released checkpoint"}
 BRANCHES = ("whole", "co", "dis", "random", "long", "again")
 FROM_MODEL = ("whole", "long")  # the branches that start from their own model, whatever teachers.start is
+CONTROLS = ("rand", "sd_again", "sd_long", "baseline_long")  # what the cut, or its time, is worth by itself
 COMPONENTS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")  # CPSD's own table
 
 

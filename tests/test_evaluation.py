@@ -78,6 +78,14 @@ def test_an_even_gain_leaves_out_zero_and_a_wild_one_includes_it():
     assert "includes zero" in reading(wild, "test")
 
 
+def test_what_does_without_the_cut_is_set_beside_it():
+    plain = {"baseline": [50.0, 50.0], "cpsd": [51.0, 52.0]}
+    assert "cut" not in reading(component_table(records(plain)), "test")
+    table = component_table(records(plain | {"baseline_long": [60.0, 61.0], "rand": [51.0, 51.0]}))
+    told = "+ CPSD is on test: +0.5 against + random parts; -9.0 against baseline, CPSD's time."
+    assert reading(table, "test").endswith(told)
+
+
 def test_two_seeds_need_more_than_two_standard_errors():
     table = component_table(records({"baseline": [50.0, 50.0], "cpsd": [51.0, 52.0]}))  # mean 1.5, error 0.5, t 12.7
     assert "+-6.4 and includes zero" in reading(table, "test")
