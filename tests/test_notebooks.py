@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,26 +73,21 @@ def environment(outputs):
     return os.environ | {"CPSD_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1"}
 
 
+def execute(path, away, outputs):
+    """Execute a notebook by papermill in the folder `away`; return its process."""
+    where = ["-m", "papermill", str(path), f"{path.stem}.ipynb"]
+    command = [sys.executable, *where, "-p", "params", "tiny", "-y", OVERRIDES]
+    # Bars would stand on stderr, where nothing else may.
+    quiet = environment(outputs) | {"TQDM_DISABLE": "1"}
+    return subprocess.run(command, cwd=away, env=quiet, capture_output=True, text=True, timeout=300)
+
+
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """Every notebook executed by papermill in the order of their numbers, from a folder that has nothing to do with them."""
     outputs, away = tmp_path_factory.mktemp("outputs"), tmp_path_factory.mktemp("away")
     for path in NOTEBOOKS:
-        command = [
-            sys.executable,
-            "-m",
-            "papermill",
-            str(path),
-            f"{path.stem}.ipynb",
-            "-p",
-            "params",
-            "tiny",
-            "-y",
-            OVERRIDES,
-        ]
-        # Bars would stand on stderr, where nothing else may.
-        quiet = environment(outputs) | {"TQDM_DISABLE": "1"}
-        done = subprocess.run(command, cwd=away, env=quiet, capture_output=True, text=True, timeout=300)
+        done = execute(path, away, outputs)
         assert done.returncode == 0, f"{path.stem}:\n{done.stderr[-3000:]}"
     return away, outputs / "tiny"
 
@@ -137,11 +133,17 @@ def test_notebooks_run_by_hand_leave_the_files_that_the_runner_expects_of_them(e
             assert list(executed[1].glob(pattern)), pattern
 
 
-@pytest.mark.parametrize("head", ["label_transformer", "query2label"])
-def test_a_model_with_tokens_goes_through_the_notebooks(tmp_path, head):
+def test_the_students_notebook_runs_again_when_the_stored_targets_were_deleted(executed):
+    shutil.rmtree(executed[1] / "seed0" / "soft_targets")
+    done = execute(next(path for path in NOTEBOOKS if path.stem == "04_student"), executed[0], executed[1].parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(("head", "mode"), [("label_transformer", "eval"), ("query2label", "train")])
+def test_a_model_with_tokens_and_teachers_in_either_mode_go_through_the_notebooks(tmp_path, head, mode):
     """About 25 s each on two free cores."""
     words = ["tiny", "data.images=100", "train.epochs=1", "student.rows=[baseline, cgpd]", "partition.k=2"]
-    words += [f"model.head={head}", "model.head_width=32", "partition.study_k=[]"]
+    words += [f"model.head={head}", "model.head_width=32", "partition.study_k=[]", f"student.teacher_mode={mode}"]
     words += ["model.label_vectors=learned"] if head == "label_transformer" else []
     command = [sys.executable, "-m", "cpsd_lib", "run", *words]
     done = subprocess.run(command, cwd=REPO, env=environment(tmp_path), capture_output=True, text=True, timeout=600)
