@@ -93,7 +93,8 @@ def training_curves(histories, value, ylabel, title, scale="linear"):
     axis.xaxis.get_major_locator().set_params(integer=True)
     if scale == "log":
         axis.yaxis.set_major_formatter("{x:g}")
-    axis.legend(fontsize=9, ncol=2 if len(histories) > 6 else 1)
+    # Beside the lines: inside, it hides some where there are many.
+    axis.legend(fontsize=9, ncol=2 if len(histories) > 18 else 1, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 
