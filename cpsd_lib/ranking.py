@@ -3,9 +3,8 @@
 import numpy as np
 
 BINS = 1 << 14
-FEW = (
-    1 / 16
-)  # share of positives up to which counting in bins is quicker than sorting (40,137 images: 0.2 to 0.5 ms for 0.8)
+# Share of chosen up to which counting in bins is quicker than sorting; of 40,137 scores 0.2 to 0.4 ms instead of 0.8.
+FEW = 1 / 16
 
 
 def count_reaching(scores, chosen):
@@ -37,4 +36,5 @@ def _bins(scores):
         scale = scores.dtype.type(BINS - 1) / (scores.max() - low)
     if not 0 < scale < np.inf:  # all the same, infinite, or too close for this dtype
         return None
-    return lambda values: np.minimum((values - low) * scale, BINS - 1).astype(np.int32)
+    # Cut off as whole numbers: float16 has no 16383, and would make a bin more.
+    return lambda values: np.minimum(((values - low) * scale).astype(np.int32), BINS - 1)

@@ -19,6 +19,7 @@ from cpsd_lib.ema import Ema
 from cpsd_lib.files import atomic
 from cpsd_lib.hardware import derive_seed, pick_precision
 from cpsd_lib.metrics import mean_average_precision
+from cpsd_lib.optimizer import optimizer_of
 from cpsd_lib.progress import bar
 from cpsd_lib.weights import load_learner, save_learner
 
@@ -134,21 +135,6 @@ def _track(learner, batches, recipe):
     return _Track(
         learner, optimizer, schedule, torch.amp.GradScaler(device.type, enabled=half), ema, _forward(model, recipe)
     )
-
-
-def optimizer_of(model, recipe, steps):
-    """Return (optimizer, its schedule) of a model by TrainParams `recipe`, for epochs of `steps` steps (METHOD 1.4).
-
-    Vectors (biases, the weights of norms) do not decay.
-    """
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    optimizer, total = kind(groups, lr=recipe.lr, fused=True), recipe.epochs * steps
-    # torch divides by pct_start * total - 1, which very short trainings would make zero.
-    pct_start = min(max(recipe.pct_start, 1.5 / total), 0.99)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=pct_start)
 
 
 def _forward(model, recipe):

@@ -35,6 +35,13 @@ def test_it_counts_what_a_loop_counts(name, scores, dtype, few):
     assert count_reaching(scores, chosen).tolist() == naive(scores, chosen)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_highest_and_the_lowest_are_counted_too(dtype):
+    scores = np.linspace(0, 1, 300).astype(dtype)
+    ends = np.sort(scores)[[0, -1]]
+    assert count_reaching(scores, ends).tolist() == naive(scores, ends)
+
+
 def test_few_are_counted_in_bins_and_many_by_a_sort(monkeypatch):
     sorted_lengths, sort = [], np.sort
     monkeypatch.setattr(ranking.np, "sort", lambda x: sorted_lengths.append(len(x)) or sort(x))

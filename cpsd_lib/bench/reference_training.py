@@ -14,7 +14,7 @@ from cpsd_lib import views
 from cpsd_lib.bench import reference, reference_views
 from cpsd_lib.hardware import pick_precision
 from cpsd_lib.objectives import Batch
-from cpsd_lib.train import optimizer_of
+from cpsd_lib.optimizer import optimizer_of
 
 INPUT, TEACH, ASK, LEARN, CHECK = (
     *("photos and views", "training teachers", "asking teachers"),
