@@ -85,7 +85,7 @@ def _run(source, overrides):
 def _print_scores(done):
     from cpsd_lib.evaluation import SPLITS, against_paper, component_table, load_records, stamp, table_text
     from cpsd_lib.published import no_figure
-    from cpsd_lib.report import reading
+    from cpsd_lib.report import departure, reading
     from cpsd_lib.words import counted
 
     records = load_records(done)
@@ -93,6 +93,8 @@ def _print_scores(done):
         table = component_table(records, split)
         print(f"\n{done.params.name}: mAP on {split}, {counted(int(table['seeds'].max()), 'seed')}{stamp(done)}")
         print(f"{table_text(table)}\n{reading(table, split)}".rstrip())
+    if departure(done.params):
+        print(f"\n{departure(done.params)}")
     compared = against_paper(records, done.params)
     if compared is not None:
         shown = compared.to_string(float_format=lambda value: f"{value:z.1f}")

@@ -10,7 +10,7 @@ from cpsd_lib.hardware import pick_precision
 from cpsd_lib.meta_models import MetaModel, activation_bytes, on_meta, own_share, tail_on_meta
 from cpsd_lib.param_files import ParameterError, blamed_on, repo_root
 from cpsd_lib.partition import Partition
-from cpsd_lib.rows import FROM_MODEL, ROWS, branches_of, equal_epochs, views_of
+from cpsd_lib.rows import FROM_MODEL, ROWS, branches_of, equal_epochs, equal_passes, views_of
 from cpsd_lib.words import counted
 
 
@@ -38,6 +38,7 @@ class Cost:
     validation_eflop: float  # choosing the epoch
     evaluation_eflop: float  # scoring on the test splits
     trained_images: int  # forward and backward passes of one image through one model
+    cpsd_baselines: float | None  # + CPSD from scratch, in trainings of one baseline; None: not asked for
 
     @property
     def stages(self):
@@ -139,6 +140,7 @@ def estimate(params, num_classes, train_images, test_images):
         validation_eflop=eflop(_forwards(teaching, own, 1, lambda training: training.looks), looks(learning.values())),
         evaluation_eflop=eflop(sum(speaking([branch], test_images) for branch in merged), scored * test_images),
         trained_images=seeds * (passes(taught) + passes(learning.values())),
+        cpsd_baselines=_cpsd_baselines(params, num_classes, own) if "cpsd" in learning else None,
     )
 
 
@@ -152,6 +154,11 @@ def as_computed(params, device):
     return params.model_copy(update={"teachers": computed(params.teachers), "student": computed(params.student)})
 
 
+def _cpsd_baselines(params, num_classes, own):
+    passes = equal_passes(params.teachers, params.student, _parts(params.partition, num_classes)["co"], own)[0]
+    return passes / params.teachers.trained_epochs
+
+
 def _trainings(params, rows, num_classes, train_images, test_images, own):
     """Return ({branch: the _Training of each of its teachers}, {row: its student's _Training}) of one seed."""
     if not rows:
@@ -163,10 +170,11 @@ def _trainings(params, rows, num_classes, train_images, test_images, own):
         return _Training(params, recipe.model_copy(update=change), train_images, test_images)
 
     # The rows that may take CPSD's time: teaching.teacher_training and distill's _student_training.
-    teacher, longer = training(params.teachers), training(params.teachers, epochs=long)
-    again = training(params.teachers, epochs=params.teachers.more_epochs or params.teachers.epochs)
+    teacher, longer = training(params.teachers), training(params.teachers, epochs=long, stop_after=None)
+    more = {"epochs": params.teachers.more_epochs, "stop_after": None} if params.teachers.more_epochs else {}
+    again = training(params.teachers, **more)
     of = {"whole": teacher, "long": longer}
-    student, longest = training(params.student), training(params.teachers, epochs=alone)
+    student, longest = training(params.student), training(params.teachers, epochs=alone, stop_after=None)
     teaching = {branch: [of.get(branch, again)] * parts[branch] for branch in branches_of(rows)}
     return teaching, {row: longest if row == "baseline_long" else student for row in rows if row != "baseline"}
 
@@ -213,14 +221,13 @@ class _Training:
         paper = params.protocol == "paper"
         self.half, self.selects = training.precision != "float32", paper or training.select == "val"
         held_out = max(1, int(training.val_share * train_images)) if self.selects and not paper else 0
-        epochs = min(training.epochs, training.stop_after or training.epochs)
         self.images = train_images - held_out
         self.batch = max(1, min(training.batch_size, self.images))
         # An epoch ends with its last whole batch.
-        self.passes = self.images // self.batch * self.batch * epochs
+        self.passes = self.images // self.batch * self.batch * training.trained_epochs
         # The release also chose between raw and EMA weights, on test.
         looked_at = 2 * test_images if paper else held_out
-        self.looks = looked_at * math.ceil(epochs / training.validate_every)
+        self.looks = looked_at * math.ceil(training.trained_epochs / training.validate_every)
 
     def bytes(self, model, count):
         """Return the GPU memory, in bytes, of `count` copies of a MetaModel that train side by side."""

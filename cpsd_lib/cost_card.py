@@ -25,6 +25,8 @@ def card(cost):
         "forward": f"{forward} (a multiply-add is 2 FLOP)",
         "GPU memory": f"about {', '.join(needs)}" if needs else "nothing is trained",
     }
+    if cost.cpsd_baselines is not None:
+        lines["+ CPSD"] = f"{cost.cpsd_baselines:,.3g} baselines' training, from scratch: teachers, targets and student"
     unit, scale = next((found for found in UNITS if cost.eflop * found[1] >= 1), UNITS[-1])
     for name, eflop in {**cost.stages, "total": cost.eflop}.items():
         lines[name] = f"{eflop * scale:>9,.3f} {unit}  {remarks.get(name, '')}".rstrip()

@@ -82,7 +82,7 @@ def fill_targets(run, seed):
     stores = open_targets(run, seed)
     if stores:
         asked, batches, training = ask_targets(run, seed, stores), student_batches(run, seed), run.params.student
-        epochs = min(training.epochs, training.stop_after or training.epochs)
+        epochs = training.trained_epochs
         size, seconds = expected(asked, batches, epochs)
         what = f"{counted(len(stores), 'store')}, {size / 1e6:,.1f} MB"
         if seconds:
@@ -98,7 +98,9 @@ def _student_training(run, row):
     if row != "baseline_long":
         return run.params.student
     own = teacher_training(run, "whole").model_dump(exclude={"share", "more_epochs"})
-    return run.params.student.model_copy(update=own | {"epochs": equal_epochs_of(run)[0], "views": None})
+    return run.params.student.model_copy(
+        update=own | {"epochs": equal_epochs_of(run)[0], "stop_after": None, "views": None}
+    )
 
 
 def student_batches(run, seed, soft=None):

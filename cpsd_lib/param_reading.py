@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from cpsd_lib.param_faults import said
 from cpsd_lib.param_files import ParameterError, find_params, is_grid, read_params, set_dotted
 from cpsd_lib.params import DataParams, Params, Section, TrainParams
-from cpsd_lib.recipes import RECIPES
+from cpsd_lib.recipes import RECIPES, method_sections
 
 
 def load_params(source, overrides=None, paths=True):
@@ -40,7 +40,7 @@ def data_on_disk(data):
 
 
 def resolve(raw, paths=True):
-    """Return Params of a raw mapping: recipe, then `train` (both trainings), then `teachers` and `student`."""
+    """Return Params of a raw mapping: recipe, then `train` (both trainings), then the method, then `teachers` and `student`."""
     raw, faults = dict(raw), []
     # A wrong recipe is a fault among the others, and Params names it.
     recipe = next((RECIPES[name] for name in RECIPES if raw.get("recipe") == name), RECIPES["default"])
@@ -52,8 +52,10 @@ def resolve(raw, paths=True):
     raw.pop("train", None)
     shared = {name: value for name, value in sections["train"].items() if name in TrainParams.model_fields}
     faults += [_unknown(("train", str(name)), TrainParams) for name in sections["train"] if name not in shared]
-    for name in ("teachers", "student"):
-        raw[name] = recipe["train"] | recipe[name] | shared | sections[name]
+    usual = {name: recipe["train"] | recipe[name] | shared for name in ("teachers", "student")}
+    method = method_sections(raw.get("method"), usual["teachers"] | sections["teachers"])
+    for name in usual:
+        raw[name] = usual[name] | method[name] | sections[name]
     raw["model"] = recipe["model"] | sections["model"]
     if sections["teacher_model"]:
         raw["teacher_model"] = recipe["model"] | sections["teacher_model"]

@@ -172,6 +172,11 @@ class TrainParams(Section):
     # baseline of the same seed.
     start: Literal["model", "baseline"] = "model"
 
+    @property
+    def trained_epochs(self):
+        """How many epochs are trained: the schedule's, or those of it before `stop_after`, as L2D's teachers leave theirs."""
+        return min(self.epochs, self.stop_after or self.epochs)
+
 
 class TeacherParams(TrainParams):
     """Teacher training; a teacher that starts from the baseline can share its first stages with all the others."""
@@ -221,6 +226,7 @@ class Params(Section):
     seeds: int = Field(1, ge=1, le=100)  # the whole of training is repeated with seed, seed + 1, ...
     protocol: Literal["honest", "paper"] = "honest"  # paper: the best epoch is chosen on TEST, and every figure says so
     recipe: Literal["default", "release", "l2d"] = "default"
+    method: Literal["paper", "shared_trunk"] = "paper"  # paper: every model in full; recipes.method_sections
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     data: DataParams
     partition: PartitionParams = PartitionParams()
@@ -257,6 +263,7 @@ class Params(Section):
     def _starts_are_there(self):
         teachers, student, rows = self.teachers, self.student, self.student.rows
         given = [name for name in ("share", "more_epochs") if getattr(teachers, name)]
+        why = " (method: shared_trunk starts there)" if self.method == "shared_trunk" else ""
         if teachers.start == "model" and given:
             raise ValueError(
                 f"teachers.{given[0]} is for teachers that start from the baseline: teachers.start=baseline"
@@ -266,9 +273,13 @@ class Params(Section):
                 "student.rows: sd_again is the teacher trained again from the baseline: teachers.start=baseline"
             )
         if student.start == "baseline" and self.teacher_model is not None:
-            raise ValueError("student.start=baseline: with a teacher_model of its own the baseline is another model")
+            raise ValueError(
+                f"student.start=baseline{why}: with a teacher_model of its own the baseline is another model"
+            )
         if "baseline" in (teachers.start, student.start) and "whole" not in branches_of(rows):
-            raise ValueError("start: baseline needs a row that trains one, such as baseline or sd, in student.rows")
+            raise ValueError(
+                f"start: baseline{why} needs a row that trains one, such as baseline or sd, in student.rows"
+            )
         return self
 
     def seed_list(self):

@@ -1,4 +1,4 @@
-"""What a training is like unless a parameter file says otherwise: three named recipes."""
+"""What a training is like unless a parameter file says otherwise: three named recipes, and two methods."""
 
 _ASL = {"gamma_neg": 4, "gamma_pos": 0, "clip": 0.05}
 # `default` fine-tunes small data well on one machine (METHOD 5); `release` is METHOD 1's recipe to the letter.
@@ -30,3 +30,19 @@ RECIPES = {
         "model": {"normalize": "none"},
     },
 }
+
+
+def method_sections(method, teachers):
+    """Return {section: settings} that `method` stands for beside the baseline's own settings, `teachers`; "paper" adds none.
+
+    shared_trunk (beyond the papers): the teachers of parts are tails on the trained baseline's frozen stages but the last,
+    the student starts from the baseline, and both train a third as long as it did.
+    """
+    epochs = [teachers[name] for name in ("epochs", "stop_after") if teachers.get(name) is not None]
+    if method != "shared_trunk" or not all(isinstance(one, int) for one in epochs):  # Params names what is wrong
+        return {"teachers": {}, "student": {}}
+    third = max(1, round(min(epochs) / 3))
+    return {
+        "teachers": {"start": "baseline", "share": 4, "more_epochs": third},
+        "student": {"start": "baseline", "epochs": third},
+    }

@@ -26,6 +26,7 @@ pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; }}
 <h1>{name}</h1>
 {stamp}
 <p>{made}</p>
+{departure}
 {tables}
 {paper}
 <h2>Time per stage</h2>{times}
@@ -60,6 +61,7 @@ def _page(run, records, stages):
             f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
             f"{versions}; finished {last['finished']}"
         ),
+        departure=f"<p>{escape(departure(run.params))}</p>" if departure(run.params) else "",
         tables="".join(_table(records, split) for split in ("test", "test_shifted") if split in set(records["split"])),
         paper=_paper(against_paper(records, run.params), no_figure(run.params)),
         times=seconds.to_html(border=0, float_format=lambda value: f"{value:,.0f}"),
@@ -91,6 +93,24 @@ def reading(table, split):
     if not told or against is None:
         return "The rows + CPSD and baseline were not both run: there is no gain to state."
     return " ".join([*(_gain_of(row, table, split, TITLES[against]) for row in told), *_against_controls(table, split)])
+
+
+def departure(params):
+    """Return the sentence that says how Params `params` leave the papers' method, in which nothing starts from the baseline."""
+    teachers, student, found = params.teachers, params.student, []
+    if teachers.start == "baseline":
+        shared = f", share its first {counted(teachers.share, 'stage')}" if teachers.share else ""
+        epochs = teachers.more_epochs or teachers.trained_epochs
+        found.append(
+            f"the teachers of parts start from the trained baseline{shared} and train {counted(epochs, 'epoch')}"
+        )
+    if student.start == "baseline":
+        found.append(f"the students start from the baseline and train {counted(student.trained_epochs, 'epoch')}")
+    if not found:
+        return ""
+    return (
+        f"Not the paper's method: {'; '.join(found)}. The baseline trains {counted(teachers.trained_epochs, 'epoch')}."
+    )
 
 
 def _against_controls(table, split):

@@ -74,13 +74,20 @@ def views_of(student):
 
 
 def equal_epochs(teachers, student, k, own=1.0):
-    """Return (epochs of a baseline, epochs of one teacher) that take the time of CPSD and of its 2k teachers.
+    """Return (epochs of a baseline, epochs of one teacher) that take the time of CPSD and of its 2k teachers (equal_passes)."""
+    whole, taught = equal_passes(teachers, student, k, own)
+    return round(whole), round(taught)
+
+
+def equal_passes(teachers, student, k, own=1.0):
+    """Return the work of CPSD from scratch and of its 2k teachers, in epochs of a baseline, unrounded.
 
     teachers, student: TeacherParams and StudentParams. own: share of a forward pass that a teacher has to itself; the rest
     is the frozen trunk's, once for all of them. In forward passes an image: a training step is 3, a soft target 1.
     """
     again, trunk = teachers.start == "baseline", (1 - own) / 3
-    taught = (teachers.more_epochs if again and teachers.more_epochs else teachers.epochs) * (2 * k * own + trunk)
+    epochs = teachers.more_epochs if again and teachers.more_epochs else teachers.trained_epochs
+    taught = epochs * (2 * k * own + trunk)
     targets = views_of(student) * (2 * k * own / 3 + trunk)
-    before = teachers.epochs if "baseline" in (teachers.start, student.start) else 0
-    return round(before + taught + targets + student.epochs), round(taught + (teachers.epochs if again else 0))
+    before = teachers.trained_epochs if "baseline" in (teachers.start, student.start) else 0
+    return before + taught + targets + student.trained_epochs, taught + (teachers.trained_epochs if again else 0)

@@ -36,9 +36,11 @@ def teacher_training(run, branch):
     """Return how the teachers of a branch are trained; whole, the baseline, and long start as the papers' do."""
     training = run.params.teachers
     if branch in FROM_MODEL:
-        epochs = equal_epochs_of(run)[1] if branch == "long" else training.epochs
-        return as_baseline(training).model_copy(update={"epochs": epochs})
-    return training.model_copy(update={"epochs": training.more_epochs or training.epochs, "more_epochs": None})
+        longer = {"epochs": equal_epochs_of(run)[1], "stop_after": None} if branch == "long" else {}
+        return as_baseline(training).model_copy(update=longer)
+    if training.more_epochs is None:
+        return training
+    return training.model_copy(update={"epochs": training.more_epochs, "stop_after": None, "more_epochs": None})
 
 
 def teachers_made_of(run, seed, partitions, branches):

@@ -188,7 +188,7 @@ def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc
     saved_at = began = time.perf_counter()
     before = state["seconds"] + batches.seconds_asked  # the teachers' time is theirs, not the student's
     done = state["epoch"] * batches.steps + state["step"]
-    last_epoch = _last_epoch(recipe)
+    last_epoch = recipe.trained_epochs
     with bar(last_epoch * batches.steps, desc, "step", initial=done) as progress:
         while state["epoch"] < last_epoch:
             for batch in batches.epoch(state["epoch"], state["step"]):
@@ -214,11 +214,6 @@ def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc
             state["seconds"] = before + time.perf_counter() - began - batches.seconds_asked
             _write_history(folder / "history.csv", state["history"], finished)
     state["seconds"] = before + time.perf_counter() - began - batches.seconds_asked
-
-
-def _last_epoch(recipe):
-    # The schedule is made for all epochs; L2D's teachers leave it before its end.
-    return min(recipe.epochs, recipe.stop_after or recipe.epochs)
 
 
 def _step(track, batch, precision, seed, step):
@@ -269,7 +264,7 @@ def _diverged(what, rows, state, checkpoint, files):
 def _end_epoch(tracks, batches, recipe, state, validation, precision):
     state["epoch"], state["step"] = state["epoch"] + 1, 0
     validated = validation is not None and (
-        state["epoch"] % recipe.validate_every == 0 or state["epoch"] == _last_epoch(recipe)
+        state["epoch"] % recipe.validate_every == 0 or state["epoch"] == recipe.trained_epochs
     )
     for track in tracks:
         row = {"epoch": state["epoch"], "learner": track.learner.name, "lr": track.schedule.get_last_lr()[0]}

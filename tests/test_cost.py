@@ -46,8 +46,8 @@ def released(model, **more):
 
 
 @cache
-def paper_cost(model):
-    return estimate(released(model), *COCO_COUNTS)
+def paper_cost(model, method="paper"):
+    return estimate(released(model, method=method), *COCO_COUNTS)
 
 
 def of_data(**data):
@@ -358,11 +358,25 @@ def test_what_comes_after_the_shared_stages_is_counted_by_hand():
 def test_every_model_of_the_paper_gives_a_card(name):
     found = paper_cost(name)
     lines = card(found).splitlines()
-    assert 10 <= len(lines) <= 12 and all(len(line) <= 120 for line in lines)
+    assert 11 <= len(lines) <= 13 and all(len(line) <= 120 for line in lines)
     starts = {re.match(r"\S+(?: \S+)* {2,}", line).end() for line in lines[:4]}
     assert len(starts) == 1  # aligned
     assert f"{found.eflop:.3f} EFLOP" in lines[-2] and f"{found.hours(100):,.1f} hours" in lines[-1]
     assert "arithmetic, not a measurement" in lines[-1] and f"{name}, 80 classes, 448 px" in lines[0]
+
+
+def test_a_card_says_how_many_baselines_cpsd_costs():
+    assert paper_cost("resnet101").cpsd_baselines == pytest.approx(
+        (80 * 10 + 80 * 10 / 3 + 80) / 80
+    )  # METHOD: about 14
+    shared = paper_cost("resnet101", method="shared_trunk")
+    own = own_share(released("resnet101").model, 80, 448, 4)
+    # Baseline, then a third as long 10 tails and their trunk, a word about each view, and a student.
+    third = 27 / 80
+    expected = 1 + third * (10 * own + (1 - own) / 3) + third * (10 * own + (1 - own)) / 3 + third
+    assert shared.cpsd_baselines == pytest.approx(expected)
+    assert "2.01 baselines' training" in card(shared)
+    assert estimate(of(student__rows=["baseline", "sd"]), 20, 100, 10).cpsd_baselines is None
 
 
 def test_hours_are_arithmetic():

@@ -11,7 +11,8 @@ from cpsd_lib import plots
 from cpsd_lib.evaluation import component_table, load_records, score, stamp, table_text
 from cpsd_lib.experiment import MissingStage
 from cpsd_lib.files import write_json
-from cpsd_lib.report import reading, write_report
+from cpsd_lib.param_reading import load_params
+from cpsd_lib.report import departure, reading, write_report
 
 
 def records(maps, split="test"):
@@ -35,6 +36,8 @@ def a_run(folder, protocol="honest", incomplete="", seeds=2):
             "model_dump": lambda mode: {"name": "hand"},
         },
         evaluation=SimpleNamespace(released=None),
+        teachers=SimpleNamespace(start="model"),
+        student=SimpleNamespace(start="model"),
         model=SimpleNamespace(name="test_resnet"),
         data=SimpleNamespace(kind="csv", size=64),
     )
@@ -51,6 +54,19 @@ def test_the_gain_is_paired_seed_by_seed():
 def test_rows_come_in_the_papers_order_and_merged_teachers_are_no_row():
     found = records({"cpsd": [3.0], "teachers_co": [9.0], "sd": [2.0], "baseline": [1.0]})
     assert list(component_table(found).index) == ["baseline", "+ SD", "+ CPSD"]
+
+
+def test_what_leaves_the_papers_method_is_said_beside_the_table():
+    def said(**overrides):
+        return departure(load_params("demo", {name.replace("__", "."): value for name, value in overrides.items()}))
+
+    assert said() == ""
+    assert said(method="shared_trunk") == (
+        "Not the paper's method: the teachers of parts start from the trained baseline, share its first 4 stages and train "
+        "3 epochs; the students start from the baseline and train 3 epochs. The baseline trains 10 epochs."
+    )
+    own = said(teachers__start="baseline")
+    assert "start from the trained baseline and train 10 epochs. The" in own and "students" not in own
 
 
 def test_one_seed_has_no_spread_and_claims_no_gain():

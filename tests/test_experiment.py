@@ -517,10 +517,16 @@ def test_teachers_in_train_mode_say_something_else_and_are_told_apart(outputs):
 
 
 def test_a_teacher_may_leave_its_schedule_before_the_end(outputs):
-    run = small(name="stops", student__rows=["baseline"], train__epochs=3, teachers__stop_after=1)
+    rows = ["baseline", "baseline_long", "sd_long"]
+    run = small(
+        name="stops", student__rows=rows, partition__k=2, train__epochs=3, teachers__stop_after=1, student__views=1
+    )
     everything(run)
     history = pd.read_csv(run.teacher_folder(0) / "history.csv")
     assert history["epoch"].tolist() == [1] and history["lr"].iloc[-1] > 1e-4  # OneCycle has not come down yet
+    # The rows of equal time are made for their own epochs, and go to the end: 2 x 2 teachers, 4/3 of targets, a student.
+    assert pd.read_csv(run.teacher_folder(0) / "long" / "history.csv")["epoch"].max() == 4
+    assert pd.read_csv(run.student_folder(0, "baseline_long") / "history.csv")["epoch"].max() == round(4 + 4 / 3 + 3)
 
 
 def test_a_released_partition_can_take_the_place_of_the_cut(outputs, tmp_path):

@@ -404,6 +404,48 @@ def test_the_l2d_recipe_is_bce_and_stops_its_teacher_after_30_of_80_epochs(tmp_p
     assert params.student.gamma_neg == params.student.clip == 0 and params.model.head == "ml_decoder"
 
 
+def test_the_method_is_the_papers_unless_it_is_named(tmp_path):
+    paper = load_params(file(tmp_path), {"train.epochs": 9})
+    assert paper.method == "paper" and paper == load_params(file(tmp_path), {"train.epochs": 9, "method": "paper"})
+    assert (paper.teachers.start, paper.teachers.share, paper.student.start, paper.student.epochs) == (
+        "model",
+        0,
+        "model",
+        9,
+    )
+
+
+def test_shared_trunk_trains_tails_and_a_student_from_the_baseline_for_a_third_of_its_epochs(tmp_path):
+    def shared(**overrides):
+        overrides = {name.replace("__", "."): value for name, value in overrides.items()}
+        return load_params(file(tmp_path), {"method": "shared_trunk", "train.epochs": 9} | overrides)
+
+    teachers, student = shared().teachers, shared().student
+    assert (teachers.start, teachers.share, teachers.epochs, teachers.more_epochs) == ("baseline", 4, 9, 3)
+    assert (student.start, student.epochs) == ("baseline", 3)
+    # Of what the baseline trains, not of what both trainings were given.
+    assert shared(teachers__epochs=30).student.epochs == shared(teachers__epochs=30).teachers.more_epochs == 10
+    assert shared(train__epochs=1).student.epochs == shared(teachers__stop_after=2).student.epochs == 1
+    # What a file says about one of the sections goes before the method.
+    own = shared(student__epochs=4, teachers__share=0)
+    assert (own.student.epochs, own.student.start, own.teachers.share, own.teachers.more_epochs) == (
+        4,
+        "baseline",
+        0,
+        3,
+    )
+
+
+def test_a_method_that_is_not_there_or_epochs_that_are_no_number_are_named(tmp_path):
+    assert refused(tmp_path, overrides={"method": "trunk"}).startswith("method:")
+    wrong = refused(tmp_path, overrides={"method": "shared_trunk", "train.epochs": "many"})
+    assert "train.epochs" in wrong and "student.start" not in wrong
+
+
+def test_shared_trunk_needs_a_baseline_of_the_students_own_model(tmp_path):
+    assert "method" in refused(tmp_path, overrides={"method": "shared_trunk", "student.rows": ["cpsd"]})
+
+
 def test_a_csv_run_needs_a_root_that_is_a_folder(tmp_path):
     assert "data.root" in refused(tmp_path, overrides={"data.kind": "csv"})
     for wrong in ("nowhere", "README.md", "", "  ", "x" * 5000, "a\0b"):

@@ -34,7 +34,8 @@ def test_led_rows_are_the_ones_that_embed():
 
 
 def settings(epochs, start="model", **more):
-    return SimpleNamespace(**{"epochs": epochs, "start": start, "more_epochs": None, "views": None} | more)
+    usual = {"epochs": epochs, "trained_epochs": epochs, "start": start, "more_epochs": None, "views": None}
+    return SimpleNamespace(**usual | more)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,7 @@ def test_teachers_that_start_from_the_baseline_cost_it_too_and_their_trunk_once(
     assert equal_epochs(again, settings(6), 3, own=0.1) == (round(6 + 3.6 + 1.8 + 1.2 + 1.8 + 6), round(6 + 5.4))
     assert equal_epochs(settings(6, "baseline", more_epochs=2), settings(6), 3) == (36, 18)
     assert equal_epochs(settings(6), settings(2, "baseline"), 3) == (6 + 36 + 4 + 2, 36)
+
+
+def test_a_schedule_that_is_left_early_costs_the_epochs_before():
+    assert equal_epochs(settings(80, trained_epochs=30), settings(80, views=1), 1) == (round(60 + 2 / 3 + 80), 60)
