@@ -14,6 +14,7 @@ BASELINE, SD, CO, DIS, CPSD, GREY = "#000000", "#E69F00", "#0072B2", "#D55E00", 
 ROW_COLOURS = {"baseline": BASELINE, "+ SD": SD, "+ CGPD": CO, "+ DGPD": DIS, "+ CPSD": CPSD}
 ROW_COLOURS |= {"student alone": BASELINE, "+ MLD": "#CC79A7", "+ LED": "#56B4E9", "+ MLD + LED": "#882255"}
 ROW_COLOURS |= {"+ random parts": "#999933", "baseline, CPSD's time": "#555555", "+ SD, CPSD's time": "#AA7700"}
+ROW_COLOURS |= {"+ SD, teacher trained on": "#CC6677"}
 ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "released checkpoint": GREY}
 
 

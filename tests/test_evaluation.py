@@ -13,6 +13,7 @@ from cpsd_lib.experiment import MissingStage
 from cpsd_lib.files import write_json
 from cpsd_lib.param_reading import load_params
 from cpsd_lib.report import departure, reading, write_report
+from cpsd_lib.rows import TITLES
 
 
 def records(maps, split="test"):
@@ -49,6 +50,12 @@ def test_the_gain_is_paired_seed_by_seed():
     line = table.loc["+ CPSD"]
     assert line["mAP"] == 56.0 and line["gain"] == 1.0 and line["seeds"] == 2 and line["seconds"] == 15.0
     assert line["gain spread"] == 0.0 and line["spread"] == pytest.approx(np.std([51, 61], ddof=1))
+
+
+def test_every_row_has_a_colour_in_the_figures():
+    assert set(plots.ROW_COLOURS) == set(TITLES.values())
+    figure = plots.components(records({row: [50.0, 51.0] for row in TITLES}), "test", "all rows")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(TITLES.values())
 
 
 def test_rows_come_in_the_papers_order_and_merged_teachers_are_no_row():

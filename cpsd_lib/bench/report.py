@@ -80,7 +80,7 @@ def machine_text(record):
 
 
 def sentences(record, about=""):
-    """Return one sentence for each row whose part holds the text `about`: what it saves, and what is in its time."""
+    """Return two lines for each row whose part holds the text `about`: what it saves, and what is in its time."""
     return [_sentence(row) for row in record["rows"] if about in row["part"]]
 
 
@@ -107,8 +107,8 @@ def _amortised(record):
     decoding = max(0.0, first["our_seconds"] - every["our_seconds"])
     ratio = EPOCHS * every["reference_seconds"] / (EPOCHS * every["our_seconds"] + decoding)
     return [
-        f"The first decode took {_short(decoding)} s; shared out over the {EPOCHS} epochs of the default recipe, views of "
-        f"photos come {_short(ratio)} times faster (arithmetic from the two rows)."
+        f"The first decode took {_short(decoding)} s; shared out over the {EPOCHS} epochs of the default recipe,\n"
+        f"    views of photos come {_short(ratio)} times faster (arithmetic from the two rows)."
     ]
 
 
@@ -135,7 +135,7 @@ def _sentence(row):
         if row["goal"] is None
         else f" The goal of {row['goal']:g} is {'reached' if row['reached'] else 'not reached'}."
     )
-    return f"{row['part']}: {change} ({row['counted']}{rates}).{goal}"
+    return f"{row['part']}: {change}.{goal}\n    {row['counted']}{rates}"
 
 
 def exit_status(record):
