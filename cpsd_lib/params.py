@@ -181,7 +181,8 @@ class TrainParams(Section):
 class TeacherParams(TrainParams):
     """Teacher training; a teacher that starts from the baseline can share its first stages with all the others."""
 
-    share: int = Field(0, ge=0, le=100)  # how many of the baseline's stages (trunk.stages_of) they share, frozen
+    # How many of the baseline's stages (trunk.stages_of) they share, frozen; -1: all but the last, -2: all but the last two.
+    share: int = Field(0, ge=-100, le=100)
     # Of teachers that start from the baseline; None: as many as the baseline.
     more_epochs: int | None = Field(None, ge=1)
 

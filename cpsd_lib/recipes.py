@@ -43,6 +43,6 @@ def method_sections(method, teachers):
         return {"teachers": {}, "student": {}}
     third = max(1, round(min(epochs) / 3))
     return {
-        "teachers": {"start": "baseline", "share": 4, "more_epochs": third},
+        "teachers": {"start": "baseline", "share": -1, "more_epochs": third},
         "student": {"start": "baseline", "epochs": third},
     }

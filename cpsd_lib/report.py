@@ -99,7 +99,9 @@ def departure(params):
     """Return the sentence that says how Params `params` leave the papers' method, in which nothing starts from the baseline."""
     teachers, student, found = params.teachers, params.student, []
     if teachers.start == "baseline":
-        shared = f", share its first {counted(teachers.share, 'stage')}" if teachers.share else ""
+        shared = f", share its first {counted(teachers.share, 'stage')}" if teachers.share > 0 else ""
+        if teachers.share < 0:
+            shared = f", share its stages but the last{'' if teachers.share == -1 else f' {-teachers.share}'}"
         epochs = teachers.more_epochs or teachers.trained_epochs
         found.append(
             f"the teachers of parts start from the trained baseline{shared} and train {counted(epochs, 'epoch')}"

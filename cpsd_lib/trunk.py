@@ -66,7 +66,10 @@ def stages_of(backbone):
 
 
 def make_trunk(model, share):
-    """Return the Trunk of the first `share` stages (stages_of) of a Classifier, a copy; ValueError where it has no such."""
+    """Return the Trunk of the first `share` stages (stages_of) of a Classifier, a copy; ValueError where it has no such.
+
+    A negative `share` counts from the end, here and below: -1 is all stages but the last.
+    """
     backbone = copy.deepcopy(model.backbone)
     for parent, name, _ in _units(backbone)[_cut(backbone, share) :]:
         setattr(parent, name, nn.Identity())
@@ -95,7 +98,7 @@ def check_split(model, share, size):
         same = False
     if not same:
         raise ValueError(
-            f"{type(model.backbone).__name__} cannot be cut after stage {share}: its stages are no plain sequence; set "
+            f"{type(model.backbone).__name__} cannot be cut at teachers.share={share}: its stages are no plain sequence; set "
             "teachers.share=0 (teachers of their own from the trained baseline), or take a backbone such as a ResNet"
         )
 
@@ -124,11 +127,13 @@ def _cut(backbone, share):
     """Return how many units the first `share` stages are."""
     names = [name for _, _, name in _units(backbone)]
     stages = stages_of(backbone)
-    if not 1 <= share <= len(stages):
+    first = share if share > 0 else len(stages) + share
+    if not 1 <= first <= len(stages):
         raise ValueError(
-            f"this backbone has {len(stages)} stages to share ({', '.join(stages)}); share 1 to {len(stages)}"
+            f"this backbone has {len(stages)} stages to share ({', '.join(stages)}); share 1 to {len(stages)}, or -1 for "
+            f"all but the last, got {share}"
         )
-    module = stages[share - 1]
+    module = stages[first - 1]
     # A stage is a unit, lies in one, or is a sequence that was opened up.
     found = [
         number

@@ -69,9 +69,11 @@ def test_what_leaves_the_papers_method_is_said_beside_the_table():
 
     assert said() == ""
     assert said(method="shared_trunk") == (
-        "Not the paper's method: the teachers of parts start from the trained baseline, share its first 4 stages and train "
+        "Not the paper's method: the teachers of parts start from the trained baseline, share its stages but the last and train "
         "3 epochs; the students start from the baseline and train 3 epochs. The baseline trains 10 epochs."
     )
+    assert "share its first 4 stages and train" in said(method="shared_trunk", teachers__share=4)
+    assert "share its stages but the last 2 and train" in said(method="shared_trunk", teachers__share=-2)
     own = said(teachers__start="baseline")
     assert "start from the trained baseline and train 10 epochs. The" in own and "students" not in own
 

@@ -36,11 +36,22 @@ def test_trunk_and_tail_are_the_network_bit_for_bit_wherever_it_is_cut(name):
 
 
 def test_a_network_that_is_no_sequence_or_has_no_such_stage_is_refused():
-    with pytest.raises(ValueError, match=r"VisionTransformer cannot be cut after stage 2.*teachers.share=0"):
+    with pytest.raises(ValueError, match=r"VisionTransformer cannot be cut at teachers.share=2.*teachers.share=0"):
         check_split(model("test_vit"), 2, 160)
     with pytest.raises(ValueError, match=r"5 stages to share.*layer4.*share 1 to 5"):
         check_split(model(), 6, 64)
+    with pytest.raises(ValueError, match=r"-1 for all but the last, got -5"):
+        check_split(model(), -5, 64)
     check_split(model(), 4, 64)
+
+
+@pytest.mark.parametrize(("name", "stages"), [("test_resnet", 5), ("convnext_atto", 4)])
+def test_a_negative_share_counts_stages_from_the_end(name, stages):
+    whole = model(name)
+    for left in (1, 2):
+        own, same = (set(make_trunk(whole, share).state_dict()) for share in (-left, stages - left))
+        assert own == same
+        check_split(whole, -left, 64)
 
 
 def test_the_trunk_is_run_once_for_all_tails_that_see_a_batch():
