@@ -9,6 +9,7 @@ from cpsd_lib.experiment import MissingStage, training_rows
 from cpsd_lib.files import digest, read_json
 from cpsd_lib.fold import fold_teachers
 from cpsd_lib.hardware import pick_precision
+from cpsd_lib.learner import Learner
 from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
 from cpsd_lib.rows import ROWS, branches_of, shares, views_of
 from cpsd_lib.run_training import (
@@ -22,7 +23,6 @@ from cpsd_lib.run_training import (
 from cpsd_lib.soft_targets import Asked, SoftTargets, StaleTargets, expected, fill, remove_store
 from cpsd_lib.teachers import TrainModeTeachers
 from cpsd_lib.teaching import equal_epochs_of, load_teachers, teacher_training, teachers_record
-from cpsd_lib.train import Learner
 from cpsd_lib.trunk import start_from
 from cpsd_lib.weights import load_weights
 from cpsd_lib.words import counted

@@ -4,6 +4,7 @@ import torch
 
 from cpsd_lib.experiment import MissingStage, load_partitions, training_rows
 from cpsd_lib.files import read_json, write_json
+from cpsd_lib.learner import Learner
 from cpsd_lib.meta_models import own_share
 from cpsd_lib.objectives import Supervised
 from cpsd_lib.rows import FROM_MODEL, branches_of, equal_epochs
@@ -17,7 +18,6 @@ from cpsd_lib.run_training import (
     trained_baseline,
 )
 from cpsd_lib.teachers import Teachers
-from cpsd_lib.train import Learner
 from cpsd_lib.trunk import check_split, make_tail, make_trunk, start_from
 from cpsd_lib.weights import load_learner
 from cpsd_lib.words import counted

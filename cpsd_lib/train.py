@@ -1,45 +1,28 @@
-"""THE loop, once: teachers side by side or one student, with EMA, history, checkpoint and resume."""
+"""THE loop, once: teachers side by side or one student, with EMA, validation and history."""
 
-import contextlib
 import csv
 import math
-import pickle
 import time
-import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
-from torch import nn
 
 from cpsd_lib.batches import predict
-from cpsd_lib.ema import Ema
+from cpsd_lib.checkpoint import one_trainer, resume, write_checkpoint
 from cpsd_lib.files import atomic
 from cpsd_lib.hardware import derive_seed, pick_precision
+from cpsd_lib.learner import make_track
 from cpsd_lib.metrics import mean_average_precision
-from cpsd_lib.optimizer import optimizer_of
 from cpsd_lib.progress import bar
 from cpsd_lib.weights import load_learner, save_learner
 
 CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the device
-LOCK_SECONDS = 30  # a killed runner's kernel may live a second longer: wait for it rather than write beside it
 
 
 class Diverged(RuntimeError):
     """The loss became NaN or infinite."""
-
-
-@dataclass
-class Learner:
-    """A model, what it learns, and the columns [P] of the targets that its logits stand for."""
-
-    name: str
-    model: nn.Module
-    objective: object  # (Output, Batch) -> {name: scalar loss}
-    columns: list
-    made_of: dict  # JSON-able: all that determines the trained weights; finished weights made of the same are loaded
 
 
 @dataclass(frozen=True)
@@ -50,40 +33,6 @@ class Validation:
     targets: np.ndarray  # [N, C]
     rows: np.ndarray
     raw_too: bool = False  # the release also chose between raw and EMA weights
-
-
-@dataclass
-class _Track:
-    """A learner and all that its training carries from step to step."""
-
-    learner: Learner
-    optimizer: torch.optim.Optimizer
-    schedule: object
-    scaler: torch.amp.GradScaler
-    ema: Ema
-    forward: object
-    sums: dict = field(default_factory=dict)  # named losses of this epoch, float64 on the device
-    best: dict = field(default_factory=dict)  # score, epoch, kind, state: the best validated weights
-
-    def state(self):
-        return {
-            "model": self.learner.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema": self.ema.shadow,
-            "sums": self.sums,
-            "best": self.best,
-        }
-
-    def load(self, state):
-        self.learner.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
-        for shadow, saved in zip(self.ema.shadow, state["ema"], strict=True):
-            shadow.copy_(saved)
-        self.sums, self.best = state["sums"], state["best"]
 
 
 def fit(learners, batches, recipe, folder, *, seed, about, validation=None, files=None, desc="training"):
@@ -98,86 +47,20 @@ def fit(learners, batches, recipe, folder, *, seed, about, validation=None, file
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _one_trainer(folder):
+    with one_trainer(folder):
         entries = {learner.name: load_learner(learner, folder) for learner in learners}
         todo = [learner for learner in learners if entries[learner.name] is None]
         finished = [name for name, entry in entries.items() if entry is not None]
         if todo:
             for leftover in folder.glob(".*.tmp"):  # half-written by a killed process; ours alone under the lock
                 leftover.unlink(missing_ok=True)
-            tracks = [_track(learner, batches, recipe) for learner in todo]
-            state = _resume(folder / "last.ckpt", tracks, batches.device)
+            tracks = [make_track(learner, recipe, batches.steps, batches.device) for learner in todo]
+            state = resume(folder / "last.ckpt", tracks, batches.device)
             _train(tracks, batches, recipe, folder, seed, state, validation, files, desc, finished)
             for track in tracks:
                 entries[track.learner.name] = _save(track, folder, about, state, len(tracks))
             (folder / "last.ckpt").unlink(missing_ok=True)
         return entries
-
-
-@contextlib.contextmanager
-def _one_trainer(folder):
-    lock = FileLock(folder / ".lock", timeout=LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RuntimeError(f"another process trains in {folder}; wait for it, or stop it, and start again") from None
-    with lock:
-        lock.release()  # `with` counted a second acquisition
-        yield
-
-
-def _track(learner, batches, recipe):
-    device = batches.device
-    model = learner.model.to(device, memory_format=torch.channels_last)
-    optimizer, schedule = optimizer_of(model, recipe, batches.steps)
-    half = pick_precision(recipe.precision, device) is torch.float16
-    ema = Ema(model, recipe.ema_decay, recipe.ema_warmup)
-    return _Track(
-        learner, optimizer, schedule, torch.amp.GradScaler(device.type, enabled=half), ema, _forward(model, recipe)
-    )
-
-
-def _forward(model, recipe):
-    if not recipe.compile:
-        return model
-    torch._dynamo.config.suppress_errors = True  # a graph that does not compile runs eagerly, and torch says so
-    return torch.compile(model)
-
-
-def _resume(path, tracks, device):
-    """Return the loop's state, from the checkpoint when it was made of the same; unreadable, it is as good as none."""
-    fresh = {"epoch": 0, "step": 0, "seconds": 0.0, "history": []}
-    if not path.exists():
-        return fresh
-    try:
-        # torch.save writes a zip; anything else is not handed to torch's old unpickler.
-        saved = torch.load(path, map_location=device, weights_only=True) if zipfile.is_zipfile(path) else None
-    except (RuntimeError, pickle.UnpicklingError):
-        saved = None
-    if saved is None:
-        print(f"{path} cannot be read; this training starts anew")
-        return fresh
-    made_of = _made_of(tracks)
-    # Killed while the finished weights were being written, some learners of the checkpoint need no training any more.
-    if {name: saved["made_of"].get(name) for name in made_of} != made_of:
-        return fresh
-    for track in tracks:
-        track.load(saved["tracks"][track.learner.name])
-    state = {name: saved[name] for name in fresh}
-    state["seconds"] *= len(tracks) / len(saved["tracks"])
-    state["history"] = [row for row in saved["history"] if row["learner"] in made_of]
-    return state
-
-
-def _made_of(tracks):
-    return {track.learner.name: track.learner.made_of for track in tracks}
-
-
-def _checkpoint(path, tracks, state):
-    with atomic(path) as temporary:
-        torch.save(
-            state | {"made_of": _made_of(tracks), "tracks": {t.learner.name: t.state() for t in tracks}}, temporary
-        )
 
 
 def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc, finished):
@@ -207,7 +90,7 @@ def _train(tracks, batches, recipe, folder, seed, state, validation, files, desc
                     progress.note(f"epoch {state['epoch'] + 1}/{last_epoch}")
                 if due:
                     state["seconds"] = before + now - began - batches.seconds_asked
-                    _checkpoint(checkpoint, tracks, state)
+                    write_checkpoint(checkpoint, tracks, state)
                     saved_at = time.perf_counter()
                 progress.update(1)
             _end_epoch(tracks, batches, recipe, state, validation, precision)

@@ -20,10 +20,10 @@ from cpsd_lib.bench.whole import TimedBatches
 from cpsd_lib.bench.workspace import apart, decode_once, distance, open_workspace, weights_of, worst
 from cpsd_lib.cost import estimate
 from cpsd_lib.ema import Ema
+from cpsd_lib.learner import Learner
 from cpsd_lib.param_files import ParameterError
 from cpsd_lib.param_reading import load_params
 from cpsd_lib.teachers import Teachers
-from cpsd_lib.train import Learner
 
 
 @pytest.fixture(scope="module")

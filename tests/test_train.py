@@ -13,17 +13,18 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from torch import nn
 
-from cpsd_lib import train
+from cpsd_lib import checkpoint, train
 from cpsd_lib.batches import Batches, predict
 from cpsd_lib.ema import Ema
 from cpsd_lib.files import read_json
 from cpsd_lib.hardware import derive_seed, pick_device, pick_precision
+from cpsd_lib.learner import Learner
 from cpsd_lib.metrics import mean_average_precision
 from cpsd_lib.models import Output, build_model
 from cpsd_lib.objectives import Supervised
 from cpsd_lib.params import TrainParams
 from cpsd_lib.recipes import RECIPES
-from cpsd_lib.train import Diverged, Learner, Validation, fit
+from cpsd_lib.train import Diverged, Validation, fit
 
 CLASSES = 4
 
@@ -611,14 +612,14 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(images, targets
 
 
 def test_a_second_process_in_the_same_folder_is_refused_with_words(images, targets, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(checkpoint, "LOCK_SECONDS", 0.1)
     with FileLock(tmp_path / ".lock"), pytest.raises(RuntimeError, match="another process trains in"):
         run([learner()], tmp_path, images, targets)
     run([learner()], tmp_path, images, targets)  # the lock was given back: by the other, and by the refused
 
 
 def test_a_failed_training_gives_its_lock_back(images, targets, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(checkpoint, "LOCK_SECONDS", 0.1)
     x = learner()
     x.objective = interrupting(x.objective, 1)
     with pytest.raises(Interrupt):

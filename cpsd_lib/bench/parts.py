@@ -14,11 +14,11 @@ from cpsd_lib.bench.workspace import apart, decode_once, distance, weights_of, w
 from cpsd_lib.ema import Ema
 from cpsd_lib.fold import fold_teachers
 from cpsd_lib.hardware import pick_device
+from cpsd_lib.learner import Learner
 from cpsd_lib.models import build_model
 from cpsd_lib.objectives import SelfDistillation
 from cpsd_lib.soft_targets import Asked, SoftTargets, fill
 from cpsd_lib.teachers import Teachers
-from cpsd_lib.train import Learner
 
 DECAY, UPDATES = 0.9997, 5
 # As a share of the way a student went. Half-precision targets leave it at 0.04 to 0.06 (mobilenetv2_100, 4 to 16 steps); one

@@ -9,11 +9,12 @@ from cpsd_lib.bench.reference_training import ASK, CHECK, INPUT, LEARN, TEACH
 from cpsd_lib.bench.timing import OURS, REFERENCE, Pair, Stopwatch
 from cpsd_lib.bench.workspace import apart, decode_once, weights_of, worst
 from cpsd_lib.fold import fold_teachers
+from cpsd_lib.learner import Learner
 from cpsd_lib.objectives import SelfDistillation
 from cpsd_lib.rows import COMPONENTS, ROWS, shares
 from cpsd_lib.soft_targets import Asked, SoftTargets, fill
 from cpsd_lib.teachers import Teachers
-from cpsd_lib.train import Learner, Validation
+from cpsd_lib.train import Validation
 
 BRANCHES = ("whole", "co", "dis")
 STUDENTS = tuple(row for row in COMPONENTS if row != "baseline")  # the baseline is the teacher over all classes

@@ -14,12 +14,13 @@ from cpsd_lib.bench.settings import Settings
 from cpsd_lib.data import cache
 from cpsd_lib.files import digest
 from cpsd_lib.hardware import derive_seed, pick_device, pick_precision
+from cpsd_lib.learner import Learner
 from cpsd_lib.models import build_model
 from cpsd_lib.objectives import Supervised
 from cpsd_lib.params import TrainParams
 from cpsd_lib.partition import Partition, random_partition
 from cpsd_lib.recipes import RECIPES
-from cpsd_lib.train import Learner, fit
+from cpsd_lib.train import fit
 
 # The release's rate for students. At the default's 5e-4 Adam makes whole steps of the last bits of half-precision targets: after
 # 16 steps the same student lay 0.7 of its way off, at this rate 0.06 (mobilenetv2_100, 48 px). The rate costs no time.
