@@ -10,7 +10,7 @@ from cpsd_lib.hardware import pick_precision
 from cpsd_lib.meta_models import MetaModel, activation_bytes, on_meta, own_share, tail_on_meta
 from cpsd_lib.param_files import ParameterError, blamed_on, repo_root
 from cpsd_lib.partition import Partition
-from cpsd_lib.rows import FROM_MODEL, ROWS, branches_of, equal_epochs, equal_passes, views_of
+from cpsd_lib.rows import FROM_MODEL, ROWS, branches_of, equal_epochs, views_of, work_of
 from cpsd_lib.words import counted
 
 
@@ -155,8 +155,8 @@ def as_computed(params, device):
 
 
 def _cpsd_baselines(params, num_classes, own):
-    passes = equal_passes(params.teachers, params.student, _parts(params.partition, num_classes)["co"], own)[0]
-    return passes / params.teachers.trained_epochs
+    k = _parts(params.partition, num_classes)["co"]
+    return work_of("cpsd", params.teachers, params.student, k, own) / params.teachers.trained_epochs
 
 
 def _trainings(params, rows, num_classes, train_images, test_images, own):

@@ -37,6 +37,21 @@ def gain_against(gain, properties, title):
     return figure
 
 
+def map_against_work(lines, title):
+    """What each row pays and gets: mAP over work in trainings of one baseline, bars of a standard deviation over seeds.
+
+    lines: DataFrame by row's title with work, mAP, spread (NaN for one seed).
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4.4))
+    for number, (row, line) in enumerate(lines.iterrows()):
+        style = {"fmt": "osD^vP*X"[number % 8], "color": ROW_COLOURS.get(row, GREY), "markersize": 9, "capsize": 3}
+        axis.errorbar(line["work"], line["mAP"], np.nan_to_num(line["spread"]), label=row, **style)
+    axis.set_xlim(left=0)
+    axis.set(xlabel="work from scratch (trainings of one baseline)", ylabel="mAP (%)", title=title)
+    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return figure
+
+
 def reliability_curves(tables, title):
     """Share of positives over mean probability, a line a row of {title: reliability table}, and a perfect model's diagonal."""
     figure, axis = plt.subplots(figsize=(6.4, 5.2))

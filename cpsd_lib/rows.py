@@ -74,20 +74,36 @@ def views_of(student):
 
 
 def equal_epochs(teachers, student, k, own=1.0):
-    """Return (epochs of a baseline, epochs of one teacher) that take the time of CPSD and of its 2k teachers (equal_passes)."""
-    whole, taught = equal_passes(teachers, student, k, own)
-    return round(whole), round(taught)
+    """Return (epochs of a baseline, epochs of one teacher) that take the time of CPSD and of its 2k teachers (work_of)."""
+    again = teachers.trained_epochs if teachers.start == "baseline" else 0
+    return round(work_of("cpsd", teachers, student, k, own)), round(again + _tails(teachers, 2 * k, own))
 
 
-def equal_passes(teachers, student, k, own=1.0):
-    """Return the work of CPSD from scratch and of its 2k teachers, in epochs of a baseline, unrounded.
+def work_of(row, teachers, student, k, own=1.0):
+    """Return the work of a row from scratch, in epochs of a baseline: its teachers, what they say, its student.
 
     teachers, student: TeacherParams and StudentParams. own: share of a forward pass that a teacher has to itself; the rest
     is the frozen trunk's, once for all of them. In forward passes an image: a training step is 3, a soft target 1.
     """
-    again, trunk = teachers.start == "baseline", (1 - own) / 3
-    epochs = teachers.more_epochs if again and teachers.more_epochs else teachers.trained_epochs
-    taught = epochs * (2 * k * own + trunk)
-    targets = views_of(student) * (2 * k * own / 3 + trunk)
-    before = teachers.trained_epochs if "baseline" in (teachers.start, student.start) else 0
-    return before + taught + targets + student.trained_epochs, taught + (teachers.trained_epochs if again else 0)
+    if row == "baseline":
+        return teachers.trained_epochs
+    if row == "baseline_long":
+        return equal_epochs(teachers, student, k, own)[0]
+    trained = {"whole": teachers.trained_epochs}
+    if "long" in ROWS[row].teachers:
+        trained["long"] = equal_epochs(teachers, student, k, own)[1]
+    whole = [branch for branch in ROWS[row].teachers if branch in FROM_MODEL]
+    parts = sum(1 if branch == "again" else k for branch in ROWS[row].teachers if branch not in FROM_MODEL)
+    taught = sum(trained[branch] for branch in whole) + _tails(teachers, parts, own)
+    # An embedding is asked for anew in every step, logits once a view.
+    asked = student.trained_epochs if ROWS[row].embeds else views_of(student)
+    targets = asked * (len(whole) + (parts * own + 1 - own if parts else 0)) / 3
+    starts = student.start == "baseline" or (parts and teachers.start == "baseline")
+    before = teachers.trained_epochs if starts and "whole" not in whole else 0
+    return before + taught + targets + student.trained_epochs
+
+
+def _tails(teachers, count, own):
+    """Return the work of training `count` teachers of parts, without the baseline they may start from."""
+    more = teachers.more_epochs if teachers.start == "baseline" else None
+    return (more or teachers.trained_epochs) * (count * own + (1 - own) / 3) if count else 0

@@ -7,7 +7,7 @@ from cpsd_lib.files import read_json, write_json
 from cpsd_lib.learner import Learner
 from cpsd_lib.meta_models import own_share
 from cpsd_lib.objectives import Supervised
-from cpsd_lib.rows import FROM_MODEL, branches_of, equal_epochs
+from cpsd_lib.rows import FROM_MODEL, branches_of, equal_epochs, work_of
 from cpsd_lib.run_training import (
     as_baseline,
     build_run_model,
@@ -25,11 +25,22 @@ from cpsd_lib.words import counted
 
 def equal_epochs_of(run):
     """Return (epochs of a baseline, epochs of one teacher) that take the time of this run's CPSD (rows.equal_epochs)."""
-    teachers, student, k = run.params.teachers, run.params.student, len(load_partitions(run)["co"])
-    own = 1.0
-    if teachers.share:
-        own = own_share(teacher_model(run), len(run.dataset.table.names), run.params.data.size, teachers.share)
-    return equal_epochs(teachers, student, k, own)
+    return equal_epochs(run.params.teachers, run.params.student, *_size_of_teachers(run))
+
+
+def work_in_baselines(run):
+    """Return {row: its work from scratch} in trainings of the baseline (rows.work_of), for teachers of the student's model."""
+    teachers, size = run.params.teachers, _size_of_teachers(run)
+    rows = run.params.student.rows
+    return {row: work_of(row, teachers, run.params.student, *size) / teachers.trained_epochs for row in rows}
+
+
+def _size_of_teachers(run):
+    """Return (teachers a branch, share of a forward pass that each has to itself)."""
+    share, own = run.params.teachers.share, 1.0
+    if share:
+        own = own_share(teacher_model(run), len(run.dataset.table.names), run.params.data.size, share)
+    return len(load_partitions(run)["co"]), own
 
 
 def teacher_training(run, branch):

@@ -23,6 +23,7 @@ from cpsd_lib.models import PRESETS, Classifier, build_model
 from cpsd_lib.param_files import ParameterError, repo_root, set_dotted
 from cpsd_lib.param_reading import resolve
 from cpsd_lib.partition import Partition
+from cpsd_lib.rows import branches_of, work_of
 from cpsd_lib.teaching import train_teachers
 from cpsd_lib.trunk import Tail
 
@@ -377,6 +378,20 @@ def test_a_card_says_how_many_baselines_cpsd_costs():
     assert shared.cpsd_baselines == pytest.approx(expected)
     assert "2.01 baselines' training" in card(shared)
     assert estimate(of(student__rows=["baseline", "sd"]), 20, 100, 10).cpsd_baselines is None
+
+
+@pytest.mark.parametrize("method", ["paper", "shared_trunk"])
+@pytest.mark.parametrize("row", ["sd", "cgpd", "rand", "cpsd", "sd_long"])
+def test_the_work_of_a_row_is_the_compute_of_a_run_of_it_alone(row, method):
+    params = of("resnet18", 64, method=method, train__epochs=6, partition__k=3, student__rows=["baseline", row])
+    run = estimate(params, 20, 320, 10)
+    baseline = 3 * 6 * 320 * run.forward_gflop / 1e9
+    own = own_share(params.model, 20, 64, -1) if method == "shared_trunk" else 1.0
+    work = work_of(row, params.teachers, params.student, 3, own) / 6
+    # The run trains a baseline in any case; a row that neither learns from it nor starts from it is cheaper by one.
+    beside = 0 if "whole" in branches_of([row]) or method == "shared_trunk" else 1
+    spent = run.teacher_eflop + run.target_eflop + run.student_eflop
+    assert spent / baseline == pytest.approx(work + beside, rel=1e-6)
 
 
 def test_hours_are_arithmetic():

@@ -473,7 +473,7 @@ def test_a_backbone_that_cannot_be_cut_is_refused_before_anything_is_trained(out
         name="vit", model={"name": "test_vit"}, student__rows=["baseline", "cgpd"], **SHARED | {"data__size": 160}
     )
     cut_labels(run)
-    with pytest.raises(ValueError, match="VisionTransformer cannot be cut at teachers.share=4"):
+    with pytest.raises(ValueError, match=r"VisionTransformer cannot be cut at teachers\.share=4"):
         train_teachers(run, 0)
     assert not (run.teacher_folder(0) / "whole.json").exists()
 

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cpsd_lib.rows import BRANCHES, COMPONENTS, ROWS, TITLES, baseline_of, branches_of, equal_epochs, shares
+from cpsd_lib.rows import BRANCHES, COMPONENTS, ROWS, TITLES, baseline_of, branches_of, equal_epochs, shares, work_of
 
 
 def test_rows_need_the_branches_of_their_teachers():
@@ -62,3 +62,24 @@ def test_teachers_that_start_from_the_baseline_cost_it_too_and_their_trunk_once(
 
 def test_a_schedule_that_is_left_early_costs_the_epochs_before():
     assert equal_epochs(settings(80, trained_epochs=30), settings(80, views=1), 1) == (round(60 + 2 / 3 + 80), 60)
+
+
+def test_the_work_of_a_row_is_its_teachers_their_words_and_its_student():
+    def work(row, **student):
+        return work_of(row, settings(6), settings(6, **student), 3)
+
+    assert (work("baseline"), work("alone"), work("sd")) == (6, 6, 6 + 2 + 6)
+    assert work("cgpd") == work("dgpd") == work("rand") == 3 * 6 + 6 + 6
+    assert work("cpsd") == 36 + 12 + 6 and work("baseline_long") == 54 and work("sd_long") == 36 + 2 + 6
+    assert work("cpsd", views=2) == 36 + 4 + 6
+    # Embeddings are no words that can be stored: the teacher is asked in every epoch.
+    assert work("mld", views=2) == 6 + 2 / 3 + 6 and work("led", views=2) == 14
+
+
+def test_the_work_of_a_row_that_starts_from_the_baseline_holds_the_baseline_once():
+    tails, short = settings(6, "baseline", more_epochs=2), settings(2, "baseline")
+    trunk = 0.9 / 3
+    assert work_of("cpsd", tails, short, 3, 0.1) == pytest.approx(6 + 2 * (0.6 + trunk) + 2 * (0.2 + trunk) + 2)
+    assert work_of("sd_again", tails, short, 3, 0.1) == pytest.approx(6 + 2 * (0.1 + trunk) + 2 * (0.1 / 3 + trunk) + 2)
+    assert work_of("sd", tails, short, 3, 0.1) == pytest.approx(6 + 2 / 3 + 2)  # its teacher is the baseline
+    assert work_of("alone", tails, short, 3, 0.1) == 6 + 2 and work_of("baseline", tails, short, 3, 0.1) == 6
