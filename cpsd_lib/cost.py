@@ -10,7 +10,7 @@ from cpsd_lib.hardware import pick_precision
 from cpsd_lib.meta_models import MetaModel, activation_bytes, on_meta, own_share, tail_on_meta
 from cpsd_lib.param_files import ParameterError, blamed_on, repo_root
 from cpsd_lib.partition import Partition
-from cpsd_lib.rows import FROM_MODEL, ROWS, branches_of, equal_epochs, views_of, work_of
+from cpsd_lib.rows import FROM_MODEL, ROWS, branches_heard, branches_of, equal_epochs, views_of, work_of
 from cpsd_lib.words import counted
 
 
@@ -116,7 +116,7 @@ def estimate(params, num_classes, train_images, test_images):
     asked = {row: ROWS[row].teachers for row in learning if ROWS[row].embeds}
     beside = max((sum(len(teaching[branch]) for branch in asked[row]) for row in asked), default=0)
     # Of the first epochs' batches; what their last, short batch left out may come up in a later epoch.
-    stored = speaking(branches_of(learning), min(usual.passes, views_of(params.student) * usual.images))
+    stored = speaking(branches_heard(learning), min(usual.passes, views_of(params.student) * usual.images))
     # Without a model of its own the teacher of `whole` is the baseline, a row of the table already.
     merged = [branch for branch in teaching if branch != "whole" or params.teacher_model]
     return Cost(

@@ -11,7 +11,7 @@ from cpsd_lib.fold import fold_teachers
 from cpsd_lib.hardware import pick_precision
 from cpsd_lib.learner import Learner
 from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
-from cpsd_lib.rows import ROWS, branches_of, shares, views_of
+from cpsd_lib.rows import ROWS, branches_heard, shares, views_of
 from cpsd_lib.run_training import (
     baseline_record,
     build_run_model,
@@ -52,7 +52,7 @@ def open_targets(run, seed):
     training, stores = run.params.student, {}
     rows, _ = training_rows(run, training, seed)
     record = teachers_record(run, seed)
-    for branch in branches_of([row for row in training.rows if row != "baseline"]):
+    for branch in branches_heard(training.rows):
         made_of = _targets_made_of(run, seed, branch, record[branch])
         arguments = (run.target_path(seed, branch), made_of, rows, len(run.dataset.table.names), views_of(training))
         try:
@@ -72,7 +72,7 @@ def ask_targets(run, seed, stores):
         if run.params.student.teacher_mode == "train":
             return {b: TrainModeTeachers(merged.experts, merged.partition) for b, merged in speaking.items()}
         image = torch.zeros(1, 3, run.params.data.size, run.params.data.size)
-        return {branch: fold_teachers(merged, image) for branch, merged in speaking.items()}
+        return fold_teachers(speaking, image)
 
     return Asked(stores, load, run.device, pick_precision(run.params.student.precision, run.device))
 
@@ -148,7 +148,7 @@ def train_student(run, seed, row, stores):
     """
     training = _student_training(run, row)
     rows, selection = training_rows(run, training, seed)
-    used = {branch: stores[branch] for branch in ROWS[row].teachers}
+    used = {branch: stores[branch] for branch in branches_heard([row])}
     asked = ask_targets(run, seed, used) if used else None
     experts = load_teachers(run, seed, ROWS[row].teachers) if ROWS[row].embeds else {}
     for merged in experts.values():

@@ -8,7 +8,7 @@ from cpsd_lib import metrics
 from cpsd_lib.batches import predict
 from cpsd_lib.data.reading import NOT_COMPARABLE
 from cpsd_lib.distill import load_student
-from cpsd_lib.experiment import MissingStage, training_rows
+from cpsd_lib.experiment import MissingStage, held_out_rows
 from cpsd_lib.files import atomic, read_json, write_json
 from cpsd_lib.hardware import pick_precision
 from cpsd_lib.label_vectors import read_label_vectors
@@ -32,8 +32,8 @@ def evaluate(run):
     released = run.params.evaluation.released is not None
     for seed in run.params.seed_list()[: 1 if released else None]:
         for name, forward, seconds in _released(run) if released else _models(run, seed):
-            if not released and run.params.protocol == "honest":
-                held_out = training_rows(run, run.params.student, seed)[1]
+            if not released:
+                held_out = held_out_rows(run, seed)
                 if held_out is not None:  # to tune thresholds on, never scored
                     _save(score_path(run, seed, name, "held_out"), _logits(run, forward, held_out))
             for split in SPLITS:
@@ -88,12 +88,14 @@ def _models(run, seed):
                 seconds += teacher_seconds["whole"]
             for branch in ROWS[row].teachers:
                 path = run.target_path(seed, branch).with_suffix(".seconds")
-                seconds += teacher_seconds[branch] + (float(path.read_text()) if path.exists() else 0.0)
+                told = ROWS[row].hears and path.exists()
+                seconds += teacher_seconds[branch] + (float(path.read_text()) if told else 0.0)
         yield row, _on_device(run, model), seconds
     for branch, merged in load_teachers(run, seed).items():
         if branch != "whole" or run.params.teacher_model:  # else it is the baseline, scored above
             merged.to(run.device)
-            yield f"teachers_{branch}", merged, teacher_seconds[branch]
+            later = run.params.teachers.start == "baseline" and branch not in FROM_MODEL
+            yield f"teachers_{branch}", merged, teacher_seconds[branch] + (teacher_seconds["whole"] if later else 0.0)
 
 
 def _starts_from_baseline(params, row):

@@ -6,7 +6,7 @@ from scipy.special import expit
 
 from cpsd_lib import calibration, metrics, thresholds
 from cpsd_lib.evaluation import score_path
-from cpsd_lib.experiment import MissingStage, training_rows
+from cpsd_lib.experiment import MissingStage, held_out_rows
 from cpsd_lib.rows import TITLES
 
 
@@ -68,11 +68,3 @@ def decision_rules(run, rows, split="test"):
                 found = metrics.precision_recall_f1(scores, targets, **arguments)
                 lines.append({"row": TITLES[row], "rule": rule} | {name: 100 * found[name] for name in ("CF1", "OF1")})
     return pd.DataFrame(lines).groupby(["row", "rule"], sort=False).mean()
-
-
-def held_out_rows(run, seed):
-    """Return the images [n] of train or val that no weight was fitted to; None where the run holds none out.
-
-    Under `protocol: paper` the images that select the epoch are test images, and thresholds are not tuned on those.
-    """
-    return None if run.params.protocol == "paper" else training_rows(run, run.params.student, seed)[1]

@@ -26,9 +26,12 @@ def open_run(params="demo", overrides=None):
     The first call of every notebook. Raises ParameterError before anything is computed.
     """
     keep_freed_memory()
-    if isinstance(overrides, str):  # papermill -p overrides '{...}' hands text over
-        overrides = yaml.safe_load(overrides)
-    return Run(load_params(params, overrides))
+    return Run(load_params(params, overrides_of(overrides)))
+
+
+def overrides_of(overrides):
+    """Return a notebook's overrides as a dict: papermill -p overrides '{...}' hands text over."""
+    return (yaml.safe_load(overrides) if isinstance(overrides, str) else overrides) or {}
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,19 @@ def training_rows(run, training, seed):
     shuffled, count = np.random.default_rng(derive_seed(seed, "held out")).permutation(train), len(train)
     held_out = shuffled[: max(1, int(training.val_share * count))]
     return np.setdiff1d(train, held_out), np.sort(held_out)
+
+
+def held_out_rows(run, seed):
+    """Return the images [n] of train or val that no weight was fitted to; None where the run holds none out.
+
+    Under `protocol: paper` the images that select the epoch are test images, and thresholds are not tuned on those. Where
+    the data has no val split, teachers and students must have held out the same images.
+    """
+    teachers, student = run.params.teachers, run.params.student
+    alike = (teachers.select, teachers.val_share) == (student.select, student.val_share)
+    if run.params.protocol == "paper" or not (alike or len(run.dataset.table.rows("val"))):
+        return None
+    return training_rows(run, student, seed)[1]
 
 
 def label_graph(run, branch, exponent=None):

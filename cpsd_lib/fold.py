@@ -29,21 +29,27 @@ def fold_batch_norm(model, images):
         # timm's norms bring their activation along.
         _replace(folded, norm, nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name))))
     # A sum reads a convolution's output without a module that a hook could see: then the answers differ.
+    again = images.clone()  # a trunk would not look at the same tensor twice
     same = all(
         torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
-        for one, other in zip(_tensors(model(images)), _tensors(folded(images)), strict=True)
+        for one, other in zip(_tensors(model(again)), _tensors(folded(again)), strict=True)
     )
     return (folded if same else _copied(model)).requires_grad_(False).eval()
 
 
-def fold_teachers(teachers, images):
-    """Return Teachers that answer as `teachers` do, their norms folded, with one folded trunk for those that share one."""
-    experts = [fold_batch_norm(expert, images) for expert in teachers.experts]
-    trunks = {trunk: fold_batch_norm(trunk, images) for expert in experts for trunk in getattr(expert, "shared", ())}
-    for expert in experts:
-        if isinstance(expert, Tail):
-            expert.shared = (trunks[expert.shared[0]],)
-    return Teachers(experts, teachers.partition)
+def fold_teachers(merged, images):
+    """Return {branch: Teachers} that answer as those of `merged` do, norms folded; one trunk for many stays one."""
+    found, trunks = {}, {}
+    for branch, teachers in merged.items():
+        experts = [fold_batch_norm(expert, images) for expert in teachers.experts]
+        for expert in experts:
+            if isinstance(expert, Tail):
+                (trunk,) = expert.shared
+                if trunk not in trunks:
+                    trunks[trunk] = fold_batch_norm(trunk, images)
+                expert.shared = (trunks[trunk],)
+        found[branch] = Teachers(experts, teachers.partition)
+    return found
 
 
 def _copied(model):

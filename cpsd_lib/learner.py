@@ -51,7 +51,8 @@ class Track:
         self.learner.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where it was not needed, as on a CPU
+            self.scaler.load_state_dict(state["scaler"])
         for shadow, saved in zip(self.ema.shadow, state["ema"], strict=True):
             shadow.copy_(saved)
         self.sums, self.best = state["sums"], state["best"]

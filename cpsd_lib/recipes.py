@@ -39,7 +39,9 @@ def method_sections(method, teachers):
     the student starts from the baseline, and both train a third as long as it did.
     """
     epochs = [teachers[name] for name in ("epochs", "stop_after") if teachers.get(name) is not None]
-    if method != "shared_trunk" or not all(isinstance(one, int) for one in epochs):  # Params names what is wrong
+    if (
+        method != "shared_trunk" or not epochs or not all(isinstance(one, int) for one in epochs)
+    ):  # Params names what is wrong
         return {"teachers": {}, "student": {}}
     third = max(1, round(min(epochs) / 3))
     return {

@@ -21,6 +21,11 @@ class Row:
         """Whether its student is matched by label-wise embeddings, which the head gap does not have."""
         return "led" in self.method
 
+    @property
+    def hears(self):
+        """Whether its student is matched by its teachers' logits, which are stored."""
+        return bool(self.teachers) and self.method != "led"
+
 
 # In the order of the tables. The baseline is the teacher over all classes itself, so it is trained in stage 03.
 ROWS = {
@@ -62,6 +67,11 @@ def branches_of(rows):
     return [branch for branch in BRANCHES if branch in needed]
 
 
+def branches_heard(rows):
+    """Return the branches whose stored logits the students of some rows read, in the order of BRANCHES."""
+    return branches_of([row for row in rows if row != "baseline" and ROWS[row].hears])
+
+
 def shares(row, alpha):
     """Return {branch: share} of a row's teachers in its match, adding up to 1; alpha is the co branch's beside dis."""
     teachers = ROWS[row].teachers
@@ -70,12 +80,13 @@ def shares(row, alpha):
 
 def views_of(student):
     """Return how many views of an image its teachers speak about, for StudentParams `student`."""
-    return min(student.views or student.epochs, student.epochs)
+    return min(student.views or student.trained_epochs, student.trained_epochs)
 
 
 def equal_epochs(teachers, student, k, own=1.0):
     """Return (epochs of a baseline, epochs of one teacher) that take the time of CPSD and of its 2k teachers (work_of)."""
-    again = teachers.trained_epochs if teachers.start == "baseline" else 0
+    # A student that starts from the baseline pays for it; else the teachers do.
+    again = teachers.trained_epochs if teachers.start == "baseline" and student.start == "model" else 0
     return round(work_of("cpsd", teachers, student, k, own)), round(again + _tails(teachers, 2 * k, own))
 
 
@@ -95,8 +106,8 @@ def work_of(row, teachers, student, k, own=1.0):
     whole = [branch for branch in ROWS[row].teachers if branch in FROM_MODEL]
     parts = sum(1 if branch == "again" else k for branch in ROWS[row].teachers if branch not in FROM_MODEL)
     taught = sum(trained[branch] for branch in whole) + _tails(teachers, parts, own)
-    # An embedding is asked for anew in every step, logits once a view.
-    asked = student.trained_epochs if ROWS[row].embeds else views_of(student)
+    # Logits are asked for once a view, an embedding anew in every step.
+    asked = (views_of(student) if ROWS[row].hears else 0) + (student.trained_epochs if ROWS[row].embeds else 0)
     targets = asked * (len(whole) + (parts * own + 1 - own if parts else 0)) / 3
     starts = student.start == "baseline" or (parts and teachers.start == "baseline")
     before = teachers.trained_epochs if starts and "whole" not in whole else 0

@@ -149,25 +149,34 @@ def _end_epoch(tracks, batches, recipe, state, validation, precision):
     validated = validation is not None and (
         state["epoch"] % recipe.validate_every == 0 or state["epoch"] == recipe.trained_epochs
     )
+    scores = _validate(tracks, state["epoch"], validation, batches.device, precision) if validated else {}
     for track in tracks:
-        row = {"epoch": state["epoch"], "learner": track.learner.name, "lr": track.schedule.get_last_lr()[0]}
+        name = track.learner.name
+        row = {"epoch": state["epoch"], "learner": name, "lr": track.schedule.get_last_lr()[0]}
         images = batches.steps * batches.batch_size
         row |= {name: (total / images).item() for name, total in track.sums.items()}
         track.sums = {}
-        if validated:
-            row |= _validate(track, state["epoch"], validation, batches.device, precision)
-        state["history"].append(row)
+        state["history"].append(row | scores.get(name, {}))
 
 
-def _validate(track, epoch, validation, device, precision):
-    model = track.learner.model.eval()
-    weights = {"ema": track.ema.state()} | ({"raw": model.state_dict()} if validation.raw_too else {})
-    scores = {}
-    for kind, state in weights.items():
-        forward = lambda images, state=state: torch.func.functional_call(model, state, (images,)).logits  # noqa: E731
-        logits = predict(forward, validation.images, validation.rows, device, precision=precision)
+def _validate(tracks, epoch, validation, device, precision):
+    """Score all tracks in one pass over the images, which a trunk they share sees once; return {learner's name: scores}."""
+    asked = []
+    for track in tracks:
+        model = track.learner.model.eval()
+        weights = {"ema": track.ema.state()} | ({"raw": model.state_dict()} if validation.raw_too else {})
+        asked += [(track, kind, state) for kind, state in weights.items()]
+
+    def forward(images):
+        found = [torch.func.functional_call(t.learner.model, state, (images,)).logits for t, _, state in asked]
+        return torch.cat([logits.float() for logits in found], 1)
+
+    logits = predict(forward, validation.images, validation.rows, device, precision=precision)
+    ends = np.cumsum([len(track.learner.columns) for track, _, _ in asked])
+    scores = {track.learner.name: {} for track in tracks}
+    for (track, kind, state), own in zip(asked, np.split(logits, ends[:-1], axis=1), strict=True):
         targets = validation.targets[validation.rows][:, track.learner.columns]
-        scores[f"val_map_{kind}"] = score = 100 * mean_average_precision(logits, targets)
+        scores[track.learner.name][f"val_map_{kind}"] = score = 100 * mean_average_precision(own, targets)
         score = None if math.isnan(score) else score  # no known positive among the images: nothing to choose by
         # Without a score the latest EMA is kept, as under `last`.
         if not track.best or (score is None and kind == "ema") or (score is not None and score > track.best["score"]):

@@ -288,7 +288,7 @@ def test_a_real_run_does_what_was_counted(tmp_path, monkeypatch, more):
         return forward(self, images)
 
     monkeypatch.setattr(Classifier, "forward", counting)
-    monkeypatch.setattr(distill, "fold_teachers", lambda teachers, image: teachers)  # it looks at one image
+    monkeypatch.setattr(distill, "fold_teachers", lambda merged, image: merged)  # it looks at one image
     cut_labels(run)
     for seed in run.params.seed_list():
         train_teachers(run, seed)
@@ -328,7 +328,7 @@ def test_a_real_run_with_a_shared_trunk_does_what_was_counted(tmp_path, monkeypa
         return trunk
 
     monkeypatch.setattr(Classifier, "forward", counting)
-    monkeypatch.setattr(distill, "fold_teachers", lambda teachers, image: teachers)  # it looks at one image
+    monkeypatch.setattr(distill, "fold_teachers", lambda merged, image: merged)  # it looks at one image
     monkeypatch.setattr(teaching, "make_trunk", counted)
     monkeypatch.setattr(teaching, "check_split", lambda *_: None)  # two images, before the run
     cut_labels(run)

@@ -7,7 +7,7 @@ from scipy.special import expit
 from cpsd_lib import evidence, metrics, plots_evidence, thresholds
 from cpsd_lib.calibration import expected_calibration_error, reliability
 from cpsd_lib.evaluation import score_path
-from cpsd_lib.experiment import MissingStage, open_run, training_rows
+from cpsd_lib.experiment import MissingStage, held_out_rows, open_run, training_rows
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def run(tmp_path, monkeypatch):
     table = run.dataset.table
     for seed in (0, 1):
         draw = np.random.default_rng(seed)
-        for split, rows in (("test", table.rows("test")), ("held_out", evidence.held_out_rows(run, seed))):
+        for split, rows in (("test", table.rows("test")), ("held_out", held_out_rows(run, seed))):
             targets = table.targets[rows]
             said = {
                 "baseline": draw.normal(size=targets.shape),
@@ -66,7 +66,7 @@ def test_thresholds_are_tuned_on_images_held_out_of_training_and_used_on_test(ru
     assert found.index.get_level_values("rule").tolist() == ["0.5", "0.8", "top 3", "tuned per class"]
     test, expected = table.targets[table.rows("test")], []
     for seed in (0, 1):
-        held_out = evidence.held_out_rows(run, seed)
+        held_out = held_out_rows(run, seed)
         assert not set(held_out) & set(table.rows("test")) and set(held_out) <= set(table.rows("train"))
         assert not set(held_out) & set(training_rows(run, run.params.student, seed)[0])
         seen, scores = (expit(np.load(score_path(run, seed, "cpsd", s)).astype(float)) for s in ("held_out", "test"))
@@ -76,10 +76,12 @@ def test_thresholds_are_tuned_on_images_held_out_of_training_and_used_on_test(ru
     assert found.loc[("+ CPSD", "tuned per class"), "CF1"] > found.loc[("+ CPSD", "0.5"), "CF1"]
 
 
-@pytest.mark.parametrize("more", [{"train.select": "last"}, {"protocol": "paper"}])
+@pytest.mark.parametrize(
+    "more", [{"train.select": "last"}, {"protocol": "paper"}, {"teachers.select": "last"}, {"student.val_share": 0.2}]
+)
 def test_without_held_out_training_images_no_threshold_is_tuned(run, more):
     other = open_run("tiny", {"data.images": 300, "data.size": 16, "seeds": 2, "train.select": "val"} | more)
-    assert evidence.held_out_rows(other, 0) is None
+    assert held_out_rows(other, 0) is None
     assert "tuned per class" not in evidence.decision_rules(other, ["cpsd"]).index.get_level_values("rule")
 
 

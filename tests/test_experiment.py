@@ -19,6 +19,7 @@ from cpsd_lib.distill import (
     student_batches,
     train_student,
 )
+from cpsd_lib.evaluation import evaluate, load_records
 from cpsd_lib.experiment import (
     MissingStage,
     cut_labels,
@@ -434,6 +435,11 @@ def test_teachers_that_share_a_trunk_start_from_the_baseline_and_own_the_rest(ou
     torch.testing.assert_close(stores["co"].read(0, some), online, atol=2e-3, rtol=2e-3)
     for row in rows:
         load_student(run, 0, row)
+    evaluate(run)
+    seconds = load_records(run).query("split == 'test'").set_index("row")["seconds"]
+    assert (
+        seconds[["teachers_co", "teachers_dis", "teachers_again", "cpsd"]].min() > seconds["baseline"]
+    )  # from scratch
 
 
 def test_a_teacher_with_a_trunk_is_the_same_alone_beside_others_and_after_another_start(outputs):

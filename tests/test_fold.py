@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from cpsd_lib import fold
 from cpsd_lib.fold import fold_batch_norm, fold_teachers
 from cpsd_lib.models import build_model
 from cpsd_lib.partition import Partition
@@ -75,10 +76,18 @@ def test_a_model_in_train_mode_is_refused():
 def test_tails_share_one_folded_trunk():
     whole = used(build_model("test_resnet", 3))
     trunk = make_trunk(whole, 4)
-    teachers = Teachers(
-        [make_tail(copy.deepcopy(whole), trunk, 4) for _ in range(2)], Partition([[0, 1, 2], [3, 4, 5]], 6)
-    )
-    folded = fold_teachers(teachers, IMAGES[:1])
-    torch.testing.assert_close(folded(IMAGES), teachers(IMAGES), rtol=1e-4, atol=1e-4)
-    assert norms(folded) == 0 and folded.experts[0].shared[0] is folded.experts[1].shared[0] is not trunk
-    assert norms(folded.experts[0].shared[0]) == 0 < norms(trunk)
+    parts = Partition([[0, 1, 2], [3, 4, 5]], 6)
+    merged = {b: Teachers([make_tail(copy.deepcopy(whole), trunk, 4) for _ in range(2)], parts) for b in ("co", "dis")}
+    folded = fold_teachers(merged, IMAGES[:1])
+    for branch, teachers in merged.items():
+        torch.testing.assert_close(folded[branch](IMAGES), teachers(IMAGES), rtol=1e-4, atol=1e-4)
+    shared = {expert.shared[0] for branch in folded.values() for expert in branch.experts}
+    assert len(shared) == 1 and trunk not in shared  # one for both branches: it is run once a batch
+    assert norms(folded["co"]) == norms(shared.pop()) == 0 < norms(trunk)
+
+
+def test_a_trunk_whose_folding_would_go_wrong_is_copied_as_it_is(monkeypatch):
+    trunk = make_trunk(used(build_model("test_resnet", 3)), 4)
+    monkeypatch.setattr(fold, "fuse_conv_bn_weights", lambda weight, *rest: (nn.Parameter(0 * weight), None))
+    folded = fold_batch_norm(trunk, IMAGES[:1])
+    assert norms(folded) == norms(trunk) > 0 and torch.equal(folded(IMAGES), trunk(IMAGES))

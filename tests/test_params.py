@@ -438,6 +438,7 @@ def test_shared_trunk_trains_tails_and_a_student_from_the_baseline_for_a_third_o
 
 def test_a_method_that_is_not_there_or_epochs_that_are_no_number_are_named(tmp_path):
     assert refused(tmp_path, overrides={"method": "trunk"}).startswith("method:")
+    assert "teachers.epochs" in refused(tmp_path, overrides={"method": "shared_trunk", "teachers.epochs": None})
     wrong = refused(tmp_path, overrides={"method": "shared_trunk", "train.epochs": "many"})
     assert "train.epochs" in wrong and "student.start" not in wrong
 

@@ -2,7 +2,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from cpsd_lib.rows import BRANCHES, COMPONENTS, ROWS, TITLES, baseline_of, branches_of, equal_epochs, shares, work_of
+from cpsd_lib.rows import (
+    BRANCHES,
+    COMPONENTS,
+    ROWS,
+    TITLES,
+    baseline_of,
+    branches_heard,
+    branches_of,
+    equal_epochs,
+    shares,
+    views_of,
+    work_of,
+)
 
 
 def test_rows_need_the_branches_of_their_teachers():
@@ -74,6 +86,7 @@ def test_the_work_of_a_row_is_its_teachers_their_words_and_its_student():
     assert work("cpsd", views=2) == 36 + 4 + 6
     # Embeddings are no words that can be stored: the teacher is asked in every epoch.
     assert work("mld", views=2) == 6 + 2 / 3 + 6 and work("led", views=2) == 14
+    assert work("mld_led", views=2) == pytest.approx(6 + 2 / 3 + 2 + 6)  # it hears both
 
 
 def test_the_work_of_a_row_that_starts_from_the_baseline_holds_the_baseline_once():
@@ -83,3 +96,23 @@ def test_the_work_of_a_row_that_starts_from_the_baseline_holds_the_baseline_once
     assert work_of("sd_again", tails, short, 3, 0.1) == pytest.approx(6 + 2 * (0.1 + trunk) + 2 * (0.1 / 3 + trunk) + 2)
     assert work_of("sd", tails, short, 3, 0.1) == pytest.approx(6 + 2 / 3 + 2)  # its teacher is the baseline
     assert work_of("alone", tails, short, 3, 0.1) == 6 + 2 and work_of("baseline", tails, short, 3, 0.1) == 6
+
+
+@pytest.mark.parametrize("teachers", ["model", "baseline"])
+@pytest.mark.parametrize("student", ["model", "baseline"])
+def test_the_rows_of_equal_time_take_as_long_as_cpsd_wherever_things_start(teachers, student):
+    both = settings(60, teachers, more_epochs=20), settings(30, student, views=1)
+    work = {row: work_of(row, *both, 4, 0.4) for row in ("cpsd", "sd_long", "baseline_long")}
+    # One target of the single teacher is less than those of eight, and epochs are whole.
+    assert work["baseline_long"] == round(work["cpsd"]) and -4 < work["sd_long"] - work["cpsd"] < 1
+
+
+def test_views_that_a_student_never_comes_to_are_not_counted():
+    early = settings(80, trained_epochs=30)
+    assert views_of(early) == 30 and views_of(settings(80, trained_epochs=30, views=50)) == 30
+    assert work_of("cpsd", settings(30), early, 5) == work_of("cpsd", settings(30), settings(30), 5)
+
+
+def test_rows_without_logits_have_no_store():
+    assert branches_heard(["baseline", "led", "alone"]) == [] and branches_heard(["led", "mld_led"]) == ["whole"]
+    assert branches_heard(["cpsd_mld", "sd_again"]) == ["co", "dis", "again"]

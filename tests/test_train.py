@@ -18,13 +18,14 @@ from cpsd_lib.batches import Batches, predict
 from cpsd_lib.ema import Ema
 from cpsd_lib.files import read_json
 from cpsd_lib.hardware import derive_seed, pick_device, pick_precision
-from cpsd_lib.learner import Learner
+from cpsd_lib.learner import Learner, make_track
 from cpsd_lib.metrics import mean_average_precision
 from cpsd_lib.models import Output, build_model
 from cpsd_lib.objectives import Supervised
 from cpsd_lib.params import TrainParams
 from cpsd_lib.recipes import RECIPES
 from cpsd_lib.train import Diverged, Validation, fit
+from cpsd_lib.trunk import make_tail, make_trunk
 
 CLASSES = 4
 
@@ -414,9 +415,9 @@ def test_validation_keeps_the_best_epochs_ema_and_records_its_score(images, targ
     validation = Validation(images, targets, held_out)
     validate = train._validate
 
-    def remember(track, epoch, *arguments):
-        states.append({name: tensor.clone() for name, tensor in track.ema.state().items()})
-        return validate(track, epoch, *arguments)
+    def remember(tracks, epoch, *arguments):
+        states.append({name: tensor.clone() for name, tensor in tracks[0].ema.state().items()})
+        return validate(tracks, epoch, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_validate", remember)
@@ -437,6 +438,30 @@ def test_validation_every_other_epoch_still_looks_at_the_last(images, targets, t
     validation = Validation(images, targets, np.arange(32, 40))
     run([learner()], tmp_path, images, targets, training=recipe(validate_every=2), validation=validation)
     assert [bool(row["val_map_ema"]) for row in history(tmp_path)] == [False, True, True]
+
+
+def test_a_trunk_that_learners_share_sees_each_image_once_in_a_validation(images, targets, tmp_path):
+    whole, seen = build_model("test_resnet", CLASSES), []
+    trunk = make_trunk(whole, -1)
+    tails = [learner(f"co-{n}", model=make_tail(copy.deepcopy(whole), trunk, -1)) for n in range(3)]
+    trunk.register_forward_hook(lambda module, inputs, features: seen.append(features))
+    run(
+        tails,
+        tmp_path,
+        images,
+        targets,
+        training=recipe(epochs=1),
+        validation=Validation(images, targets, np.arange(32, 40)),
+    )
+    assert len({id(features) for features in seen}) == 4 + 1  # steps, and the held-out images in one batch
+
+
+def test_a_checkpoint_of_a_machine_that_scales_no_loss_is_gone_on_with_by_one_that_does():
+    track = make_track(learner(), recipe(precision="float16"), 4, torch.device("cpu"))
+    state = track.state() | {"scaler": {}}
+    track.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    track.load(state)
+    assert track.scaler.get_scale() == 65536
 
 
 def test_a_learner_is_validated_on_its_own_columns(images, targets, tmp_path):

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from cpsd_lib import losses, metrics, views
 from cpsd_lib.batches import VIEWS, predict
 from cpsd_lib.bench import reference, reference_training, reference_views
-from cpsd_lib.bench.timing import Pair, Stopwatch
+from cpsd_lib.bench.timing import Pair, Stopwatch, Unwatched
 from cpsd_lib.bench.workspace import apart, decode_once, distance, weights_of, worst
 from cpsd_lib.ema import Ema
 from cpsd_lib.fold import fold_teachers
@@ -226,7 +226,7 @@ def student(workspace):
         for branch in merged
     }
     watch.switch("fill")
-    folded = {branch: fold_teachers(one, workspace.image()) for branch, one in merged.items()}
+    folded = fold_teachers(merged, workspace.image())
     stored = Asked(stores, lambda: folded, device, workspace.precision())
     fill(stored, workspace.batches(recipe), 1)
     watch.switch(None)
@@ -234,7 +234,7 @@ def student(workspace):
     objective = SelfDistillation({"co": 0.5, "dis": 0.5}, "mse", recipe.gamma_neg, recipe.gamma_pos, recipe.clip)
 
     def by_reference():
-        model, batches, ignored = workspace.model(workspace.classes, "student"), workspace.batches(recipe), Stopwatch()
+        model, batches, ignored = workspace.model(workspace.classes, "student"), workspace.batches(recipe), Unwatched()
         asked = {branch: (list(one.experts), one.partition) for branch, one in merged.items()}
 
         def epoch_of(number):

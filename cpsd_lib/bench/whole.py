@@ -148,9 +148,10 @@ def _stored(workspace, mine, recipe, learners, batches):
     merged, stores, root = {}, {}, workspace.fresh()
     for branch, partition in workspace.partitions.items():
         models = [learner.model.eval() for learner in learners if learner.name.startswith(f"{branch}-")]
-        merged[branch] = fold_teachers(Teachers(models, partition), workspace.image())
+        merged[branch] = Teachers(models, partition)
         stores[branch] = SoftTargets(root / f"{branch}.f16", {}, mine.rows, workspace.classes, recipe.epochs)
-    fill(Asked(stores, lambda: merged, workspace.device, workspace.precision()), batches, recipe.epochs)
+    folded = fold_teachers(merged, workspace.image())
+    fill(Asked(stores, lambda: folded, workspace.device, workspace.precision()), batches, recipe.epochs)
     return stores
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cpsd_lib.distill import no_say
 from cpsd_lib.files import atomic, digest
-from cpsd_lib.rows import ROWS, branches_of, views_of
+from cpsd_lib.rows import ROWS, branches_heard, branches_of, views_of
 from cpsd_lib.run_training import NEUTRAL, START
 from cpsd_lib.soft_targets import remove_store
 
@@ -52,11 +52,11 @@ def pieces_of(params):
     taught = [row for row in student.rows if row != "baseline"]
     made_of = {}  # {name without the seed: (number of models, ...)}
     for branch in branches_of(student.rows):
-        long = [cut, student.epochs, student.start, views, teacher["training"]]
+        long = [cut, student.trained_epochs, student.start, views, teacher["training"]]
         one = {"whole": (1, None, first), "long": (1, long, first), "again": (1, None, teacher)}
         parts = one.get(branch, (params.partition.k, cut, teacher))
         made_of[f"teachers/{branch}"] = parts
-        if branch in branches_of(taught):
+        if branch in branches_heard(taught):
             made_of[f"soft_targets/{branch}"] = (*parts, spoken)
     for row in taught:
         # The baseline of CPSD's time has no teachers and still counts their parts.
