@@ -26,7 +26,7 @@ pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; }}
 <h1>{name}</h1>
 {stamp}
 <p>{made}</p>
-{departure}
+<p>{departure}</p>
 {tables}
 {paper}
 <h2>Time per stage</h2>{times}
@@ -61,7 +61,7 @@ def _page(run, records, stages):
             f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
             f"{versions}; finished {last['finished']}"
         ),
-        departure=f"<p>{escape(departure(run.params))}</p>" if departure(run.params) else "",
+        departure=escape(departure(run.params)),
         tables="".join(_table(records, split) for split in ("test", "test_shifted") if split in set(records["split"])),
         paper=_paper(against_paper(records, run.params), no_figure(run.params)),
         times=seconds.to_html(border=0, float_format=lambda value: f"{value:,.0f}"),

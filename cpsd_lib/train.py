@@ -154,7 +154,7 @@ def _end_epoch(tracks, batches, recipe, state, validation, precision):
         name = track.learner.name
         row = {"epoch": state["epoch"], "learner": name, "lr": track.schedule.get_last_lr()[0]}
         images = batches.steps * batches.batch_size
-        row |= {name: (total / images).item() for name, total in track.sums.items()}
+        row |= {loss: (total / images).item() for loss, total in track.sums.items()}
         track.sums = {}
         state["history"].append(row | scores.get(name, {}))
 

@@ -127,7 +127,7 @@ def _cut(backbone, share):
     """Return how many units the first `share` stages are."""
     names = [name for _, _, name in _units(backbone)]
     stages = stages_of(backbone)
-    first = share if share > 0 else len(stages) + share
+    first = share if share >= 0 else len(stages) + share
     if not 1 <= first <= len(stages):
         raise ValueError(
             f"this backbone has {len(stages)} stages to share ({', '.join(stages)}); share 1 to {len(stages)}, or -1 for "
