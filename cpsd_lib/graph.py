@@ -1,4 +1,8 @@
-"""The label graph: which classes keep company (METHOD 1.1)."""
+"""The label graph of CPSD: which classes occur together.
+
+With e_ij the images that hold classes i and j, n_i those that hold i, and S_ij = e_ij / n_i: P+ = (S^p + (S^p)^T) / 2
+elementwise with p = 1/2, and P- = 1 - P+.
+"""
 
 import math
 
@@ -6,7 +10,7 @@ import numpy as np
 
 
 def cooccurrence(targets):
-    """Count class pairs and classes over a label table (METHOD 1.1: e and n).
+    """Count class pairs and classes over a label table (e_ij and n_i).
 
     targets: [N, C] of 1 = present, 0 = absent, -1 = unknown. An unknown entry counts as absent: it adds to no count.
     Returns (counts [C, C], symmetric with a zero diagonal; occurrence [C]), both int64.
@@ -28,12 +32,12 @@ def cooccurrence(targets):
     return counts, occurrence
 
 
-def affinity(counts, occurrence, branch="co", exponent=0.5):
-    """Turn the counts into the graph that is cut: P+ for branch "co", P- = 1 - P+ for branch "dis" (METHOD 1.1).
+def affinity(counts, occurrence, branch="co", exponent=0.5, self_loops=False):
+    """Turn the counts into the graph that is cut: P+ for branch "co", P- = 1 - P+ for branch "dis".
 
-    counts: [C, C], occurrence: [C], as from `cooccurrence`; exponent: p > 0, 1/2 in the paper.
-    Returns [C, C] float64, symmetric, in [0, 1]; the diagonal is 0 in P+ and 1 in P-. A class that never occurs has no
-    company: a row of zeros in P+, of ones in P-.
+    counts: [C, C], occurrence: [C], as from `cooccurrence`; exponent: p > 0, 1/2 in the paper. self_loops: whether P- has
+    ones on its diagonal, as the formula has it (the released code's clustering ignores a diagonal); P+ never has any.
+    Returns [C, C] float64, symmetric, in [0, 1]. A class that never occurs has a row of zeros in P+, of ones in P-.
     Raises ValueError for an unknown branch, an exponent that is not a positive number, or counts that cannot be.
     """
     if branch not in ("co", "dis"):
@@ -52,6 +56,11 @@ def affinity(counts, occurrence, branch="co", exponent=0.5):
             "counts must be symmetric, zero on the diagonal, and nowhere above the occurrence of the rarer class; "
             "use the pair that cooccurrence returns"
         )
-    share = np.divide(counts, occurrence[:, None], out=np.zeros_like(counts), where=occurrence[:, None] > 0)
-    company = (share**exponent + share.T**exponent) / 2
-    return company if branch == "co" else 1 - company
+    conditional = np.divide(counts, occurrence[:, None], out=np.zeros_like(counts), where=occurrence[:, None] > 0)
+    together = (conditional**exponent + conditional.T**exponent) / 2
+    if branch == "co":
+        return together
+    apart = 1 - together
+    if not self_loops:  # a part of one class would keep 1 / degree of its weight, and be cheap
+        np.fill_diagonal(apart, 0)
+    return apart

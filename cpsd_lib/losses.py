@@ -10,7 +10,7 @@ import torch.nn.functional as F
 def asymmetric_loss(
     logits, targets, gamma_neg=4, gamma_pos=0, clip=0.05, eps=1e-8, detach_weight=True, reduction="sum"
 ):
-    """Asymmetric loss (ASL): easy negatives are focused away, very easy ones (probability below `clip`) dropped (METHOD 1.3).
+    """Asymmetric loss (ASL): easy negatives are focused away, very easy ones (probability below `clip`) dropped.
 
     logits, targets: [B, C]; p = sigmoid(logits), q = max(p - clip, 0). A positive costs -(1-p)^gamma_pos log p, a negative
     -q^gamma_neg log(1-q); logarithms are of max(., eps), so an entry beyond eps has a finite value and no gradient, as in
@@ -41,7 +41,7 @@ def binary_cross_entropy(logits, targets, reduction="sum"):
 
 
 def logit_mse(student, teacher, reduction="sum"):
-    """Squared difference of two sets of logits of one shape, CPSD's match (METHOD 1.5).
+    """Squared difference of two sets of logits of one shape, CPSD's match.
 
     Returns a float32 scalar, or one value per entry for reduction "none". There is no mask: a teacher has a logit for
     every class. Raises ValueError for shapes that differ or an unknown reduction.
@@ -54,7 +54,7 @@ def logit_mse(student, teacher, reduction="sum"):
 def class_kl(student, teacher, temperature=4):
     """KL(teacher || student) over the softmax across classes, times temperature^2, summed: the release's other match.
 
-    student, teacher: logits [B, C] (METHOD 1.5). Returns a float32 scalar. Raises ValueError for shapes that differ or a
+    student, teacher: logits [B, C]. Returns a float32 scalar. Raises ValueError for shapes that differ or a
     temperature that is not above 0.
     """
     _check_shapes(student, teacher)
@@ -66,7 +66,7 @@ def class_kl(student, teacher, temperature=4):
 
 
 def mld(student, teacher):
-    """Multi-label logits distillation: binary KL(teacher || student) summed over classes, mean over batch (METHOD 2).
+    """Multi-label logits distillation: binary KL(teacher || student) summed over classes, mean over batch.
 
     student, teacher: logits [B, C], B at least 1; a class's probability is its sigmoid. The gradient of an entry is
     (sigmoid(student) - sigmoid(teacher)) / B; the teacher gets none. Returns a float32 scalar. Raises ValueError for
@@ -84,7 +84,7 @@ def mld(student, teacher):
 
 
 def led(student_embeddings, teacher_embeddings, targets):
-    """Label-wise embedding distillation: relative distances among positive labels match the teacher's (METHOD 2).
+    """Label-wise embedding distillation: relative distances among positive labels match the teacher's.
 
     student_embeddings, teacher_embeddings: [B, C, Ds] and [B, C, Dt], Ds and Dt may differ; targets: [B, C], only entries
     that are 1 count. Groups are the images that hold one class (class_loss, the paper's CD) and the classes of one image

@@ -1,98 +1,100 @@
-"""A method maps a batch to named losses; the loop adds them up and knows nothing else of it."""
+"""A method is a function (output, targets, soft) -> named losses; whoever trains adds them up and knows nothing else of it.
+
+output: a tensor of logits [B, C], or an Output. targets [B, C] of 1, 0 and -1 (unknown). soft {branch: what the teachers
+of that branch computed for the same images}, a tensor of logits [B, C] or an Output.
+"""
 
 from dataclasses import dataclass, field
 
 import torch
 
-from cpsd_lib import losses
+from cpsd_lib.losses import asymmetric_loss, class_kl, led, logit_mse, mld
+from cpsd_lib.teachers import embeddings_of, logits_of
 
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's images [B, 3, S, S] in [0, 1], targets [B, C] in {0, 1, -1}, image rows [B].
-
-    soft, embeddings: what the merged teachers of each branch say, logits [B, C] and label-wise embeddings [B, C, D].
-    """
-
-    images: torch.Tensor
-    targets: torch.Tensor
-    rows: object
-    soft: dict = field(default_factory=dict)
-    embeddings: dict = field(default_factory=dict)
+BCE = {"gamma_neg": 0, "gamma_pos": 0, "clip": 0}  # the asymmetric loss without focus and clip is binary cross-entropy
 
 
 @dataclass(frozen=True)
 class Supervised:
-    """The asymmetric loss on some columns [P] of the targets: a teacher's sub-task, or the baseline (METHOD 1.3)."""
+    """The asymmetric loss on the labels: the baseline, or an expert on the classes of its part.
 
-    columns: torch.Tensor  # on the training device: indexing by a list would copy it there at every step
-    gamma_neg: float = 4
-    gamma_pos: float = 0
-    clip: float = 0.05
+    class_indices [P]: a tensor on the training device; None: all classes. asl: arguments of `asymmetric_loss`.
+    """
 
-    def __call__(self, output, batch):
+    class_indices: torch.Tensor | None = None  # a list would be copied to the device at every step
+    asl: dict = field(default_factory=dict)
+
+    def __call__(self, output, targets, soft=None):
         """Return {"asl": scalar}."""
-        targets = batch.targets.index_select(1, self.columns)
-        return {"asl": losses.asymmetric_loss(output.logits, targets, self.gamma_neg, self.gamma_pos, self.clip)}
+        if self.class_indices is not None:
+            targets = targets.index_select(1, self.class_indices)
+        return {"asl": asymmetric_loss(logits_of(output), targets, **self.asl)}
 
 
 @dataclass(frozen=True)
 class SelfDistillation:
-    """CPSD and its ablations: half ASL, half the match to each branch's merged teachers, by weight (METHOD 1.5).
+    """CPSD and its ablations: ASL / 2 + sum over branches of weight * match(z, z_branch) / 2, summed over batch and class.
 
-    weights {branch: share}, adding up to 1: {"whole": 1} is +SD, {"co": 1} +CGPD, {"dis": 1} +DGPD and
-    {"co": alpha, "dis": 1 - alpha} +CPSD. The halves are the release's; the paper's loss is twice this one at alpha 1/2.
+    weights {branch: weight}, adding up to 1: {"whole": 1} is + SD, {"co": 1} + CGPD, {"dis": 1} + DGPD and
+    {"co": alpha, "dis": 1 - alpha} + CPSD. match: "mse" on logits, "kl" over the classes, or "mld". The halves are the
+    release's; the paper's loss is twice this one at alpha 1/2.
     """
 
     weights: dict
     match: str = "mse"
-    gamma_neg: float = 4
-    gamma_pos: float = 0
-    clip: float = 0.05
+    asl: dict = field(default_factory=dict)
 
-    def __call__(self, output, batch):
+    def __call__(self, output, targets, soft):
         """Return {"asl": scalar, "match_<branch>": scalar ...}, already weighted."""
-        match = {"mse": losses.logit_mse, "kl": losses.class_kl, "mld": _summed_mld}[self.match]
-        asl = losses.asymmetric_loss(output.logits, batch.targets, self.gamma_neg, self.gamma_pos, self.clip)
-        named = {"asl": 0.5 * asl}
+        match, logits = {"mse": logit_mse, "kl": class_kl, "mld": _summed_mld}[self.match], logits_of(output)
+        named = {"asl": 0.5 * asymmetric_loss(logits, targets, **self.asl)}
         for branch, weight in self.weights.items():
-            named[f"match_{branch}"] = 0.5 * weight * match(output.logits, batch.soft[branch])
+            named[f"match_{branch}"] = 0.5 * weight * match(logits, logits_of(_of_branch(soft, branch)))
         return named
-
-
-def _summed_mld(student, teacher):
-    return losses.mld(student, teacher) * len(student)  # a sum over the batch, as the other two matches are
 
 
 @dataclass(frozen=True)
 class MultiLabelDistillation:
-    """L2D: the loss on labels, MLD of the logits and LED of the label-wise embeddings, weighted (METHOD 2).
+    """L2D: the loss on labels + mld * MLD of the logits + (cd * CD + id * ID), the LED of the label-wise embeddings.
 
-    weights {branch: share}, adding up to 1: {"whole": 1} is the paper's; with CPSD's branches it is both papers at once.
-    method: "mld", "led" or "mld+led". The losses on labels are ASL's, which is BCE at gamma 0 and clip 0.
+    weights {branch: weight}, adding up to 1: {"whole": 1} is the paper's; with CPSD's branches it is both papers at once.
+    method: "mld", "led" or "mld+led". asl: arguments of `asymmetric_loss`; the paper's loss on labels is BCE.
     """
 
     weights: dict
-    method: str
+    method: str = "mld+led"
     mld: float = 10
     cd: float = 100
     id: float = 1000
-    gamma_neg: float = 0
-    gamma_pos: float = 0
-    clip: float = 0
+    asl: dict = field(default_factory=lambda: dict(BCE))
 
-    def __call__(self, output, batch):
+    def __call__(self, output, targets, soft):
         """Return {"asl", "mld_<branch>", "cd_<branch>", "id_<branch>": scalars}, already weighted.
 
-        Raises ValueError when a model without label-wise embeddings is to be matched by them.
+        Raises ValueError when label-wise embeddings are to be matched and student or teachers have none.
         """
-        named = {"asl": losses.asymmetric_loss(output.logits, batch.targets, self.gamma_neg, self.gamma_pos, self.clip)}
-        for branch, share in self.weights.items():
+        named = {"asl": asymmetric_loss(logits_of(output), targets, **self.asl)}
+        for branch, weight in self.weights.items():
+            teacher = _of_branch(soft, branch)
             if "mld" in self.method:
-                named[f"mld_{branch}"] = share * self.mld * losses.mld(output.logits, batch.soft[branch])
+                named[f"mld_{branch}"] = weight * self.mld * mld(logits_of(output), logits_of(teacher))
             if "led" in self.method:
-                if output.label_embeddings is None:
-                    raise ValueError("this student's head has no label embeddings; LED needs one, such as ml_decoder")
-                cd, id_ = losses.led(output.label_embeddings, batch.embeddings[branch], batch.targets)
-                named[f"cd_{branch}"], named[f"id_{branch}"] = share * self.cd * cd, share * self.id * id_
+                embeddings = embeddings_of(output), embeddings_of(teacher)
+                if any(one is None for one in embeddings):
+                    who = "student" if embeddings[0] is None else f"teacher of branch {branch!r}"
+                    raise ValueError(
+                        f"this {who} has no label embeddings; LED needs a head that has, such as ml_decoder"
+                    )
+                cd, id_ = led(*embeddings, targets)
+                named[f"cd_{branch}"], named[f"id_{branch}"] = weight * self.cd * cd, weight * self.id * id_
         return named
+
+
+def _summed_mld(student, teacher):
+    return mld(student, teacher) * len(student)  # a sum over the batch, as the other two matches are
+
+
+def _of_branch(soft, branch):
+    if branch not in soft:
+        raise ValueError(f"no soft targets of branch {branch!r}; this objective needs them, and got {sorted(soft)}")
+    return soft[branch]

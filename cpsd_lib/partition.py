@@ -1,4 +1,4 @@
-"""From a label graph to parts of the class set: cut, measure, split, merge, keep (METHOD 1.2)."""
+"""From a label graph to parts of the class set: cut, measure, split, merge, keep."""
 
 import json
 import warnings
@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from cpsd_lib.files import read_json, write_json
+from cpsd_lib.support import read_json, write_json
 
 VERSION = 1
 NEAR_STARTS, RANDOM_STARTS = 40, 20  # 0.3 s at C = 80 for k <= 8; more starts gain less than 0.001 on COCO
@@ -83,7 +83,7 @@ class Partition:
     def merge(self, pieces):
         """Put per-part arrays or tensors [N, len(part), ...] back in class order, [N, C, ...]: the inverse of `split`.
 
-        This is the paper's rho (METHOD 1.4). Raises ValueError for another number of pieces or another width.
+        This is the paper's rho (z = rho(z_1 ... z_k)). Raises ValueError for another number of pieces or another width.
         """
         pieces = list(pieces)
         expected = [len(part) for part in self.parts]
@@ -103,7 +103,7 @@ class Partition:
 
     @classmethod
     def load(cls, path, num_classes=None):
-        """Read a partition in our own JSON form or in the one released with the paper (METHOD 1).
+        """Read a partition in our own JSON form or in the one released with the paper.
 
         The released form, a list with one {"class index": position in the part} each, does not say how many classes there
         are: pass num_classes, or it is taken from the number of keys. Raises ValueError naming the file when it is
@@ -161,7 +161,7 @@ def random_partition(num_classes, k, seed):
 
 
 def ncut(affinity, partition):
-    """Return the normalised cut: over parts, the weight that leaves the part / all weight of its classes, summed.
+    """Return the normalised cut: the weight that leaves a part / all weight of its classes, summed over the parts.
 
     affinity: [C, C], diagonal included in the weight of a class. Lies in 0..k; a part without any weight adds 0.
     Raises ValueError for an affinity that is not symmetric, finite and >= 0, or of another size than the partition.
@@ -176,9 +176,9 @@ def cut(affinity, k, seed=0, refine=False):
     """Cut the label graph into k parts of low normalised cut; deterministic in (affinity, k, seed, refine).
 
     affinity: [C, C] from `graph.affinity`. refine=False is the paper's: the k smallest eigenvectors of the normalised
-    Laplacian, rescaled by D^-1/2, then k-means (METHOD 1.2). refine=True then moves and swaps single classes while the
+    Laplacian D^-1/2 (D - P) D^-1/2, rescaled by D^-1/2, then k-means. refine=True then moves and swaps single classes while the
     normalised cut falls, from several starts, and keeps the best; never above the plain cut of the same seed.
-    Parts come in order of their smallest class. A class without any weight has no say: it joins the smallest part.
+    Parts come in order of their smallest class. A class without any weight joins the smallest part.
     Raises ValueError unless 1 <= k <= C and the affinity is symmetric, finite and >= 0.
     """
     affinity = _check_affinity(affinity)

@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from cpsd_lib.grids import engines
+from cpsd_lib.workbench.grids import engines
 
 
 def note(folder, line):
@@ -41,7 +41,7 @@ def refusing(task):
 
 def without_kernels(task):
     """The real job, its notebooks' cells executed in its own process: a kernel a notebook takes 10 s of imports."""
-    from cpsd_lib import run as runner
+    from cpsd_lib.workbench import pipeline
 
     def execute(notebook, out, parameters, cwd, **_):
         cells = [cell for cell in json.loads(Path(notebook).read_text())["cells"] if cell["cell_type"] == "code"]
@@ -54,5 +54,5 @@ def without_kernels(task):
         Path(out).write_text("executed")
         note(task.folder.parent, f"{task.job} {Path(notebook).stem}")
 
-    runner.papermill.execute_notebook = execute
+    pipeline.papermill.execute_notebook = execute
     return engines.work(task)

@@ -5,8 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
-from cpsd_lib.data.coco2014 import CATEGORIES, CLASSES
-from cpsd_lib.data.voc2007 import CLASSES as VOC_CLASSES
+from cpsd_lib.data.readers.coco2014 import CATEGORIES, COCO_CLASSES
+from cpsd_lib.data.readers.voc2007 import CLASSES as VOC_CLASSES
 
 COCO_IDS = [number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 COCO = {  # image id: its classes
@@ -59,7 +59,7 @@ def coco_instances(split="train", content=COCO):
     }
 
 
-def coco_short(split="train", order=CLASSES, content=COCO, prefix=""):
+def coco_short(split="train", order=COCO_CLASSES, content=COCO, prefix=""):
     """Return the short form as a list."""
     named = content[split].items()
     return [
@@ -149,7 +149,9 @@ def held(data):
     """Return {file: names of its classes} of LabelledFiles, one dictionary a split."""
     names = np.array(data.table.names)
     return {
-        split: {data.table.files[row]: names[data.table.targets[row] == 1].tolist() for row in data.table.rows(split)}
+        split: {
+            data.table.files[row]: names[data.table.targets[row] == 1].tolist() for row in data.table.indices(split)
+        }
         for split in ("train", "test")
     }
 

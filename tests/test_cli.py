@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from cpsd_lib import __main__ as command
-from cpsd_lib.param_files import repo_root
+from cpsd_lib import cli
+from cpsd_lib.workbench.yaml_files import repo_root
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def outputs(tmp_path, monkeypatch):
 def test_a_wrong_parameter_ends_with_status_2_and_its_message_before_anything_is_written(
     outputs, capsys, words, message
 ):
-    assert command.main(["run", *words]) == 2
+    assert cli.main(["run", *words]) == 2
     printed = capsys.readouterr()
     assert message in printed.err and "nothing was started" in printed.err
     assert "Traceback" not in printed.err and printed.out == ""
@@ -41,7 +41,7 @@ def test_a_wrong_parameter_ends_with_status_2_and_its_message_before_anything_is
 
 def test_both_ways_to_start_it_answer_the_same_without_a_traceback(outputs, tmp_path):
     words = ["run", "tiny", "sed=1", "train.lr=.nan"]
-    program = "import sys; from cpsd_lib.__main__ import main; sys.exit(main())"
+    program = "import sys; from cpsd_lib.cli import main; sys.exit(main())"
     found = [
         subprocess.run([*start, *words], cwd=tmp_path, capture_output=True, text=True)
         for start in ([sys.executable, "-m", "cpsd_lib"], [sys.executable, "-c", program])
@@ -55,7 +55,7 @@ def test_both_ways_to_start_it_answer_the_same_without_a_traceback(outputs, tmp_
 
 def test_a_wrong_parameter_is_answered_before_torch_is_loaded(outputs):
     program = (
-        "import sys; from cpsd_lib.__main__ import main; status = main(['run', 'tiny', 'sed=1']); "
+        "import sys; from cpsd_lib.cli import main; status = main(['run', 'tiny', 'sed=1']); "
         "print(status, 'torch' in sys.modules, 'papermill' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=repo_root(), capture_output=True, text=True)
@@ -65,28 +65,28 @@ def test_a_wrong_parameter_is_answered_before_torch_is_loaded(outputs):
 @pytest.mark.parametrize("words", [[], ["ran"], ["run"], ["run", "tiny", "--force"]])
 def test_a_wrong_command_line_ends_with_status_2_and_the_usage(outputs, capsys, words):
     with pytest.raises(SystemExit) as caught:
-        command.main(words)
+        cli.main(words)
     assert caught.value.code == 2
     assert "usage: cpsd" in capsys.readouterr().err
 
 
 def test_the_message_of_what_is_missing_names_what_is_needed_alone(capsys):
     with pytest.raises(SystemExit):
-        command.main(["run"])
+        cli.main(["run"])
     assert capsys.readouterr().err.splitlines()[-1].endswith("the following arguments are required: params")
 
 
 @pytest.mark.parametrize("words", [["run"], ["cost"], ["data", "check"]])
 @pytest.mark.parametrize("source", ["scenes_k", "params/grids/scenes_k.yaml"])
 def test_a_grid_given_as_a_run_is_told_its_command(outputs, capsys, words, source):
-    assert command.main([*words, source]) == 2
+    assert cli.main([*words, source]) == 2
     assert f"{source} is a grid, many runs in one file; run it by: cpsd grid {source}" in capsys.readouterr().err
     assert not outputs.exists()
 
 
 @pytest.mark.parametrize("source", ["demo", "params/tiny.yaml", "coco_resnet101"])
 def test_a_run_given_as_a_grid_is_told_its_command(outputs, capsys, source):
-    assert command.main(["grid", source]) == 2
+    assert cli.main(["grid", source]) == 2
     assert (
         f"{source} is one run, not a grid (it has no `vary:`); run it by: cpsd run {source}" in capsys.readouterr().err
     )
@@ -94,7 +94,7 @@ def test_a_run_given_as_a_grid_is_told_its_command(outputs, capsys, source):
 
 def test_a_grid_that_lacks_what_to_vary_is_not_called_a_run(outputs, capsys, tmp_path):
     (tmp_path / "half.yaml").write_text("name: half\nbase: tiny\n")
-    assert command.main(["grid", str(tmp_path / "half.yaml")]) == 2
+    assert cli.main(["grid", str(tmp_path / "half.yaml")]) == 2
     assert "vary: is needed" in capsys.readouterr().err
 
 
@@ -108,7 +108,7 @@ def test_a_grid_that_lacks_what_to_vary_is_not_called_a_run(outputs, capsys, tmp
     ],
 )
 def test_what_a_card_cannot_be_made_of_ends_with_status_2_and_no_half_card(capsys, words, message):
-    assert command.main(["cost", *words]) == 2
+    assert cli.main(["cost", *words]) == 2
     printed = capsys.readouterr()
     assert message in printed.err and "Error" not in printed.err and printed.out == ""
 
@@ -117,15 +117,15 @@ def test_ctrl_c_ends_with_status_130_and_says_how_to_go_on(outputs, capsys, monk
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "_run", interrupted)
-    assert command.main(["run", "tiny"]) == 130
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert cli.main(["run", "tiny"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_overrides_reach_the_run_as_values(monkeypatch):
     seen = []
-    monkeypatch.setattr(command, "_run", lambda *arguments: seen.append(arguments) or 0)
-    assert command.main(["run", "params/tiny.yaml", "train.lr=1e-4", "student.rows=[sd]"]) == 0
+    monkeypatch.setattr(cli, "_run", lambda *arguments: seen.append(arguments) or 0)
+    assert cli.main(["run", "params/tiny.yaml", "train.lr=1e-4", "student.rows=[sd]"]) == 0
     assert seen == [("params/tiny.yaml", {"train.lr": 1e-4, "student.rows": ["sd"]})]
 
 
@@ -139,7 +139,7 @@ def test_overrides_reach_the_run_as_values(monkeypatch):
     ],
 )
 def test_a_wrong_grid_ends_with_status_2_before_any_job_starts(outputs, capsys, words, message):
-    assert command.main(["grid", *words]) == 2
+    assert cli.main(["grid", *words]) == 2
     printed = capsys.readouterr()
     assert message in printed.err and "nothing was started" in printed.err and "Traceback" not in printed.err
     assert not list(outputs.glob("*.*/manifest.json"))

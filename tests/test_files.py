@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from cpsd_lib import progress
-from cpsd_lib.files import atomic, digest, read_json, sha256, write_json, write_text
+from cpsd_lib import support
+from cpsd_lib.support import atomic, digest, read_json, sha256, write_json, write_text
 
 
 def test_a_file_is_written_with_its_folders_and_leaves_nothing_beside_it(tmp_path):
@@ -83,26 +83,26 @@ def test_a_digest_depends_on_values_and_list_order_and_not_on_dictionary_order()
 
 
 def test_a_bar_writes_its_state_to_the_file_the_runner_names(tmp_path, monkeypatch):
-    path = tmp_path / "progress.json"
-    monkeypatch.setenv(progress.FILE_VARIABLE, str(path))
-    with progress.bar(10, "teachers", "img", initial=2) as bar:
+    path = tmp_path / "support.json"
+    monkeypatch.setenv(support.FILE_VARIABLE, str(path))
+    with support.bar(10, "teachers", "img", initial=2) as bar:
         assert json.loads(path.read_text())["n"] == 2
         bar.update(3)
         bar.note("loss 1.0")
     state = json.loads(path.read_text())
     assert state == {"desc": "teachers", "total": 10, "unit": "img", "initial": 2, "n": 5, "note": "loss 1.0"}
-    assert os.listdir(tmp_path) == ["progress.json"]
+    assert os.listdir(tmp_path) == ["support.json"]
 
 
 def test_a_bar_whose_runner_is_gone_does_not_end_the_training(tmp_path, monkeypatch):
-    monkeypatch.setenv(progress.FILE_VARIABLE, str(tmp_path / "gone" / "progress.json"))
-    with progress.bar(10, "teachers") as bar:
+    monkeypatch.setenv(support.FILE_VARIABLE, str(tmp_path / "gone" / "support.json"))
+    with support.bar(10, "teachers") as bar:
         bar.update(10)
 
 
 def test_a_bar_on_the_screen_takes_the_same_calls(monkeypatch, capsys):
-    monkeypatch.delenv(progress.FILE_VARIABLE, raising=False)
-    with progress.bar(4, "teachers", initial=1) as bar:
+    monkeypatch.delenv(support.FILE_VARIABLE, raising=False)
+    with support.bar(4, "teachers", initial=1) as bar:
         bar.update(3)
         bar.note("loss 1.0")
     assert "teachers" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from nbconvert import HTMLExporter
 
-from cpsd_lib.run import STAGES
+from cpsd_lib.workbench.pipeline import STAGES
 
 REPO = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))

@@ -1,4 +1,4 @@
-from cpsd_lib.words import counted, memory
+from cpsd_lib.support import counted, memory
 
 
 def test_one_thing_is_one_and_no_or_many_things_are_many():

@@ -1,1 +1,23 @@
-"""Images and a clean label table: readers of data sets, decoding, and the uint8 cache the training loop reads from."""
+"""Images and their labels: readers of data sets, decoding, the byte cache, and views made on the batch.
+
+`open_dataset(DataSettings(...), cache_folder)` checks a data set, decodes it once and returns a Dataset.
+"""
+
+from cpsd_lib.support import exports
+
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "settings": "DataSettings",
+        "table": "LabelTable listed",
+        "dataset": "Dataset PUBLISHED count_images open_dataset read_source signature",
+        "check": "check_data",
+        "boxes": "boxes_of in_pixels",
+        "images.decode": "BadImage decode decode_image",
+        "images.pixels": "take",
+        "readers.coco2014": "COCO_CLASSES",
+        "readers.common": "NOT_COMPARABLE",
+        "augment.views": "VIEWS permutation test_view train_view",
+        "scenes.scenes": "Scenes",
+    },
+)

@@ -7,23 +7,23 @@ import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import PurePosixPath
 
-from cpsd_lib.data.coco2014 import FOLDERS, INSTANCES
-from cpsd_lib.data.reading import read_text
+from cpsd_lib.data.readers.coco2014 import FOLDERS, INSTANCES
+from cpsd_lib.data.readers.common import read_text
 
 
-def boxes_of(dataset, data, rows):
-    """Return {row: {class index: [(left, top, right, bottom), ...]}} of a Dataset's table `rows`, in fractions 0..1.
+def boxes_of(dataset, indices):
+    """Return {image index: {class index: [(left, top, right, bottom), ...]}} of a Dataset's images, in fractions 0..1.
 
-    data: the DataParams it was opened with. All drawn or annotated things count, also VOC's difficult ones and COCO's
-    crowds, as they do in the labels. None for a data set without boxes: csv, nuswide, labels, COCO's short form.
-    Raises ValueError for a row that is not there and for annotations that cannot be read.
+    All drawn or annotated things count, also VOC's difficult ones and COCO's crowds, as they do in the labels. None for a
+    data set without boxes: csv, nuswide, labels, COCO's short form.
+    Raises ValueError for an image that is not there and for annotations that cannot be read.
     """
-    rows, count = [int(row) for row in rows], len(dataset.table.files)
-    outside = [row for row in rows if not 0 <= row < count]
+    indices, count = [int(index) for index in indices], len(dataset.table.files)
+    outside = [index for index in indices if not 0 <= index < count]
     if outside:
-        raise ValueError(f"there are no rows {outside[:5]}; give some of 0..{count - 1}")
-    read = {"scenes": scenes_boxes, "voc2007": voc_boxes, "coco2014": coco_boxes}.get(data.kind)
-    return read(dataset.source, rows) if read else None
+        raise ValueError(f"there are no images {outside[:5]}; give some of 0..{count - 1}")
+    read = {"scenes": scenes_boxes, "voc2007": voc_boxes, "coco2014": coco_boxes}.get(dataset.kind)
+    return read(dataset.source, indices) if read else None
 
 
 def in_pixels(boxes, rows, classes, height, width):

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-from cpsd_lib.data.dataset import PUBLISHED, READERS, needed_splits
-from cpsd_lib.data.reading import missing_files
-from cpsd_lib.data.scenes import Scenes
+from cpsd_lib.data.dataset import PUBLISHED, needed_splits, read_source
+from cpsd_lib.data.readers.common import missing_files
 from cpsd_lib.data.table import SPLITS, check_splits, listed
-from cpsd_lib.files import write_text
-from cpsd_lib.words import counted, memory
+from cpsd_lib.support import counted, memory, write_text
 
 MISSING = "missing_files.txt"
 
@@ -20,16 +18,13 @@ class Checked:
     trainable: bool
 
 
-def check(data, folder):
-    """Return what can be told of DataParams `data` without decoding an image; missing files are named in a file in `folder`."""
+def check_data(data, folder):
+    """Return what can be told of DataSettings `data` without decoding an image; missing files are named in a file in `folder`."""
     try:
-        if data.kind == "scenes":
-            table, paths, notes = Scenes(data.images, data.size, data.seed, data.groups).table, [], []
-        else:
-            source = READERS[data.kind](data)
-            table, paths, notes = source.table, source.paths, source.notes
+        source = read_source(data)
     except (ValueError, OSError) as error:
         return Checked([f"verdict: it cannot train: {error}"], False)
+    table, paths, notes = source.table, source.paths, source.notes
     gone = missing_files(paths)
     lines = [f"{data.kind}: {counted(len(table.files), 'image')}, {counted(len(table.names), 'class', 'classes')}"]
     lines += _split_lines(table, gone)
@@ -48,18 +43,18 @@ def check(data, folder):
     lines += [f"note: {note}" for note in notes]
     if faults:
         return Checked([*lines, f"verdict: it cannot train: {'; '.join(faults)}"], False)
-    stamp = ", INCOMPLETE: its figures will say so" if gone and data.kind in PUBLISHED else ""
+    caveat = ", INCOMPLETE: its figures will say so" if gone and data.kind in PUBLISHED else ""
     bytes_needed = (len(paths) - len(gone)) * 3 * data.size**2
     cost = f"; decoded at {data.size} px it takes {memory(bytes_needed / 2**30)} of disk" if paths else ""
     # A broken photo is found when it is decoded, the first thing that a run does.
     unopened = "; the photos were looked for, not opened: a run opens them all before it trains" if paths else ""
-    return Checked([*lines, f"verdict: it can train{stamp}{cost}{unopened}"], True)
+    return Checked([*lines, f"verdict: it can train{caveat}{cost}{unopened}"], True)
 
 
 def _split_lines(table, gone):
     found = []
     for split in SPLITS:
-        rows = table.rows(split)
+        rows = table.indices(split)
         if len(rows):
             labels = (table.targets[rows] == 1).sum()
             missing = (table.split[gone] == split).sum()
@@ -84,8 +79,8 @@ def _not_on_disk(gone):
 
 
 def _frequency_lines(table):
-    splits = [split for split in SPLITS if len(table.rows(split))]
-    counts = {split: (table.targets[table.rows(split)] == 1).sum(axis=0) for split in splits}
+    splits = [split for split in SPLITS if len(table.indices(split))]
+    counts = {split: (table.targets[table.indices(split)] == 1).sum(axis=0) for split in splits}
     width = max(map(len, table.names), default=0)
     order = sorted(range(len(table.names)), key=lambda number: -counts[splits[0]][number]) if splits else []
     head = f"  {'class':{width}}" + "".join(f"{split:>14}" for split in splits)

@@ -1,30 +1,36 @@
 """A data set ready for training: its label table beside its decoded images, every fault found before any training."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from cpsd_lib.data import cache, coco2014, labels, nuswide, voc2007
-from cpsd_lib.data.csv import read_csv
-from cpsd_lib.data.fingerprint import fingerprint, overlap
-from cpsd_lib.data.pixels import OnTheFly, look_through
-from cpsd_lib.data.reading import missing_files
-from cpsd_lib.data.scenes import Scenes
+from cpsd_lib.data.images import cache
+from cpsd_lib.data.images.fingerprint import fingerprint, overlap
+from cpsd_lib.data.images.pixels import OnTheFly, look_through
+from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
+from cpsd_lib.data.readers.common import missing_files
+from cpsd_lib.data.readers.csv import read_csv
+from cpsd_lib.data.scenes.scenes import Scenes
 from cpsd_lib.data.table import LabelTable, check_splits, listed
-from cpsd_lib.files import digest, sha256
-from cpsd_lib.words import counted
+from cpsd_lib.support import counted, digest, sha256
 
-# Which module reads a kind; `scenes` are drawn, not read.
 READERS = {
+    "scenes": lambda data: Scenes(images=data.images, size=data.size, seed=data.seed, groups=data.groups),
     "csv": lambda data: read_csv(data.root, data.annotations, data.image_folder),
     "coco2014": lambda data: coco2014.read_coco2014(data.root),
     "nuswide": lambda data: nuswide.read_nuswide(data.root),
     "voc2007": lambda data: voc2007.read_voc2007(data.root, data.difficult),
     "labels": lambda data: labels.read_labels(data.root),
 }
+PUBLISHED_COUNTS = {  # labelled images by split, classes
+    "coco2014": (coco2014.LABELLED, len(coco2014.COCO_CLASSES)),
+    "nuswide": (nuswide.LABELLED, nuswide.CONCEPTS),
+    "voc2007": (voc2007.LISTED, len(voc2007.CLASSES)),
+}
 WATCHED = {module.__name__.rpartition(".")[2]: module.watched for module in (coco2014, nuswide, voc2007, labels)}
-PUBLISHED = ("coco2014", "nuswide", "voc2007")  # others have figures for these: a part of one is not comparable
+PUBLISHED = tuple(PUBLISHED_COUNTS)  # others have figures for these: a part of one is not comparable
 
 
 class NoImages(ValueError):
@@ -41,8 +47,9 @@ class Dataset:
     key: str  # hash of pixels, labels, class order and splits
     notes: list[str]  # what a user should know before training
     skipped: list[tuple[str, str]]  # (file, reason) left out: unreadable or not on disk
+    kind: str  # DataSettings.kind
     source: object  # Scenes (knows boxes and planted groups) or LabelledFiles
-    incomplete: str = ""  # the stamp of figures that are not from the whole published data set, and why
+    incomplete: str = ""  # the caveat of figures that are not from the whole published data set, and why
 
     def need_images(self):
         """Return `images`; raises NoImages, with what works without, for a data set of labels only."""
@@ -55,7 +62,7 @@ class Dataset:
 
 
 def open_dataset(data, cache_root):
-    """Return the Dataset of DataParams `data`, decoding into a cache below `cache_root` what is not there yet.
+    """Return the Dataset of DataSettings `data`, decoding into a cache below `cache_root` what is not there yet.
 
     Raises ValueError or FileNotFoundError for anything that would spoil a training: see the readers, table and cache.
     """
@@ -66,26 +73,52 @@ def open_dataset(data, cache_root):
     return replace(opened, notes=notes, key=digest([opened.key, label_key]))
 
 
+def read_source(data):
+    """Return the Scenes or LabelledFiles of DataSettings `data`: `.table`, `.paths`, `.notes`; no image is decoded."""
+    return READERS[data.kind](data)
+
+
+def count_images(data):
+    """Return (training images, test images of all test splits, classes, where the numbers come from), nothing decoded.
+
+    The published data sets need not be there; an image that is missing or broken still counts.
+    """
+    if data.kind in PUBLISHED:
+        counts, classes = PUBLISHED_COUNTS[data.kind]
+        origin = "the published data set's labelled images"
+    else:
+        table = read_source(data).table
+        counts, classes = Counter(table.split.tolist()), len(table.names)
+        origin = "scenes are drawn" if data.kind == "scenes" else f"counted in {data.root}"
+    total = sum(counts.values())
+    if data.limit is not None and data.limit < total:
+        counts = {split: max(1, round(data.limit * count / total)) for split, count in counts.items()}
+        origin += f", data.limit {data.limit:,}"
+    return counts.get("train", 0), counts.get("test", 0) + counts.get("test_shifted", 0), classes, origin
+
+
 def needed_splits(data):
     """Return the splits that must hold labelled images: train and test, or train alone for labels without images."""
     return ("train",) if data.kind == "labels" else ("train", "test")
 
 
 def _open_scenes(data, cache_root):
-    scenes = Scenes(images=data.images, size=data.size, seed=data.seed, groups=data.groups)
+    scenes = read_source(data)
     if data.cache == "none":
-        return Dataset(scenes.table, OnTheFly(scenes.load, data.images, data.size), scenes.key, [], [], scenes)
+        return Dataset(
+            scenes.table, OnTheFly(scenes.load, data.images, data.size), scenes.key, [], [], data.kind, scenes
+        )
     built = cache.build(scenes.load, data.images, data.size, scenes.key, cache_root, desc="drawing scenes")
-    return Dataset(scenes.table, built.images, scenes.key, [], [], scenes)
+    return Dataset(scenes.table, built.images, scenes.key, [], [], data.kind, scenes)
 
 
 def _open_labels(data, _):
-    source, notes = _limited(READERS["labels"](data), data)
-    return Dataset(source.table, None, "labels", [*source.notes, *notes], [], source)
+    source, notes = _limited(read_source(data), data)
+    return Dataset(source.table, None, "labels", [*source.notes, *notes], [], data.kind, source)
 
 
 def _open_files(data, cache_root):
-    source, skipped, incomplete = leave_out_missing(READERS[data.kind](data), data)
+    source, skipped, incomplete = leave_out_missing(read_source(data), data)
     source, notes = _limited(source, data)
     notes = [*source.notes, *incomplete, *notes]
     incomplete = [*incomplete, *(note for note in notes if note.startswith("data.limit"))]
@@ -106,8 +139,8 @@ def _open_files(data, cache_root):
         notes.append(f"{counted(len(unreadable), 'file')} could not be read, left out: {names}")
         incomplete.append(f"INCOMPLETE: {counted(len(unreadable), 'file')} could not be read, left out")
     notes += _overlap_notes(overlap(digests, table), data.allow_overlap or data.kind in PUBLISHED)
-    stamp = "; ".join(incomplete) if data.kind in PUBLISHED else ""
-    return Dataset(table, images, key, notes, skipped + unreadable, source, stamp)
+    caveat = "; ".join(incomplete) if data.kind in PUBLISHED else ""
+    return Dataset(table, images, key, notes, skipped + unreadable, data.kind, source, caveat)
 
 
 def leave_out_missing(source, data):
@@ -126,7 +159,8 @@ def leave_out_missing(source, data):
     policy = "skip" if data.kind == "nuswide" else data.bad_files
     skipped = cache.check_bad({row: reason for row in gone}, table.files, policy)
     splits = [
-        f"{(table.split[gone] == split).sum():,} of {len(table.rows(split)):,} {split}" for split in ("train", "test")
+        f"{(table.split[gone] == split).sum():,} of {len(table.indices(split)):,} {split}"
+        for split in ("train", "test")
     ]
     sentence = f"INCOMPLETE: images that are not on disk are left out: {', '.join(splits)} images (named in data.json)"
     return source.take(np.setdiff1d(np.arange(len(source.paths)), gone)), skipped, [sentence]
@@ -155,7 +189,7 @@ def _seeded_share(table, limit, seed):
     rng = np.random.default_rng(seed)
     kept = []
     for split in sorted(set(table.split.tolist())):
-        rows = table.rows(split)
+        rows = table.indices(split)
         kept.extend(rng.permutation(rows)[: max(1, round(limit * len(rows) / len(table.split)))].tolist())
     return np.array(sorted(kept))
 
@@ -167,7 +201,7 @@ def signature(data):
     that changed and images that came, went or were renamed; an image overwritten in place is seen by `open_dataset`.
     """
     if data.kind == "scenes":
-        return Scenes(images=data.images, size=data.size, seed=data.seed, groups=data.groups).key
+        return read_source(data).key
     root = Path(data.root)
     if data.kind in WATCHED:
         texts, folders = WATCHED[data.kind](root)

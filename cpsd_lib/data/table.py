@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cpsd_lib.words import counted
+from cpsd_lib.support import counted
 
 SPLITS = ("train", "val", "test", "test_shifted")
 SKIPPED = "skipped"
@@ -52,7 +52,7 @@ class LabelTable:
         # Wide enough for every split: numpy would cut "skipped" to "skipp" in an array of 5 letters.
         object.__setattr__(self, "split", split.astype("U12"))
 
-    def rows(self, split):
+    def indices(self, split):
         """Return the row numbers of `split`, ascending (int64 [n], maybe empty); an unknown split raises ValueError."""
         if split not in (*SPLITS, SKIPPED):
             raise ValueError(f"unknown split {split!r}, expected one of {', '.join((*SPLITS, SKIPPED))}")
@@ -82,7 +82,7 @@ def check_splits(table, needed=("train", "test")):
             f"the data set has {counted(len(table.names), 'class', 'classes')}, expected at least 2: label more than one thing"
         )
     for split in needed:
-        rows = table.rows(split)
+        rows = table.indices(split)
         if not len(rows):
             raise ValueError(f"no image is in split '{split}', expected at least one: give some rows that split")
         if not (table.targets[rows] == 1).any():
@@ -91,10 +91,12 @@ def check_splits(table, needed=("train", "test")):
 
 
 def _uneven_classes(table):
-    present = {split: (table.targets[table.rows(split)] == 1).any(axis=0) for split in SPLITS if len(table.rows(split))}
+    present = {
+        split: (table.targets[table.indices(split)] == 1).any(axis=0) for split in SPLITS if len(table.indices(split))
+    }
     anywhere = np.any(list(present.values()), axis=0)
     once = np.sum(list(present.values()), axis=0) == 1
-    no_zero = ~(table.targets[table.rows("train")] == 0).any(axis=0)
+    no_zero = ~(table.targets[table.indices("train")] == 0).any(axis=0)
 
     def sentence(mask, text):
         found = [table.names[i] for i in np.flatnonzero(mask)]
@@ -129,7 +131,7 @@ def _similar_names(table):
 def _counts(table):
     found = []
     for split in SPLITS:
-        targets = table.targets[table.rows(split)]
+        targets = table.targets[table.indices(split)]
         empty, unknown = int((~(targets == 1).any(axis=1)).sum()), int((targets == -1).sum())
         if empty:
             found.append(f"split '{split}': {empty:,} of {len(targets):,} images have no positive label (legal)")

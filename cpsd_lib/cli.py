@@ -1,0 +1,155 @@
+"""The command line: `cpsd run params/demo.yaml key=value ...`, also `python -m cpsd_lib`."""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+# Whatever loads torch is imported by the command that needs it: a wrong parameter is answered at once.
+from cpsd_lib.workbench import (
+    ParameterError,
+    find_params,
+    is_grid,
+    outputs_root,
+    parse_overrides,
+    read_params,
+    repo_root,
+)
+
+
+def main(arguments=None):
+    """Run one command; return the exit status (0 when all went well, 130 after Ctrl-C)."""
+    parser = argparse.ArgumentParser(prog="cpsd", description="Distil many small multi-label experts into one model.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run or go on with all stages of a parameter file")
+    evaluate = commands.add_parser("evaluate", help="score a checkpoint released with the paper: notebook 05 on it")
+    evaluate.add_argument("--released", required=True, metavar="MODEL", help="e.g. resnet101")
+    evaluate.add_argument("--checkpoint", required=True, metavar="F.ckpt", help="its file; F.json may name its classes")
+    cost = commands.add_parser("cost", help="what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data")
+    targets = commands.add_parser("targets", help="fill the store of soft targets ahead, when 03_teachers is done")
+    grid = commands.add_parser("grid", help="run every combination of a grid file, side by side: params/grids/*.yaml")
+    data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
+    check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
+    for command in (run, evaluate, cost, targets, grid, check):
+        command.add_argument("params", help="a YAML file, or its name in params/")
+        # The default tells argparse that none are needed, also in its message of what is missing.
+        command.add_argument(
+            "overrides", nargs="*", default=[], metavar="key=value", help="e.g. student.epochs=5 seeds=3"
+        )
+    options = parser.parse_args(arguments)
+    try:
+        overrides = parse_overrides(options.overrides)
+        if options.command == "evaluate":
+            checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file
+            overrides = _released(options.params, overrides, options.released, checkpoint) | overrides
+        work = {"run": _run, "evaluate": _run, "cost": _cost, "targets": _targets}
+        work |= {"grid": _grid, "data": _check_data}
+        return work[options.command](options.params, overrides)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except ParameterError as error:
+        print(f"nothing was started:\n{error}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:  # a broken file of the run, a full disk: they name what it is
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+
+
+def _released(source, overrides, model, checkpoint):
+    """Return the overrides that turn a parameter file into the scoring of one checkpoint, in a folder of its own."""
+    from cpsd_lib.workbench import load_params
+
+    scored = {"evaluation.released": model, "evaluation.checkpoint": checkpoint}
+    name = load_params(source, overrides | scored).name
+    return {"name": f"{name}_{re.sub(r'[^A-Za-z0-9._-]', '-', Path(checkpoint).stem)}"[:100]} | scored
+
+
+def _run(source, overrides):
+    from cpsd_lib.workbench import load_params
+
+    load_params(source, overrides)
+    from cpsd_lib.workbench import Held, StageFailed, run_stages, scores_text, stages_of, write_report
+
+    try:
+        done = run_stages(source, overrides)
+    except (Held, StageFailed) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if "05_evaluation" not in stages_of(done.params):
+        print(f"\nlabels without images: nothing was trained; look at {done.folder / '02_partition.ipynb'}")
+        return 0
+    print(scores_text(done))
+    print(f"\nreport: {write_report(done)}")
+    return 0
+
+
+def _cost(source, overrides):
+    from cpsd_lib.workbench import load_params
+
+    params = load_params(source, overrides, paths=False)
+    from cpsd_lib.support import counted
+    from cpsd_lib.workbench import card, estimate, images_of
+
+    train, test, classes, source = images_of(params.data)
+    shown = card(estimate(params, classes, train, test))
+    images = f"{train:,} training and {counted(test, 'test image')}"
+    print(f"{params.name}: {images}, {counted(classes, 'class', 'classes')} ({source})\n{shown}")
+    return 0
+
+
+def _targets(source, overrides):
+    from cpsd_lib.workbench import load_params
+
+    load_params(source, overrides)
+    from cpsd_lib.workbench import Held, MissingStage, fill_targets, one_runner, open_run
+
+    run = open_run(source, overrides)
+    try:
+        if not (outputs_root() / run.params.name).exists():
+            raise MissingStage(
+                f"there is no run {run.params.name} in {outputs_root()}; run 03_teachers first: cpsd run {source}"
+            )
+        with one_runner(run.folder):
+            for seed in run.params.seed_list():
+                fill_targets(run, seed)
+    except (Held, MissingStage) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _grid(source, overrides):
+    from cpsd_lib.workbench import jobs_of, load_grid
+
+    try:
+        jobs_of(load_grid(source, overrides))
+    except ParameterError:
+        _refuse_a_run(source)
+        raise
+    from cpsd_lib.workbench import run_grid
+
+    return run_grid(source, overrides)
+
+
+def _refuse_a_run(source):
+    """Raise ParameterError when `source` is the parameter file of one run, in place of all that it lacks as a grid."""
+    if any(os.path.isfile(repo_root() / "params" / "grids" / name) for name in (source, f"{source}.yaml")):
+        return  # load_grid looks there first
+    try:
+        raw = read_params(find_params(source))
+    except ParameterError:
+        return  # load_grid has named what is wrong with it
+    if not is_grid(raw) and "base" not in raw:
+        raise ParameterError(f"{source} is one run, not a grid (it has no `vary:`); run it by: cpsd run {source}")
+
+
+def _check_data(source, overrides):
+    from cpsd_lib.data import check_data
+    from cpsd_lib.workbench import load_data
+
+    name, data = load_data(source, overrides)
+    checked = check_data(data.settings(), outputs_root() / name)
+    print("\n".join(checked.lines))
+    return 0 if checked.trainable else 1

@@ -1,0 +1,119 @@
+"""How sure a score is: bootstrap intervals over the images, for one model and for the difference of two."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from cpsd_lib.evaluation.metrics import check, mean_average_precision, mean_of_known
+from cpsd_lib.support import bar
+
+
+class Interval(NamedTuple):
+    """A score on the images as they are, and the ends of its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Paired(NamedTuple):
+    """First model's score minus the second's, the ends of its bootstrap interval, and a two-sided p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def bootstrap_interval(scores, targets, resamples=1000, seed=0, level=0.95):
+    """Return mAP and the interval that holds `level` of its values over resamples of the images, as an Interval.
+
+    scores, targets [N, C] as in `average_precision`. A resample is `rng.integers(N, size=N)` of default_rng(seed), one
+    after the other; a class without a positive in it is left out of its mean, a resample without any positive is left
+    out. It tells the luck of the test images, not of the training's seed. Raises ValueError for tables that cannot be
+    scored or hold no positive, resamples below 1, or a level outside 0..1. Percentile method, Efron & Tibshirani 1993.
+
+    With few positives it lies too high, as mAP itself does: a positive drawn twice enters together with itself. On made-up
+    scores (30-60 tests a case) an 80% interval held the true mAP in 37-72% of tests with about 20 positives a class, in
+    63-73% with about 200, in 83% with 370.
+    """
+    _check_resampling(resamples, level)
+    (values,) = _resampled([scores], targets, resamples, seed)
+    return Interval(mean_average_precision(scores, targets), *_ends(values, level))
+
+
+def paired_bootstrap(scores_a, scores_b, targets, resamples=1000, seed=0, level=0.95):
+    """Return mAP of a minus mAP of b, and its interval and p-value over the same resamples for both, as a Paired.
+
+    scores_a, scores_b, targets [N, C]; resamples and errors as in `bootstrap_interval`. With R resamples, the p-value is
+    min(1, 2 min(1 + #(difference <= 0), 1 + #(difference >= 0)) / (R + 1)): never 0, at least 2 / (R + 1).
+    """
+    _check_resampling(resamples, level)
+    a, b = _resampled([scores_a, scores_b], targets, resamples, seed)
+    differences = a - b
+    sides = 1 + min((differences <= 0).sum(), (differences >= 0).sum())
+    difference = mean_average_precision(scores_a, targets) - mean_average_precision(scores_b, targets)
+    return Paired(difference, *_ends(differences, level), min(1.0, float(2 * sides / (len(differences) + 1))))
+
+
+def _ends(values, level):
+    return (float(end) for end in np.quantile(values, [(1 - level) / 2, (1 + level) / 2]))
+
+
+def _check_resampling(resamples, level):
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}; 1000 is usual")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}; 0.95 is usual")
+
+
+def _resampled(models, targets, resamples, seed):
+    """Return mAP [models, resamples that hold a positive] of every table of scores in `models` on the same resamples."""
+    tables = [check(scores, targets) for scores in models]
+    images, classes = tables[0][1].shape
+    random, result = np.random.default_rng(seed), []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar(resamples, "bootstrap", "resample") as progress:
+        columns = ((scores[:, c], targets[:, c]) for scores, targets in tables for c in range(classes))
+        rankings = list(pool.map(lambda column: _ranking(*column), columns))
+        while len(result) < resamples:
+            # 64 at a time: the table of counts of COCO's 40,137 test images is then 10 MB.
+            drawn = range(min(64, resamples - len(result)))
+            draws = [np.bincount(random.integers(images, size=images), minlength=images) for _ in drawn]
+            counts = np.stack(draws, axis=1).astype(np.int32)
+            ap = np.stack(list(pool.map(lambda ranking, counts=counts: _weighted_ap(*ranking, counts), rankings)))
+            ap = ap.reshape(len(models), classes, len(drawn))
+            result += [[mean_of_known(model[:, r]) for model in ap] for r in drawn]
+            progress.update(len(drawn))
+    result = np.array(result).T
+    result = result[:, ~np.isnan(result[0])]
+    if not result.size:
+        raise ValueError(f"none of the {resamples} resamples holds a positive, so mAP has no interval; add images")
+    return result
+
+
+def _ranking(scores, targets):
+    """Return, of one class, the 0/1 matrices [segments, N] of all its images and of its positives (scipy csr, int32).
+
+    The ranking is cut behind every group of tied scores that holds a positive, because precision is read only there. So a
+    class is sorted once, and a matrix times the images' counts gives the sums of every resample.
+    """
+    order = np.flatnonzero(targets != -1)
+    order = order[np.argsort(-scores[order])]
+    ranked, positives = -scores[order], np.flatnonzero(targets[order] == 1)
+    cuts, first = np.unique(np.searchsorted(ranked, ranked[positives], side="right"), return_index=True)
+    cuts = np.append(0, cuts)
+    parts = ((order[: cuts[-1]], cuts), (order[positives], np.append(first, len(positives))))
+    shape = (len(first), len(scores))
+    return [sparse.csr_array((np.ones(len(rows), np.int32), rows, bounds), shape=shape) for rows, bounds in parts]
+
+
+def _weighted_ap(everyone, positives, counts):
+    """Return AP [R] of one class (`_ranking`) where image i is there counts[i, r] times, NaN without a positive."""
+    found = positives @ counts
+    right, chosen = found.cumsum(0), (everyone @ counts).cumsum(0)
+    present = found.sum(0)
+    total = (found * (right / np.maximum(chosen, 1))).sum(0)
+    return np.where(present > 0, total / np.maximum(present, 1), np.nan)

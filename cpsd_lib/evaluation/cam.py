@@ -1,0 +1,191 @@
+"""Where a model looks for a class: activation maps, the queries' attention, and how much of a map lies on the thing."""
+
+from operator import index
+
+import numpy as np
+import torch
+from torch.func import functional_call
+from torch.nn import functional
+
+from cpsd_lib.models import GapHead, LabelTransformer, MLDecoder, Query2Label
+from cpsd_lib.teachers import PartTeachers, in_mode
+
+
+def class_activation(model, images, classes):
+    """Return a map [B, K, H, W] float32 in [0, 1] for each of K `classes` in images [B, 3, H, W], H = W, float in [0, 1].
+
+    model: a Classifier, or Teachers, where each class is answered by its own expert; it is looked at in eval mode.
+    The gap head has the exact map (Zhou et al. 2016), heads with tokens the gradient's (Selvaraju et al. 2017). Its
+    positive part is enlarged to the image (bilinear) and divided by its own maximum: maps of two classes or two models
+    compare in place, not in height, and a map that is nowhere positive is all 0.
+    Raises ValueError for a class the model does not have, and for other images.
+    """
+
+    def maps_of(expert, columns):
+        features = expert(images).features.float()
+        # Maps are small and their gradients smaller: the caller's bfloat16 ends at the features.
+        with torch.autocast(images.device.type, enabled=False):
+            found = (exact_maps if isinstance(expert.head, GapHead) else gradient_maps)(expert.head, features, columns)
+        return functional.interpolate(found.relu(), images.shape[2:], mode="bilinear", align_corners=False)
+
+    maps = _ask_experts(model, images, classes, maps_of)
+    highest = maps.amax((2, 3), keepdim=True)
+    return torch.where(highest > 0, maps / highest, 0.0)
+
+
+def exact_maps(head, features, classes):
+    """Return what each place [h, w] of features [B, F, h, w] adds to a GapHead's logits, [B, K, h, w].
+
+    Its mean over the places is the logit without its bias (Zhou et al. 2016).
+    """
+    return torch.einsum("kf,bfhw->bkhw", head.linear.weight.detach()[classes], features.detach())
+
+
+def gradient_maps(head, features, classes):
+    """Return Grad-CAM before its ReLU, [B, K, h, w], for any head in eval mode and features [B, F, h, w].
+
+    The features weighed by the mean over the places of the logit's gradient (Selvaraju et al. 2017); for a GapHead that
+    is the exact map divided by h * w.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        # Out of the graph, so that nothing but the features has a gradient. Clones, because teachers that filled a store
+        # were moved to the GPU in inference mode, and autograd takes no tensor from there.
+        state = dict(head.named_parameters()) | dict(head.named_buffers())
+        state = {
+            name: value.detach().clone() if value.is_inference() else value.detach() for name, value in state.items()
+        }
+        features = features.detach().clone().requires_grad_()
+        logits = functional_call(head, state, (features,))[0]
+        maps = []
+        for column in classes:
+            # In eval mode no image sees another, so one sum has the gradients of all.
+            gradient = torch.autograd.grad(logits[:, column].sum(), features, retain_graph=True)[0]
+            maps.append((gradient.mean((2, 3), keepdim=True) * features.detach()).sum(1))
+        return torch.stack(maps, 1)
+
+
+def attention_maps(model, images, classes):
+    """Return the attention [B, K, h, w] of K `classes` over the places of images [B, 3, H, W], summing to 1 in each map.
+
+    That of Query2Label's last decoder layer and of ML-Decoder's one, the mean over the heads of attention; float32.
+    Raises ValueError for a head without class queries, a class the model does not have, and images of another form.
+    """
+
+    def maps_of(expert, columns):
+        if not isinstance(expert.head, (Query2Label, MLDecoder)):
+            raise ValueError(
+                f"the head {type(expert.head).__name__} has no class queries that look at places; attention_maps is for "
+                "query2label and ml_decoder, class_activation for every head"
+            )
+        return expert.head.attention(expert(images).features)[:, columns].float()
+
+    return _ask_experts(model, images, classes, maps_of)
+
+
+def _ask_experts(model, images, classes, maps_of):
+    """Return the maps [B, K, h, w] of maps_of(expert, its columns), each class by the expert that knows it."""
+    _check_images(images)
+    experts = _experts(model)
+    known = sum(len(part) for _, part in experts)
+    classes = [index(c) for c in classes]
+    outside = [c for c in classes if not 0 <= c < known]
+    if outside or not classes:
+        raise ValueError(f"classes {outside or classes} are not there; give some of 0..{known - 1}")
+    found = {}
+    for expert, part in experts:
+        wanted = [c for c in dict.fromkeys(classes) if c in part]
+        if wanted:
+            with in_mode(expert, training=False), torch.no_grad():
+                maps = maps_of(expert, [part.index(c) for c in wanted])
+            found |= {c: maps[:, place] for place, c in enumerate(wanted)}
+    return torch.stack([found[c] for c in classes], 1)
+
+
+def _check_images(images):
+    if not (torch.is_tensor(images) and images.is_floating_point()):
+        raise ValueError("images must be a float tensor in [0, 1]; make one with views.test_view")
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or not len(images):
+        raise ValueError(f"images must be [B, 3, S, S], not {list(images.shape)}")
+
+
+def _experts(model):
+    if isinstance(model, PartTeachers):
+        return list(zip(model.experts, model.partition.parts, strict=True))
+    head = model.head
+    if isinstance(head, GapHead):
+        return [(model, range(head.linear.out_features))]
+    return [(model, range(len(head.label_vectors if isinstance(head, LabelTransformer) else head.queries)))]
+
+
+# ---- maps against boxes ----------------------------------------------------------------------------------------------
+
+
+def share_inside(maps, boxes):
+    """Return the share [B, K] float64 of each of maps [B, K, H, W], >= 0, that lies inside its boxes (taken together).
+
+    boxes[b][k]: a list of (left, top, right, bottom) in pixels of the map, right and bottom exclusive. A pixel that a box
+    covers in part counts in part. NaN where there is no box or the map is all 0. `area_share` is what chance would give.
+    Raises ValueError for boxes that are not one list for each map, or have no area, and for maps below 0.
+    """
+    maps = torch.as_tensor(maps).detach().cpu().double()
+    if maps.ndim != 4 or not (maps >= 0).all():
+        raise ValueError(f"maps must be [B, K, H, W] and nowhere below 0; these are {list(maps.shape)}")
+    covered = covered_by(boxes, *maps.shape)
+    shares = (maps * covered).sum((2, 3)) / maps.sum((2, 3))  # 0 / 0 is NaN
+    return torch.where(covered.any(3).any(2), shares, torch.nan)
+
+
+def area_share(boxes, height, width):
+    """Return the share [B, K] float64 of a map of height x width pixels that the boxes cover: share_inside's chance level.
+
+    boxes: as in `share_inside`; NaN where there is none.
+    """
+    boxes = [list(image) for image in boxes]
+    covered = covered_by(boxes, len(boxes), len(boxes[0]) if boxes else 0, height, width)
+    return torch.where(covered.any(3).any(2), covered.mean((2, 3)), torch.nan)
+
+
+def covered_by(boxes, images, classes, height, width):
+    """Return how much of each pixel the boxes cover, [B, K, height, width] in [0, 1]."""
+    if [len(image) for image in boxes] != [classes] * images:
+        raise ValueError(
+            f"boxes must be {images} lists of {classes} lists, one for each map; got {[len(image) for image in boxes]}"
+        )
+    covered = torch.zeros(images, classes, height, width, dtype=torch.float64)
+    for b, image in enumerate(boxes):
+        for k, its in enumerate(image):
+            for left, top, right, bottom in its:
+                if not (left < right and top < bottom):
+                    raise ValueError(f"image {b}, class {k}: the box {(left, top, right, bottom)} has no area")
+                one = torch.outer(_overlap(top, bottom, height), _overlap(left, right, width))
+                # Exact but for a pixel that two boxes cover in part.
+                covered[b, k] = torch.maximum(covered[b, k], one)
+    return covered
+
+
+def _overlap(low, high, count):
+    """Return the length [count] of each unit of 0..count that lies between low and high."""
+    start = torch.arange(count, dtype=torch.float64)
+    return ((start + 1).clamp(max=high) - start.clamp(min=low)).clamp(min=0)
+
+
+# ---- which pictures to show ------------------------------------------------------------------------------------------
+
+
+def most_disagreeing(co_logits, dis_logits, targets, count):
+    """Return up to `count` (row, class), at most one an image: the positives whose two probabilities differ most.
+
+    co_logits, dis_logits: what the two branches' merged teachers say, [N, C]; targets [N, C] in {0, 1, -1}, of which 1
+    counts. The largest difference comes first; of equal ones the lower row, then the lower class.
+    Raises ValueError for shapes that are not the same and for NaN.
+    """
+    co, dis = (torch.as_tensor(logits).detach().cpu().double().sigmoid().numpy() for logits in (co_logits, dis_logits))
+    targets = torch.as_tensor(targets).cpu().numpy()
+    if not co.shape == dis.shape == targets.shape or co.ndim != 2:
+        raise ValueError(f"expected three times [N, C], got {co.shape}, {dis.shape} and {targets.shape}")
+    if np.isnan(co).any() or np.isnan(dis).any():
+        raise ValueError("the teachers' logits hold NaN; train or load them again")
+    apart = np.where(targets == 1, abs(co - dis), -1.0)
+    widest = apart.argmax(1)  # the first of equal ones
+    order = np.argsort(-apart.max(1), kind="stable")
+    return [(int(row), int(widest[row])) for row in order if (targets[row] == 1).any()][:count]

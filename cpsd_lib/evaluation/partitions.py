@@ -1,0 +1,143 @@
+"""How far to trust a partition: against another one, another exponent, another seed, other images, another k."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+
+from cpsd_lib import graph
+from cpsd_lib.partition import adjusted_rand, cut, ncut
+
+PAPER_EXPONENT = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two partitions of the same classes: their agreement, what each cuts, and the classes they place differently."""
+
+    ari: float
+    ncut_ours: float
+    ncut_other: float
+    moved: pd.DataFrame  # class (its name), ours, other (part numbers of ours, see match)
+
+
+def overlap(ours, other):
+    """Count the classes that part i of ours and part j of other have in common, int [k_ours, k_other].
+
+    Raises ValueError for partitions of different numbers of classes.
+    """
+    if ours.num_classes != other.num_classes:
+        raise ValueError(f"cannot compare partitions of {ours.num_classes} and {other.num_classes} classes")
+    common = np.zeros((len(ours), len(other)), dtype=np.int64)
+    np.add.at(common, (ours.labels(), other.labels()), 1)
+    return common
+
+
+def match(ours, other):
+    """Number the parts of other by their partner in ours, int [k_other], so that most classes keep their number.
+
+    A part of other without a partner (other has more parts) gets the next free number, from k_ours on.
+    """
+    partner, part = linear_sum_assignment(overlap(ours, other), maximize=True)
+    numbers = np.full(len(other), -1)
+    numbers[part] = partner
+    left_over = numbers < 0
+    numbers[left_over] = len(ours) + np.arange(left_over.sum())
+    return numbers
+
+
+def compare(affinity, ours, other, names):
+    """Compare two partitions of the same classes on one graph [C, C]; the order of their parts does not count.
+
+    `moved` has a line for each class that is in another part, by name: its part in ours, its part in other as `match`
+    numbers it. It is empty when, and only when, both are the same groups. Raises ValueError where sizes do not fit.
+    """
+    if len(names) != ours.num_classes:
+        raise ValueError(f"{len(names)} names for {ours.num_classes} classes; pass the names of the label table")
+    there = match(ours, other)[other.labels()]
+    here = ours.labels()
+    classes = np.flatnonzero(here != there)
+    moved = pd.DataFrame({"class": [names[c] for c in classes], "ours": here[classes], "other": there[classes]})
+    return Comparison(adjusted_rand(ours, other), ncut(affinity, ours), ncut(affinity, other), moved)
+
+
+def over_exponents(counts, occurrence, branch, k, exponents, seed=0, refine=False, other=None, self_loops=False):
+    """Cut the graph of each exponent into k parts; a line an exponent, agreement with the cut at p = 1/2 (the paper's).
+
+    counts [C, C] and occurrence [C] as from graph.cooccurrence; other: a partition to compare with as well, or None;
+    self_loops: as in graph.affinity. The Ncut of two lines cannot be compared: each is measured on the
+    exponent's own graph. A low ARI is the exponent's doing only where `stability` finds the cut again with other seeds.
+    Columns: exponent, Ncut, sizes (list, largest first), smallest part, singletons (parts of one class), ARI to p = 0.5,
+    and with `other` ARI to other.
+    """
+
+    def graph_of(exponent):
+        return graph.affinity(counts, occurrence, branch, float(exponent), self_loops)
+
+    paper = cut(graph_of(PAPER_EXPONENT), k, seed, refine)
+    lines = []
+    for exponent in exponents:
+        affinity = graph_of(exponent)
+        found = cut(affinity, k, seed, refine)
+        line = {"exponent": float(exponent), "Ncut": ncut(affinity, found), "sizes": sizes(found)}
+        line |= {"smallest part": sizes(found)[-1], "singletons": singletons(found)}
+        line["ARI to p = 0.5"] = adjusted_rand(found, paper)
+        if other is not None:
+            line["ARI to other"] = adjusted_rand(found, other)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def stability(targets, branch, ks, exponent=PAPER_EXPONENT, seed=0, refine=False, repeats=3, self_loops=False):
+    """Measure how well a cut into k parts is found again, by another seed and on other images; targets [N, C] in {1, 0, -1}.
+
+    Columns k, kind, repeat, ari. Kind "seeds": the graph of all images, cut with seed + 1 ... seed + repeats, each
+    against the cut with `seed`, the one that a run uses. Kind "halves": the images fall at random into two halves (the
+    same halves for every k), each half's graph is cut with `seed`, and the two are compared. What a half lacks altogether
+    counts as any class without company does in `cut`. Raises ValueError for fewer than two images or no repeat.
+    """
+    targets = np.asarray(targets)
+    if len(targets) < 2 or repeats < 1:
+        raise ValueError(f"two halves need 2 images and 1 repeat at least, got {len(targets)} and {repeats}")
+
+    def graph_of(rows):
+        return graph.affinity(*graph.cooccurrence(targets[rows]), branch, float(exponent), self_loops)
+
+    whole, half = graph_of(slice(None)), len(targets) // 2
+    orders = [np.random.default_rng([seed, repeat]).permutation(len(targets)) for repeat in range(repeats)]
+    halves = [(graph_of(order[:half]), graph_of(order[half:])) for order in orders]
+    lines = []
+    for k in ks:
+        used = cut(whole, k, seed, refine)
+        for repeat in range(repeats):
+            again = cut(whole, k, seed + 1 + repeat, refine)
+            lines.append((k, "seeds", repeat, adjusted_rand(used, again)))
+        for repeat, pair in enumerate(halves):
+            one, two = (cut(affinity, k, seed, refine) for affinity in pair)
+            lines.append((k, "halves", repeat, adjusted_rand(one, two)))
+    return pd.DataFrame(lines, columns=["k", "kind", "repeat", "ari"])
+
+
+def by_k(affinity, ks, seed=0, refine=False):
+    """Cut one graph [C, C] into each number of parts; columns k, Ncut, Ncut / k, sizes (largest first), singletons.
+
+    Ncut / k is the mean share of a part's weight that leaves it. Both grow with k for every graph: of k parts without any
+    structure, about (k - 1) / k leaves.
+    """
+    lines = []
+    for k in ks:
+        found = cut(affinity, k, seed, refine)
+        value = ncut(affinity, found)
+        lines.append((k, value, value / k, sizes(found), singletons(found)))
+    return pd.DataFrame(lines, columns=["k", "Ncut", "Ncut / k", "sizes", "singletons"])
+
+
+def sizes(partition):
+    """Return the number of classes of each part, largest first."""
+    return sorted(map(len, partition.parts), reverse=True)
+
+
+def singletons(partition):
+    """Return how many parts hold one class only: their teachers learn that class alone."""
+    return sizes(partition).count(1)

@@ -1,0 +1,238 @@
+"""image -> Output(logits, label_embeddings, features): a timm backbone and a head."""
+
+import difflib
+import math
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from cpsd_lib.models.heads import GapHead, LabelTransformer, MLDecoder, Query2Label
+from cpsd_lib.teachers import Output
+
+
+class Classifier(nn.Module):
+    """A backbone without its head, then a head over C classes; the input's normalisation is part of the model."""
+
+    def __init__(self, backbone, head, mean, std, stride=1):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.stride = stride  # pixels; both sides of an image are a multiple of it
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, images):
+        """Return the Output for images [B, 3, S, S], float in [0, 1] (ValueError for a size the model does not take)."""
+        if any(side % self.stride for side in images.shape[2:]):
+            size = "x".join(map(str, images.shape[2:]))
+            raise ValueError(f"images of {size} pixels do not fit: both sides must be a multiple of {self.stride}")
+        features = self.features(images)
+        logits, label_embeddings = self.head(features)
+        return Output(logits, label_embeddings, features)
+
+    def features(self, images):
+        """Return the backbone's last map [B, F, h, w] of images [B, 3, S, S]."""
+        return feature_map(self.backbone, (images - self.mean) / self.std)
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that keeps its statistics, and whose weights are not trained, as in DETR (which has the same eps)."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode=True):
+        """Stay in eval mode."""
+        return super().train(False)
+
+
+# The paper's models by their names: backbone with the weights the release starts from, head, timm's options.
+# The weights of resnext50_swsl are licensed CC-BY-NC-4.0: not for commercial use.
+PRESETS = {
+    "resnet101": ("resnet101.tv_in1k", "gap", {}),
+    "resnet101_tf": ("resnet101.tv_in1k", "label_transformer", {}),
+    # zero_init_last: a last norm that starts at zero and is frozen would switch off each block of a random backbone.
+    "q2l_resnet101": (
+        "resnet101.tv_in1k",
+        "query2label",
+        {"norm_layer": FrozenBatchNorm2d, "zero_init_last": False},
+    ),
+    "tresnet_l": ("tresnet_l.miil_in1k_448", "gap", {}),  # its own pool is the mean
+    "resnext50_swsl": ("resnext50_32x4d.fb_swsl_ig1b_ft_in1k", "gap", {}),
+}
+HEADS = {"gap": GapHead, "label_transformer": LabelTransformer, "query2label": Query2Label, "ml_decoder": MLDecoder}
+
+
+def feature_map(backbone, images):
+    """Return the last features of a timm model as [B, F, h, w], whatever layout the model uses inside.
+
+    Raises ValueError for one of the few models that give no such map (coat, crossvit, volo in timm 1.0).
+    """
+    features = backbone.forward_features(images)
+    found = tuple(features.shape) if torch.is_tensor(features) else type(features).__name__
+    if len(found) == 3:  # transformers: [B, prefix + h * w, F]
+        features = features[:, getattr(backbone, "num_prefix_tokens", 0) :].transpose(1, 2)
+        rows = max(1, round(math.sqrt(features.shape[2] * images.shape[2] / images.shape[3])))
+        columns = round(rows * images.shape[3] / images.shape[2])
+        if rows * columns == features.shape[2]:
+            features = features.unflatten(2, (rows, columns))
+    elif getattr(backbone, "output_fmt", "NCHW") == "NHWC":
+        features = features.permute(0, 3, 1, 2)
+    if not torch.is_tensor(features) or features.ndim != 4 or features.shape[1] != backbone.num_features:
+        raise ValueError(f"{type(backbone).__name__} gives {found}, no map of its features; take another backbone")
+    return features
+
+
+def build_model(
+    name,
+    num_classes,
+    weights=None,
+    head="gap",
+    normalize="auto",
+    prior=0.12,
+    label_vectors=None,
+    head_width=None,
+    **options,
+):
+    """Return a Classifier: a model of the paper (PRESETS), or any timm backbone with a head (HEADS).
+
+    A new head starts with small output weights and bias log(prior / (1 - prior)); gap with such a name means its own head.
+    weights: None (random), "imagenet" (timm's own, from the hub), or a local .safetensors / .pth file of the timm model.
+    normalize: "auto" uses the mean and std of those weights, [0, 1] as it is for random ones; "none"; "imagenet".
+    label_vectors, for label_transformer: [C, V], fixed; None or "learned". head_width: None is the papers' own, per head.
+    Raises ValueError for an unknown name or option, FileNotFoundError or ConnectionError when weights cannot be had.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+    timm_name, own_head, preset = PRESETS.get(name, (name, "gap", {}))
+    if own_head != "gap" and head not in ("gap", own_head):
+        raise ValueError(f"{name} has the head {own_head}; name its backbone, {timm_name}, to give it another")
+    head = own_head if head == "gap" else head
+    backbone = _backbone(timm_name, weights == "imagenet", preset | options)
+    if weights not in (None, "imagenet"):
+        load_backbone(backbone, weights)
+    if name == "q2l_resnet101":
+        for part in (backbone.conv1, backbone.bn1, backbone.layer1):
+            part.requires_grad_(False)
+    mean, std = _normalization(backbone, normalize, weights)
+    made = _head(head, backbone.num_features, num_classes, prior, label_vectors, head_width)
+    # A plain backbone takes what it takes; TResNet's stem cuts the image into blocks and fails inside timm.
+    strict = name in PRESETS or head != "gap" or isinstance(backbone, timm.models.TResNet)
+    return Classifier(backbone, made, mean, std, backbone.feature_info[-1]["reduction"] if strict else 1)
+
+
+def _head(head, features, num_classes, prior, label_vectors, width):
+    if head not in HEADS:
+        raise ValueError(f"head {head!r} is not there; expected one of {', '.join(HEADS)}")
+    options = {}
+    if width is not None:
+        if head == "gap" or width < 8 or width % 8:
+            raise ValueError(f"head_width must be a multiple of 8, for a head with tokens; not {width} for {head}")
+        options["dim"] = width
+    if label_vectors is not None and head != "label_transformer":
+        raise ValueError(f"the head {head} takes no label vectors; only label_transformer does")
+    if label_vectors is not None and not isinstance(label_vectors, str):
+        # On the CPU first: on the meta device there are no values to look at.
+        vectors = torch.as_tensor(label_vectors, dtype=torch.float32, device="cpu").clone()
+        if vectors.ndim != 2 or len(vectors) != num_classes or not vectors.isfinite().all():
+            raise ValueError(f"label_vectors must be finite [{num_classes}, V], not {list(vectors.shape)}")
+        options["label_vectors"] = vectors.to(torch.get_default_device())
+    elif label_vectors not in (None, "learned"):
+        raise ValueError(f'label_vectors must be "learned" or an array; read {label_vectors!r} with read_label_vectors')
+    return HEADS[head](features, num_classes, prior, **options)
+
+
+def _backbone(name, pretrained, options):
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0].lower(), dict.fromkeys([*timm.list_models(), *PRESETS]), 5)
+        raise ValueError(f"timm has no model {name!r}" + (f"; near names: {', '.join(near)}" if near else ""))
+    architecture, _, tag = name.partition(".")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise ValueError(f"timm has no weights {tag!r} of {architecture}; it has: {', '.join(tagged) or 'none'}")
+    if pretrained and not tagged:
+        raise ValueError(f"timm has no ImageNet weights of {name}; model.weights=null starts from random ones")
+    try:
+        # Built once without weights first, so that a wrong option is not taken for a failed download.
+        backbone = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except Exception as error:
+        raise ValueError(f"{name} cannot be built with model.options {options}: {error}") from error
+    if not pretrained:
+        return backbone
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0, **options)
+    except Exception as error:
+        raise ConnectionError(
+            f"the ImageNet weights of {name} could not be fetched ({type(error).__name__}: {error}); set model.weights "
+            "to a local .safetensors or .pth file of this timm model, or model.weights=null to start from random weights"
+        ) from error
+
+
+def load_backbone(backbone, path):
+    """Read a local file of the full timm model into `backbone`; every backbone tensor must be there in its shape.
+
+    Raises FileNotFoundError for no file, ValueError that lists what is missing, foreign or of another shape.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; give a .safetensors or .pth file of the timm model")
+    state = read_state(path)
+    own = backbone.state_dict()
+    # The file's own classifier is the one thing that may stay unread.
+    classifier = backbone.pretrained_cfg.get("classifier") or "classifier"
+    # Its first name only: where timm says `head.fc2`, all of `head.` goes when there are no classes.
+    heads = tuple(f"{part.split('.')[0]}." for part in ([classifier] if isinstance(classifier, str) else classifier))
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in state if key not in own and not key.startswith(heads)]
+    shapes = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if missing or foreign or shapes:
+        raise ValueError(
+            f"{path.name} does not fit this backbone: {len(missing)} tensors missing {missing[:3]}, "
+            f"{len(foreign)} foreign {foreign[:3]}, {len(shapes)} of another shape {shapes[:3]}"
+        )
+    backbone.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
+
+
+def read_state(path):
+    """Return the state dict {name: tensor} in a .safetensors or torch file, out of `state_dict` or `model` (ValueError).
+
+    Nothing is unpickled but tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # other bytes make an unpickler raise anything
+        raise ValueError(f"{path} is no readable file of weights ({type(error).__name__})") from error
+    for wrapper in ("state_dict", "model"):
+        state = state.get(wrapper, state) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict: names with a tensor each")
+    return state
+
+
+def _normalization(backbone, normalize, weights):
+    config = backbone.pretrained_cfg
+    if normalize == "imagenet":
+        return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+    if normalize == "auto" and weights is not None:
+        return config["mean"], config["std"]
+    if normalize in ("auto", "none"):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    raise ValueError(f"normalize must be auto, none or imagenet, not {normalize!r}")
+
+
+def preprocessing(model):
+    """Return how `model` wants its input, as it is written beside its weights."""
+    return {
+        "range": [0, 1],
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        "resize": "both sides, no crop",
+    }

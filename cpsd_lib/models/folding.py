@@ -1,0 +1,97 @@
+"""Batch norm of frozen models folded into the convolutions before it: the same answers for fewer passes over memory."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from cpsd_lib.models.trunk import Tail
+from cpsd_lib.teachers import PartTeachers
+
+
+@torch.no_grad()
+def fold_batch_norm(model, images):
+    """Return a copy of an eval-mode model whose batch norms are part of the convolutions that feed them.
+
+    images [B, 3, S, S]: what it is tried on, to see which convolution feeds which norm. A norm that something else feeds,
+    or whose convolution feeds something else too, stays; a model that would not answer the same is copied as it is.
+    Raises ValueError for a model in train mode.
+    """
+    if any(module.training for module in model.modules()):
+        raise ValueError("only a model in eval mode can be folded: in train mode its norms depend on the batch")
+    folded = _copied(model)
+    for conv, norm in _pairs(folded, images):
+        weight, bias = fuse_conv_bn_weights(
+            *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        )
+        conv.weight, conv.bias = weight, bias
+        # timm's norms bring their activation along.
+        _replace(folded, norm, nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name))))
+    # A sum reads a convolution's output without a module that a hook could see: then the answers differ.
+    again = images.clone()  # a trunk would not look at the same tensor twice
+    same = all(
+        torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+        for one, other in zip(_tensors(model(again)), _tensors(folded(again)), strict=True)
+    )
+    return (folded if same else _copied(model)).requires_grad_(False).eval()
+
+
+def fold_teachers(merged, images):
+    """Return {branch: Teachers} that answer as those of `merged` do, norms folded; one trunk for many stays one."""
+    found, trunks = {}, {}
+    for branch, teachers in merged.items():
+        experts = [fold_batch_norm(expert, images) for expert in teachers.experts]
+        for expert in experts:
+            if isinstance(expert, Tail):
+                (trunk,) = expert.shared
+                if trunk not in trunks:
+                    trunks[trunk] = fold_batch_norm(trunk, images)
+                expert.shared = (trunks[trunk],)
+        found[branch] = PartTeachers(experts, teachers.partition).requires_grad_(False).eval()
+    return found
+
+
+def _copied(model):
+    # A tail's trunk is not its own: the copy has the same one.
+    return copy.deepcopy(model, {id(trunk): trunk for trunk in getattr(model, "shared", ())})
+
+
+def _tensors(output):
+    return [x for x in output if x is not None] if isinstance(output, tuple) else [output]
+
+
+def _pairs(model, images):
+    """Return [(convolution, the batch norm that alone reads what it makes)]."""
+    made, readers, ran, alive = {}, {}, {}, []
+
+    def look(module, inputs, output):
+        ran[module] = ran.get(module, 0) + 1
+        for tensor in inputs:
+            if torch.is_tensor(tensor):
+                readers.setdefault(id(tensor), []).append(module)
+                alive.append(tensor)  # or another tensor could get its id
+        if isinstance(module, nn.Conv2d):
+            made[id(output)] = module
+            alive.append(output)
+
+    leaves = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) or not list(module.children())]
+    hooks = [module.register_forward_hook(look) for module in leaves]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = []
+    for name, conv in made.items():
+        reading = [module for module in readers.get(name, []) if not isinstance(module, nn.Identity)]
+        if len(reading) == 1 and isinstance(reading[0], nn.BatchNorm2d) and ran[conv] == ran[reading[0]] == 1:
+            found.append((conv, reading[0]))
+    return found
+
+
+def _replace(model, old, new):
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if child is old:
+                setattr(parent, name, new)

@@ -1,0 +1,92 @@
+"""A vector of each class for the label transformer: GloVe's text files, or an .npz of your own."""
+
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from cpsd_lib.data import listed
+
+
+def read_label_vectors(source, class_names):
+    """Return vectors [C, V] for a .npz or a GloVe text file; None and "learned" are returned as they are.
+
+    Raises FileNotFoundError for no file, ValueError for a class the file has no vector for.
+    """
+    if source in (None, "learned"):
+        return source
+    return (read_npz if Path(source).suffix == ".npz" else read_glove)(source, class_names)
+
+
+def read_glove(path, class_names):
+    """Return vectors float32 [C, V] from lines `word number number ...`; a class of several words is their mean.
+
+    Words are compared in lower case. Raises FileNotFoundError for no file, ValueError that names each missing word and its
+    class, or a line that is no vector.
+    """
+    words = [re.findall(r"[^\s_\-/]+", name.lower()) for name in class_names]
+    if not all(words):
+        raise ValueError(f"class number {[bool(found) for found in words].index(False)} has a name without words")
+    vectors = _read_words(_file(path), {word for found in words for word in found})
+    missing = [
+        f"{word!r} (class {name!r})"
+        for name, found in zip(class_names, words, strict=True)
+        for word in found
+        if word not in vectors
+    ]
+    if missing:
+        raise ValueError(f"{path} has no vector for {len(missing)} words: {listed(missing)}")
+    return np.stack([np.mean([vectors[word] for word in found], axis=0) for found in words])
+
+
+def _read_words(path, wanted):
+    # A file of GloVe has 400,000 lines or more and a class list a hundred words: only those are parsed.
+    vectors, width = {}, None
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not width:
+                if number == 1 and len(line.split()) == 2:
+                    continue  # word2vec and fasttext begin with their counts
+                width = len(line.split()) - 1
+            word = line.partition(" ")[0].rstrip()
+            if word not in wanted or word in vectors:
+                continue
+            try:
+                vector = np.array(line.split()[1:], dtype=np.float32)
+            except ValueError:
+                continue  # glove.840B has a few entries of several words; `at name@domain.com` is not `at`
+            if len(vector) != width or not np.isfinite(vector).all():
+                raise ValueError(
+                    f"{path}, line {number}: {word!r} has no {width} finite numbers, as the first line has"
+                )
+            vectors[word] = vector
+    return vectors
+
+
+def read_npz(path, class_names):
+    """Return rows float32 [C, V] of an .npz with `class_names` [n] and `vectors` [n, V], by name, in our order.
+
+    Raises FileNotFoundError for no file, ValueError for other contents, or names the file lacks or has twice.
+    """
+    _file(path)
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            found, vectors = file["class_names"].tolist(), np.asarray(file["vectors"], dtype=np.float32)
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} must hold the arrays class_names [n] and vectors [n, V] ({error})") from None
+    if vectors.ndim != 2 or not isinstance(found, list) or len(found) != len(vectors) or not np.isfinite(vectors).all():
+        raise ValueError(f"{path}: vectors {vectors.shape} must be finite numbers, one row for each of its class_names")
+    twice = {name for name in found if found.count(name) > 1}
+    if twice:
+        raise ValueError(f"{path} has more than one vector for {listed(sorted(twice))}")
+    missing = [repr(name) for name in class_names if name not in found]
+    if missing:
+        raise ValueError(f"{path} has no vector for {len(missing)} classes: {listed(missing)}")
+    return vectors[[found.index(name) for name in class_names]]
+
+
+def _file(path):
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no label vectors at {path}; give a GloVe text file or an .npz")
+    return path

@@ -1,0 +1,19 @@
+"""Training: THE loop once, batches of seeded views, moving average, checkpoints, and the store of soft targets.
+
+`fit(models, Batches(images, targets), Training(epochs=6))` needs no folder and no parameter file.
+"""
+
+from cpsd_lib.support import exports
+
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "settings": "Training",
+        "batches": "Batches predict_logits",
+        "prediction": "predict",
+        "learner": "Learner",
+        "loop": "Validation fit",
+        "checkpoint": "load_learner load_weights",
+        "soft_targets": "SoftTargets StaleTargets TargetSource WithEmbeddings expected fill remove_store",
+    },
+)

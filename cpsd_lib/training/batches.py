@@ -1,0 +1,111 @@
+"""Images -> the same batches of the same views for whoever needs them again with the same seed."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from cpsd_lib.data import VIEWS, permutation, take, test_view, train_view
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images [B, 3, S, S] in [0, 1], targets [B, C] in {0, 1, -1}, image indices [B] and soft targets.
+
+    soft {branch: what the teachers of that branch computed for these images}: logits [B, C], or an Output.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor
+    indices: np.ndarray
+    soft: dict = field(default_factory=dict)
+
+
+class Batches:
+    """Epochs of batches over some images of a data set; order and views depend on (seed, epoch, image) alone.
+
+    images: uint8 [N, 3, S, S], an array, a cache's memory map or OnTheFly. targets: int8 [N, C] of 1, 0, -1 (unknown).
+    indices [n]: the images to train on; None: all. view: a name in VIEWS, or a ViewRecipe.
+    stored_views: reuse this many views round robin; None draws a new view of each image every epoch.
+    soft: a function (view number, image indices, images) -> {branch: logits [B, C] or Output}, such as
+    `lambda view, indices, images: {"co": teachers.soft_targets(images)}`; None: no soft targets.
+    """
+
+    def __init__(
+        self,
+        images,
+        targets,
+        indices=None,
+        *,
+        batch_size=32,
+        view="default",
+        seed=0,
+        device="cpu",
+        stored_views=None,
+        soft=None,
+    ):
+        self.images, self.seed, self.device = images, seed, torch.device(device)
+        self.indices = np.arange(len(images)) if indices is None else np.asarray(indices)
+        self.targets = torch.from_numpy(np.ascontiguousarray(targets)).float()
+        self.batch_size = min(batch_size, len(self.indices))
+        # The last images of an epoch's order that do not fill a batch wait for another epoch: one shape for
+        # torch.compile, and no batch of one image in batch norm.
+        self.steps = len(self.indices) // self.batch_size
+        self.recipe = VIEWS[view] if isinstance(view, str) else view
+        self.stored_views, self.soft = stored_views, soft
+
+    @property
+    def soft_seconds(self):
+        """Seconds that the teachers took so far to compute soft targets that were not stored yet."""
+        return getattr(self.soft, "seconds", 0.0)
+
+    def view(self, number, indices):
+        """Return view `number` of image `indices` [B] as float32 [B, 3, S, S] on the training device."""
+        return self._augmented(self._gather(indices), number, indices)
+
+    def order(self, number):
+        """Return the image indices of one epoch, a list of [B]."""
+        order = self.indices[permutation(self.seed, number, len(self.indices))]
+        return [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps)]
+
+    def view_number(self, number):
+        """Return which view of each image an epoch shows."""
+        return number % self.stored_views if self.stored_views else number
+
+    def epoch(self, number, start=0):
+        """Yield the Batches of one epoch from step `start`; the next batch's images are read while this one trains."""
+        parts, view = self.order(number)[start:], self.view_number(number)
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._gather, parts[0]) if parts else None
+            for step, indices in enumerate(parts):
+                pixels = ahead.result()
+                if step + 1 < len(parts):
+                    ahead = reader.submit(self._gather, parts[step + 1])
+                images = self._augmented(pixels, view, indices)
+                soft = self.soft(view, indices, images) if self.soft else {}
+                yield Batch(images, self._move(self.targets[indices]), indices, soft)
+        if hasattr(self.soft, "flush"):
+            self.soft.flush()
+
+    def _gather(self, indices):
+        pixels = torch.from_numpy(take(self.images, indices))
+        return pixels.pin_memory() if self.device.type == "cuda" else pixels
+
+    def _augmented(self, pixels, view, indices):
+        images = train_view(self._move(pixels), self.recipe, self.seed, view, indices)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _move(self, tensor):
+        return tensor.to(self.device, non_blocking=True)
+
+
+def predict_logits(forward, images, indices, device, batch_size=128, precision=None):
+    """Return logits [n, C] float32 (numpy) of the test views of image `indices`; forward: images -> logits [B, C]."""
+    device, found = torch.device(device), []
+    with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision is not None):
+        for start in range(0, len(indices), batch_size):
+            pixels = torch.from_numpy(take(images, indices[start : start + batch_size])).to(device)
+            view = test_view(pixels).contiguous(memory_format=torch.channels_last)
+            found.append(forward(view).float().cpu().numpy())
+    return np.concatenate(found)

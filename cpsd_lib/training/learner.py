@@ -1,0 +1,116 @@
+"""A model that learns, and what its training carries from step to step."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from cpsd_lib.support import pick_precision
+
+
+class Ema:
+    """A moving average of a model's whole state, buffers too: the model that is kept."""
+
+    def __init__(self, model, decay, warmup):
+        self.decay, self.warmup = decay, warmup
+        self.names = list(model.state_dict())
+        self._live = list(model.state_dict().values())
+        self.shadow = [tensor.detach().clone() for tensor in self._live]
+        floats = [i for i, tensor in enumerate(self._live) if tensor.is_floating_point()]
+        self._floats = [self.shadow[i] for i in floats], [self._live[i] for i in floats]
+        self._counts = [(self.shadow[i], self._live[i]) for i in range(len(self._live)) if i not in set(floats)]
+
+    @torch.no_grad()
+    def update(self, step):
+        """Move the average towards the live weights after `step` (from 1) updates."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        torch._foreach_lerp_(*self._floats, 1 - decay)
+        for shadow, live in self._counts:
+            shadow.copy_(live)
+
+    def state(self):
+        """Return {name: tensor} of the average."""
+        return dict(zip(self.names, self.shadow, strict=True))
+
+
+@dataclass
+class Learner:
+    """A model, what it learns, and the classes [P] of the targets that its logits stand for (None: all)."""
+
+    name: str
+    model: nn.Module
+    objective: object  # (output, targets, soft) -> {name: scalar loss}
+    class_indices: list | None = None
+    # JSON-able: all that determines the trained weights; finished weights of the same fingerprint are loaded
+    fingerprint: dict = field(default_factory=dict)
+
+
+@dataclass
+class TrainState:
+    """A learner and all that its training carries from step to step."""
+
+    learner: Learner
+    optimizer: torch.optim.Optimizer
+    schedule: object
+    scaler: torch.amp.GradScaler
+    ema: Ema
+    forward: object
+    sums: dict = field(default_factory=dict)  # named losses of this epoch, float64 on the device
+    best: dict = field(default_factory=dict)  # score, epoch, kind, state: the best validated weights
+
+    def state(self):
+        """Return all of it, as a checkpoint holds it."""
+        return {
+            "model": self.learner.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.shadow,
+            "sums": self.sums,
+            "best": self.best,
+        }
+
+    def load(self, state):
+        """Go on from what `state` returned."""
+        self.learner.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if state["scaler"]:  # empty where it was not needed, as on a CPU
+            self.scaler.load_state_dict(state["scaler"])
+        for shadow, saved in zip(self.ema.shadow, state["ema"], strict=True):
+            shadow.copy_(saved)
+        self.sums, self.best = state["sums"], state["best"]
+
+
+def start_state(learner, training, steps, device):
+    """Return the TrainState of a learner at its start, by a Training, for epochs of `steps` steps on a torch device."""
+    model = learner.model.to(device, memory_format=torch.channels_last)
+    optimizer, schedule = optimizer_of(model, training, steps)
+    half = pick_precision(training.precision, device) is torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    ema = Ema(model, training.ema_decay, training.ema_warmup)
+    return TrainState(learner, optimizer, schedule, scaler, ema, _forward(model, training))
+
+
+def optimizer_of(model, training, steps):
+    """Return (Adam or AdamW, its OneCycle schedule) of a model by a Training, for epochs of `steps` steps.
+
+    Vectors (biases, the weights of norms) do not decay.
+    """
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+    optimizer, total = kind(groups, lr=training.lr, fused=True), training.epochs * steps
+    # torch divides by pct_start * total - 1, which very short trainings would make zero.
+    pct_start = min(max(training.pct_start, 1.5 / total), 0.99)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, training.lr, total_steps=total, pct_start=pct_start
+    )
+
+
+def _forward(model, training):
+    if not training.compile:
+        return model
+    torch._dynamo.config.suppress_errors = True  # a graph that does not compile runs eagerly, and torch says so
+    return torch.compile(model)

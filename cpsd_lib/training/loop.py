@@ -1,0 +1,259 @@
+"""THE loop, once: experts side by side or one student, with moving average, validation, checkpoints and history."""
+
+import csv
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from cpsd_lib.evaluation import mean_average_precision
+from cpsd_lib.objectives import Supervised
+from cpsd_lib.support import atomic, bar, derive_seed, pick_precision
+from cpsd_lib.teachers import logits_of
+from cpsd_lib.training.batches import predict_logits
+from cpsd_lib.training.checkpoint import load_learner, one_trainer, resume, save_learner, write_checkpoint
+from cpsd_lib.training.learner import Learner, start_state
+from cpsd_lib.training.settings import Training
+
+CHECK_EVERY = 20  # steps between looks at the loss on a GPU, where each look waits for the device
+
+
+class Diverged(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Images that select the best epoch: a held-out part of TRAIN, or the test split under `protocol: paper`."""
+
+    images: np.ndarray
+    targets: np.ndarray  # [N, C]
+    indices: np.ndarray
+    raw_too: bool = False  # the release also chose between raw and EMA weights
+
+
+def fit(
+    models,
+    batches,
+    training=Training(),  # noqa: B008 (frozen)
+    folder=None,
+    *,
+    objective=Supervised(),  # noqa: B008 (frozen)
+    seed=None,
+    about=None,
+    validation=None,
+    files=None,
+    desc="training",
+):
+    """Train one or several models side by side on the same batches; leaves the selected weights in them, in eval mode.
+
+    models: an nn.Module, a list of them, which all learn `objective`, or Learners with an objective each. batches: Batches.
+    seed: of dropout, the batches' own by default. validation: Validation, or None to keep the moving average at the end.
+    folder: where weights, history and checkpoints are written, with `about` (JSON-able) beside the weights; a learner whose
+    finished weights are there is loaded, not trained, and the others go on from the last checkpoint of the same
+    fingerprint. None: nothing is written. files [N]: names to blame when the loss is not finite.
+    A learner's weights do not depend on who trains beside it. Returns {learner's name: record of its weights: kind, epoch,
+    val_map, seconds, and without a folder its history, a dict an epoch}.
+    Raises Diverged when the loss is not finite, RuntimeError when another process trains in this folder.
+    """
+    learners = _learners(models, objective)
+    seed = batches.seed if seed is None else seed
+    if folder is None:
+        states = [start_state(learner, training, batches.steps, batches.device) for learner in learners]
+        progress = {"epoch": 0, "step": 0, "seconds": 0.0, "history": []}
+        _train(states, batches, training, None, seed, progress, validation, files, desc, [])
+        return {
+            state.learner.name: (about or {})
+            | _select(state, progress, len(states))
+            | {"history": [line for line in progress["history"] if line["learner"] == state.learner.name]}
+            for state in states
+        }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with one_trainer(folder):
+        entries = {learner.name: load_learner(learner, folder) for learner in learners}
+        todo = [learner for learner in learners if entries[learner.name] is None]
+        finished = [name for name, entry in entries.items() if entry is not None]
+        if todo:
+            for leftover in folder.glob(".*.tmp"):  # half-written by a killed process; ours alone under the lock
+                leftover.unlink(missing_ok=True)
+            states = [start_state(learner, training, batches.steps, batches.device) for learner in todo]
+            progress = resume(folder / "last.ckpt", states, batches.device)
+            _train(states, batches, training, folder, seed, progress, validation, files, desc, finished)
+            for state in states:
+                chosen = _select(state, progress, len(states))
+                entries[state.learner.name] = save_learner(state.learner, folder, (about or {}) | chosen)
+            (folder / "last.ckpt").unlink(missing_ok=True)
+        return entries
+
+
+def _learners(models, objective):
+    models = [models] if isinstance(models, (nn.Module, Learner)) else list(models)
+    named = [
+        one if isinstance(one, Learner) else Learner(f"model{number}" if len(models) > 1 else "model", one, objective)
+        for number, one in enumerate(models)
+    ]
+    if len({learner.name for learner in named}) < len(named) or not named:
+        raise ValueError(f"models must be at least one, of different names; got {[learner.name for learner in named]}")
+    return named
+
+
+def _train(states, batches, training, folder, seed, progress, validation, files, desc, finished):
+    precision = pick_precision(training.precision, batches.device)
+    checkpoint = folder / "last.ckpt" if folder else None
+    pending = []  # (image indices, {learner: loss}) not looked at yet
+    look_every = CHECK_EVERY if batches.device.type == "cuda" else 1
+    saved_at = began = time.perf_counter()
+    before = progress["seconds"] + batches.soft_seconds  # the teachers' time is theirs, not the student's
+    done = progress["epoch"] * batches.steps + progress["step"]
+    last_epoch = training.trained_epochs
+
+    def spent():
+        return before + time.perf_counter() - began - batches.soft_seconds
+
+    with bar(last_epoch * batches.steps, desc, "step", initial=done) as shown:
+        while progress["epoch"] < last_epoch:
+            for batch in batches.epoch(progress["epoch"], progress["step"]):
+                step = progress["epoch"] * batches.steps + progress["step"]
+                losses = {state.learner.name: _step(state, batch, precision, seed, step) for state in states}
+                progress["step"] += 1
+                pending.append((batch.indices, losses))
+                due = checkpoint is not None and time.perf_counter() - saved_at >= training.checkpoint_seconds
+                last_step = progress["step"] == batches.steps
+                if len(pending) >= look_every or due or last_step:
+                    _check_losses(pending, progress, checkpoint, files)
+                    if due or last_step:  # what is kept on disk is finite
+                        _check_weights(states, batch.indices, progress, checkpoint, files)
+                    pending = []
+                    shown.note(f"epoch {progress['epoch'] + 1}/{last_epoch}")
+                if due:
+                    progress["seconds"] = spent()
+                    write_checkpoint(checkpoint, states, progress)
+                    saved_at = time.perf_counter()
+                shown.update(1)
+            _end_epoch(states, batches, training, progress, validation, precision)
+            progress["seconds"] = spent()
+            if folder:
+                _write_history(folder / "history.csv", progress["history"], finished)
+    progress["seconds"] = spent()
+
+
+def _step(state, batch, precision, seed, step):
+    # Dropout draws from a seed of its own: a learner trained alone or beside others, resumed or not, draws the same.
+    torch.manual_seed(derive_seed(seed, state.learner.name, step))
+    state.learner.model.train()
+    with torch.autocast(batch.images.device.type, precision, enabled=precision is not None):
+        output = state.forward(batch.images)
+    named = state.learner.objective(output, batch.targets, batch.soft)
+    loss = sum(named.values())
+    state.scaler.scale(loss).backward()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.schedule.step()
+    state.ema.update(step + 1)
+    for name, value in named.items():
+        state.sums[name] = state.sums.get(name, 0.0) + value.detach().double()
+    return loss.detach()
+
+
+def _check_losses(pending, progress, checkpoint, files):
+    names = list(pending[0][1])
+    values = torch.stack([losses[name] for _, losses in pending for name in names]).cpu()
+    for position, finite in enumerate(torch.isfinite(values).tolist()):
+        if not finite:
+            indices, name = pending[position // len(names)][0], names[position % len(names)]
+            raise _diverged(f"the loss of {name} is {values[position].item()}", indices, progress, checkpoint, files)
+
+
+def _check_weights(states, indices, progress, checkpoint, files):
+    # A finite loss can have an infinite gradient; only the next loss would show it, after a checkpoint of NaNs.
+    for state in states:
+        norms = torch._foreach_norm([p.detach() for p in state.learner.model.parameters()])
+        if not torch.stack(norms).isfinite().all():
+            raise _diverged(f"the weights of {state.learner.name} are not finite", indices, progress, checkpoint, files)
+
+
+def _diverged(what, indices, progress, checkpoint, files):
+    shown = ", ".join(str(files[index]) if files is not None else str(index) for index in indices)
+    kept = (
+        f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else "there was no checkpoint"
+    )
+    return Diverged(
+        f"{what} in epoch {progress['epoch'] + 1}, on the batch of {shown}; {kept}. Lower lr, or use precision=float32, "
+        "and start again"
+    )
+
+
+def _end_epoch(states, batches, training, progress, validation, precision):
+    progress["epoch"], progress["step"] = progress["epoch"] + 1, 0
+    validated = validation is not None and (
+        progress["epoch"] % training.validate_every == 0 or progress["epoch"] == training.trained_epochs
+    )
+    scores = _validate(states, progress["epoch"], validation, batches.device, precision) if validated else {}
+    for state in states:
+        name = state.learner.name
+        line = {"epoch": progress["epoch"], "learner": name, "lr": state.schedule.get_last_lr()[0]}
+        images = batches.steps * batches.batch_size
+        line |= {loss: (total / images).item() for loss, total in state.sums.items()}
+        state.sums = {}
+        progress["history"].append(line | scores.get(name, {}))
+
+
+def _validate(states, epoch, validation, device, precision):
+    """Score all states in one pass over the images, which a trunk they share sees once; return {learner's name: scores}."""
+    scored = []
+    for state in states:
+        model = state.learner.model.eval()
+        weights = {"ema": state.ema.state()} | ({"raw": model.state_dict()} if validation.raw_too else {})
+        scored += [(state, kind, tensors) for kind, tensors in weights.items()]
+
+    def forward(images):
+        calls = (torch.func.functional_call(s.learner.model, tensors, (images,)) for s, _, tensors in scored)
+        return torch.cat([logits_of(output).float() for output in calls], 1)
+
+    logits = predict_logits(forward, validation.images, validation.indices, device, precision=precision)
+    classes = [range(validation.targets.shape[1]) if s.learner.class_indices is None else s.learner.class_indices
+               for s, _, _ in scored]  # fmt: skip
+    ends = np.cumsum([len(mine) for mine in classes])
+    scores = {state.learner.name: {} for state in states}
+    parts = np.split(logits, ends[:-1], axis=1)
+    for (state, kind, tensors), mine, part in zip(scored, classes, parts, strict=True):
+        targets = validation.targets[validation.indices][:, mine]
+        scores[state.learner.name][f"val_map_{kind}"] = score = 100 * mean_average_precision(part, targets)
+        score = None if math.isnan(score) else score  # no known positive among the images: nothing to choose by
+        # Without a score the latest EMA is kept, as under `last`.
+        best = state.best
+        if not best or (score is None and kind == "ema") or (score is not None and score > best["score"]):
+            kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            state.best = {"score": score, "epoch": epoch, "kind": kind, "state": kept}
+    return scores
+
+
+def _write_history(path, history, finished):
+    # The lines of learners that were finished before stay; those of learners nobody needs any more go.
+    before = []
+    if path.exists() and finished:
+        with open(path, newline="") as file:
+            before = [line for line in csv.DictReader(file) if line["learner"] in finished]
+    lines = before + history
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _select(state, progress, side_by_side):
+    """Put a learner's selected weights into its model; return which they are and the seconds they took."""
+    model = state.learner.model
+    best = state.best or {"kind": "ema", "epoch": progress["epoch"], "score": None, "state": state.ema.state()}
+    model.load_state_dict(best["state"])
+    model.eval()
+    chosen = {"weights": best["kind"], "epoch": best["epoch"], "val_map": best["score"]}
+    # Side by side all learners run the same backbone on the same batch: the time is shared out evenly.
+    return chosen | {"seconds": progress["seconds"] / side_by_side}

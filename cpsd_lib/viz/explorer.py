@@ -1,0 +1,150 @@
+"""A picture that follows its settings: with controls where somebody can turn them, by itself elsewhere."""
+
+import base64
+import io
+from functools import cached_property
+from html import escape
+
+import ipywidgets
+import numpy as np
+from IPython import get_ipython
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cpsd_lib.support import atomic
+
+DPI = 100
+
+
+def front_end():
+    """Say whether a person looks on who can turn a control: False under papermill, nbconvert, pytest and a terminal."""
+    # Every program that executes notebooks in batch goes through nbclient, which tells the kernel that nobody is there
+    # to answer an input(); JupyterLab, the classic notebook, VS Code and Colab say that somebody is.
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is not None and bool(kernel.get_parent().get("content", {}).get("allow_stdin"))
+
+
+class Explorer:
+    """Settings, the picture and the numbers they give, and (made when first shown) the widget that changes them.
+
+    draw: called with the settings as keywords, returns (PNG bytes, numbers dict). make_controls: returns {setting: widget
+    with a `value`}. buttons: {label: function of this Explorer that returns a message or None}. live: settings that go
+    back to these values whenever a control moves.
+
+    After a change, `settings`, `numbers` and `png` are the new ones. In a notebook it shows itself: the last line of a
+    cell, or display().
+    """
+
+    def __init__(self, draw, settings, make_controls, buttons=None, live=None):
+        self._draw, self._make_controls, self._buttons, self._live = draw, make_controls, buttons or {}, live or {}
+        self._show(settings)
+
+    def _show(self, settings):
+        png, numbers = self._draw(**settings)
+        self.settings, self.numbers, self.png = settings, numbers, png
+
+    def set(self, **changes):
+        """Change settings and draw, controls stay as they are; ValueError for what cannot be drawn: nothing has changed."""
+        if changes.keys() - self.settings.keys():
+            raise ValueError(f"settings are {', '.join(self.settings)}; got {', '.join(changes)}")
+        self._show(self.settings | changes)
+        if "widget" in self.__dict__:
+            self._image.value = self.png
+
+    def save(self, path):
+        """Write the picture as it is now as PNG to `path` (atomically)."""
+        with atomic(path) as temporary:
+            temporary.write_bytes(self.png)
+
+    @cached_property
+    def controls(self):
+        """The ipywidgets that change a setting each, {setting: widget}."""
+        controls = self._make_controls()
+        for name, control in controls.items():
+            control.value = self.settings[name]
+            control.observe(lambda change, name=name: self._try(lambda: self._follow(name, change.new)), names="value")
+        return controls
+
+    @cached_property
+    def buttons(self):
+        """The ipywidgets buttons, {label: button}."""
+        buttons = {label: ipywidgets.Button(description=label) for label in self._buttons}
+        for label, button in buttons.items():
+            button.on_click(lambda _, label=label: self._try(lambda: self._buttons[label](self)))
+        return buttons
+
+    @cached_property
+    def widget(self):
+        """Controls, a line for messages, and the picture below, as one ipywidget."""
+        row = ipywidgets.HBox([*self.controls.values(), *self.buttons.values()], layout={"flex_flow": "row wrap"})
+        return ipywidgets.VBox([row, self.message, self._image])
+
+    @cached_property
+    def message(self):
+        """The line that a button or an error writes to (an ipywidgets HTML)."""
+        return ipywidgets.HTML()
+
+    @cached_property
+    def _image(self):
+        return ipywidgets.Image(value=self.png, format="png", layout={"max_width": "100%", "object_fit": "contain"})
+
+    def _follow(self, name, value):
+        self.set(**self._live | {name: value})
+
+    def _try(self, action):
+        # What a callback raises is lost in the server's log; the person who turned the control should read it.
+        try:
+            said = action()
+        except (ValueError, OSError) as error:
+            said = str(error)
+        self.message.value = escape(said or "")
+
+    def __repr__(self):
+        return ", ".join(f"{name} {_short(value)}" for name, value in (self.settings | self.numbers).items())
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        # The picture goes along in any case: for GitHub, nbviewer and nbconvert, which cannot show the widget.
+        plain = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
+        return self.widget._repr_mimebundle_() | plain if front_end() else plain
+
+
+def _short(value):
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_start(start, defaults):
+    """Return the defaults with the settings of `start` (None or a dict) in their place; ValueError for an unknown one."""
+    unknown = (start or {}).keys() - defaults.keys()
+    if unknown:
+        raise ValueError(f"start may set {', '.join(defaults)}; got {', '.join(map(str, unknown))}")
+    return defaults | (start or {})
+
+
+class Picture:
+    """A figure in which only some artists change: the rest is drawn once and kept (matplotlib's blitting).
+
+    No pyplot knows the figure: nothing shows it twice and nothing must close it. Size in inches.
+    """
+
+    def __init__(self, width, height):
+        self.figure = Figure(figsize=(width, height), dpi=DPI, layout="none")
+        self._canvas, self._rest = FigureCanvasAgg(self.figure), None
+
+    def png(self, moving):
+        """Draw the artists `moving` over the rest of the figure and return the whole as a PNG."""
+        for artist in moving:
+            artist.set_animated(True)  # leaves it out of draw() and of savefig: the PNG is the whole picture
+        if self._rest is None:
+            self._canvas.draw()
+            self._rest = self._canvas.copy_from_bbox(self.figure.bbox)
+        self._canvas.restore_region(self._rest)
+        for artist in sorted(moving, key=lambda artist: artist.get_zorder()):
+            artist.draw(self._canvas.get_renderer())
+        buffer = io.BytesIO()
+        # savefig's own compression takes longer than all the drawing; at level 1 the file is a third larger.
+        Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB").save(buffer, "png", compress_level=1)
+        return buffer.getvalue()

@@ -1,0 +1,184 @@
+"""The partition explorer: what the branch, k, the exponent and the seed do to the parts."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import ipywidgets
+import numpy as np
+from scipy.linalg import eigh
+
+from cpsd_lib import graph
+from cpsd_lib.evaluation import PAPER_EXPONENT, singletons, sizes
+from cpsd_lib.partition import adjusted_rand, cut, ncut
+from cpsd_lib.viz.explorer import Explorer, Picture, check_start
+from cpsd_lib.viz.names import Names, size_in_rows
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, SD
+from cpsd_lib.viz.plots_partition import BRANCHES
+
+COLOURS, MARKERS = (CO, SD, CPSD, DIS, "#CC79A7", "#56B4E9", BASELINE), "osD^vP*X"  # 56 parts before one repeats
+HEIGHT = 8  # inches
+MOST_PARTS = 16  # the papers' largest k is 13
+
+
+def partition_explorer(counts, occurrence, names, start=None, compare=None, folder=None, self_loops=False):
+    """Return an Explorer of the cuts of a label graph: branch, k, exponent, seed; refined at a button, written at another.
+
+    counts [C, C], occurrence [C]: from graph.cooccurrence; names [C]. start: settings to begin with, such as
+    {"branch": "dis", "k": 5, "exponent": 0.5, "seed": 0, "refine": True}. compare: a Partition, or {branch: Partition}, that
+    the ARI is taken to. folder: "export" writes to explored_partitions/ in it, for partition.released_co / released_dis.
+    self_loops: as in graph.affinity.
+    Its numbers are those of `partition_numbers`, and "partition". Raises ValueError for what does not fit together.
+    """
+    settings = check_start(start, {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": False})
+    if len(names) != len(occurrence):
+        raise ValueError(f"{len(names)} names for {len(occurrence)} classes; pass the names of the same label table")
+
+    figure = PartitionFigure(names)
+
+    # A setting that was there before costs a drawing only; 512 graphs of 80 classes are 30 MB.
+    @lru_cache(512)
+    def graph_of(branch, exponent):
+        affinity = graph.affinity(counts, occurrence, branch, exponent, self_loops)
+        return affinity, embedding(affinity)
+
+    @lru_cache(512)
+    def cut_of(branch, k, exponent, seed, refine):
+        return cut(graph_of(branch, exponent)[0], k, seed, refine)
+
+    def draw(branch, k, exponent, seed, refine):
+        exponent = round(exponent, 6)  # a slider says 0.31000000000000005; the exported name says 0.31
+        affinity, points = graph_of(branch, exponent)
+        found = cut_of(branch, k, exponent, seed, refine)
+        numbers = partition_numbers(affinity, found, compare.get(branch) if isinstance(compare, dict) else compare)
+        title = f"{BRANCHES[branch][0]}, k = {k}, p = {exponent:g}, seed {seed}, {'refined' if refine else 'plain'} cut"
+        return figure.show(affinity, found, points, title, numbers), numbers | {"partition": found}
+
+    def controls():
+        branches = [(title, name) for name, (title, _) in BRANCHES.items()]
+        most = min(len(names), max(MOST_PARTS, settings["k"]))
+        limits = {"min": min(0.05, settings["exponent"]), "max": max(2.0, settings["exponent"]), "step": 0.01}
+        return {
+            "branch": ipywidgets.ToggleButtons(options=branches, style={"button_width": "auto"}),
+            "k": ipywidgets.IntSlider(min=1, max=most, description="parts k"),
+            "exponent": ipywidgets.FloatSlider(**limits, description="exponent p"),
+            "seed": ipywidgets.BoundedIntText(min=0, max=2**31 - 1, description="seed", layout={"width": "160px"}),
+        }
+
+    buttons = {"refine": lambda explorer: explorer.set(refine=True)}
+    if folder is not None:
+        buttons["export"] = lambda explorer: export(explorer, folder)
+    return Explorer(draw, settings, controls, buttons, live={"refine": False})
+
+
+def partition_numbers(affinity, found, other=None):
+    """Return {"Ncut", "sizes" (largest first), "singletons" (parts of one class)} of a Partition on its graph [C, C].
+
+    With another Partition of the same classes, "ARI" as well: 1 = the same parts, about 0 = chance.
+    """
+    numbers = {"Ncut": ncut(affinity, found), "sizes": sizes(found), "singletons": singletons(found)}
+    return numbers if other is None else numbers | {"ARI": adjusted_rand(found, other)}
+
+
+def export(explorer, folder):
+    """Write the partition that a partition explorer shows to folder/explored_partitions and return a message naming it."""
+    now = explorer.settings
+    name = (
+        f"{now['branch']}-k{now['k']}-p{now['exponent']:g}-seed{now['seed']}{'-refined' if now['refine'] else ''}.json"
+    )
+    # Not into partition/: a file more in there would make 02_partition stale.
+    path = Path(folder) / "explored_partitions" / name
+    explorer.numbers["partition"].save(path)
+    return f"written to {path}; a run takes it as partition.released_{now['branch']}"
+
+
+def embedding(affinity):
+    """Return where each class of a graph [C, C] lies on the 2nd and 3rd eigenvector that the cut looks at, [C, 2].
+
+    Those of the normalised Laplacian, rescaled by D^-1/2 (METHOD 1.2); the first says nothing. NaN for a class without any
+    weight, zeros on an axis for which there are too few classes.
+    """
+    weight = affinity.sum(1)
+    points = np.where(weight[:, None] > 0, np.zeros((len(affinity), 2)), np.nan)
+    connected = np.flatnonzero(weight > 0)
+    scale, count = 1 / np.sqrt(weight[connected]), min(3, len(connected))
+    if count > 1:
+        # The smallest eigenvalues of the Laplacian, which is 1 minus this matrix, are the largest of this one.
+        similar = scale[:, None] * affinity[np.ix_(connected, connected)] * scale
+        _, vectors = eigh(similar, subset_by_index=[len(connected) - count, len(connected) - 1])
+        vectors = scale[:, None] * vectors[:, -2::-1]
+        # The sign is the solver's whim; left to it, the picture would flip while a control moves.
+        points[connected, : count - 1] = vectors * np.where((vectors**3).sum(0) < 0, -1, 1)
+    return points
+
+
+class PartitionFigure:
+    """A graph ordered by part, and beside it the classes where the cut sees them; one mark and colour a part."""
+
+    def __init__(self, names):
+        self.names, self._picture, self._marks = names, Picture(13.5, HEIGHT), []
+        figure = self._picture.figure
+        self._heat, bar = figure.add_axes((0.088, 0.035, 0.488, 0.85)), (0.584, 0.035, 0.01, 0.85)
+        empty = np.zeros((len(names), len(names)))
+        # One scale for all settings: with its own for each, moving the exponent would show nothing.
+        self._image = self._heat.imshow(empty, cmap="viridis", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        self._heat.set(xticks=[], yticks=[], xlabel="class, in the same order", autoscale_on=False)
+        figure.colorbar(self._image, cax=figure.add_axes(bar)).ax.set_title("affinity", fontsize=10)
+        self._plane = figure.add_axes((0.655, 0.06, 0.335, 0.79))
+        self._plane.set(
+            xlabel="2nd eigenvector", ylabel="3rd eigenvector", xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1)
+        )
+        self._plane.set_title("Spectral embedding, arsinh scale", loc="left", fontsize=11)
+        self._title = figure.text(0.01, 0.97, "", fontsize=13, va="center")
+        self._told = figure.text(0.01, 0.932, "", fontsize=11, va="center")
+        size = size_in_rows(0.85 * HEIGHT, len(names))
+        self._rows = Names(self._heat, "left", size) if size else None
+        self._margin = -0.012 * len(names) - 0.5
+        self._free = Names(self._plane, "free", 7 if len(names) > 40 else 9)
+
+    def show(self, affinity, found, points, title, numbers):
+        """Draw a graph [C, C], its Partition, the classes' points [C, 2] and `partition_numbers`; return the PNG."""
+        self._title.set_text(title)
+        told = f"Ncut {numbers['Ncut']:.4f};  parts of {', '.join(map(str, numbers['sizes']))} classes;  "
+        told += f"singletons {numbers['singletons']}"
+        self._told.set_text(told + (f";  ARI to the other partition {numbers['ARI']:.3f}" if "ARI" in numbers else ""))
+        order = [c for part in found.parts for c in part]
+        shown = affinity[np.ix_(order, order)].astype(float)
+        np.fill_diagonal(shown, np.nan)
+        self._image.set_data(shown)
+        points = _spread(points)
+        while self._marks:
+            self._marks.pop().remove()
+        for number, (part, row) in enumerate(zip(found.parts, np.cumsum([0, *map(len, found.parts)]), strict=False)):
+            self._marks += self._draw_part(number, points[part], row, len(part))
+        if self._rows is not None:
+            self._rows.show([self.names[c] for c in order], [(self._margin, row) for row in range(len(order))])
+        placed = np.flatnonzero(~np.isnan(points[:, 0]))
+        # Outliers first: they are what one asks about, and the middle has no room for all.
+        placed = placed[np.argsort(-np.abs(points[placed]).max(1), kind="stable")]
+        self._free.show([self.names[c] for c in placed], points[placed])
+        rows = [self._rows] if self._rows is not None else []
+        return self._picture.png([self._image, self._title, self._told, self._free, *rows, *self._marks])
+
+    def _draw_part(self, number, points, row, size):
+        """Draw a part of `size` classes, the first in `row`: its frame and marks in the graph, its points; return all."""
+        mark, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
+        low, high = row - 0.5, row + size - 0.5
+        rows = {"markersize": 4.5, "clip_on": False}
+        return [
+            *self._heat.plot([low, high, high, low, low], [low, low, high, high, low], color=DIS, linewidth=1.5),
+            *self._heat.plot([self._margin] * size, range(row, row + size), mark, color=colour, **rows),
+            *self._plane.plot(*points.T, mark, color=colour, markersize=7, scalex=False, scaley=False),
+        ]
+
+
+def _spread(points):
+    """Return points [C, 2] in 0.05..0.95 of each axis, their distances from the median on an arsinh scale."""
+    # Linear, one class far out (person, in COCO's P-) puts all others on one spot.
+    known = points[~np.isnan(points[:, 0])]
+    if not len(known):
+        return points
+    far = points - np.median(known, axis=0)
+    usual = np.nanmedian(np.abs(far), axis=0)
+    scaled = np.arcsinh(far / np.where(usual > 0, usual, 1))
+    low, high = np.nanmin(scaled, axis=0), np.nanmax(scaled, axis=0)
+    return np.where(high > low, 0.08 + 0.84 * (scaled - low) / np.where(high > low, high - low, 1), 0.5 + 0 * scaled)

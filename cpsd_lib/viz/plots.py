@@ -1,0 +1,146 @@
+"""Figures that more than one place needs, in one colour-blind-safe style that a projector can show."""
+
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+
+from cpsd_lib.support import atomic
+
+# Okabe and Ito's palette: told apart by every common kind of colour vision, and in grey by the markers beside it.
+BASELINE, SD, CO, DIS, CPSD, GREY = "#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+ROW_COLOURS = {"baseline": BASELINE, "+ SD": SD, "+ CGPD": CO, "+ DGPD": DIS, "+ CPSD": CPSD}
+ROW_COLOURS |= {"student only": BASELINE, "+ MLD": "#CC79A7", "+ LED": "#56B4E9", "+ MLD + LED": "#882255"}
+ROW_COLOURS |= {"+ random parts": "#999933", "baseline, CPSD's compute": "#555555", "+ SD, CPSD's compute": "#AA7700"}
+ROW_COLOURS |= {"+ SD, teacher continued": "#CC6677"}
+ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "released checkpoint": GREY}
+
+
+def use_style():
+    """Set the style of all figures of a notebook: white ground, light grid, 11-point text, 110 dots an inch."""
+    sns.set_theme(context="notebook", style="whitegrid", palette=[CO, DIS, CPSD, SD, "#CC79A7", "#56B4E9", "#332288"])
+    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "axes.titlesize": 12, "font.size": 11})
+    plt.rcParams.update({"axes.titlelocation": "left", "figure.constrained_layout.use": True})
+
+
+def save(figure, path):
+    """Write a figure as PNG to `path` (atomically) and return it, so that a notebook's cell shows it."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        figure.savefig(file, format="png", bbox_inches="tight")
+    plt.close(figure)
+    return figure
+
+
+def label_frequencies(names, targets_by_split):
+    """Bars of positive images a class, most frequent first; targets_by_split {split: [N, C]}."""
+    first = next(iter(targets_by_split.values()))
+    order = np.argsort(-(first == 1).sum(0), kind="stable")
+    shown = order[:40]
+    figure, axis = plt.subplots(figsize=(9, max(3.0, 0.27 * len(shown) + 1)))
+    height = 0.8 / len(targets_by_split)
+    for number, (split, targets) in enumerate(targets_by_split.items()):
+        share = 100 * (targets == 1).mean(0)[shown]
+        axis.barh(
+            np.arange(len(shown)) + (number - (len(targets_by_split) - 1) / 2) * height, share, height, label=split
+        )
+    axis.set_yticks(range(len(shown)), [names[i] for i in shown])
+    axis.invert_yaxis()
+    more = "" if len(shown) == len(order) else f" (the {len(shown)} most frequent of {len(order)})"
+    axis.set(xlabel="images that hold the class (%)", title=f"How often each class occurs{more}")
+    axis.legend(title="split")
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def affinity_by_part(affinities, partitions, names, titles):
+    """One heatmap a branch, classes ordered by part and parts outlined; affinities, partitions: lists of one length."""
+    count = len(affinities)
+    figure, axes = plt.subplots(1, count, figsize=(5.4 * count + 0.6, 5.8), squeeze=False)
+    for axis, affinity, partition, title in zip(axes[0], affinities, partitions, titles, strict=True):
+        order = [c for part in partition.parts for c in part]
+        off_diagonal = affinity[np.ix_(order, order)].astype(float).copy()
+        np.fill_diagonal(off_diagonal, np.nan)
+        ticks = [names[c] for c in order] if len(order) <= 30 else False
+        sns.heatmap(
+            off_diagonal,
+            ax=axis,
+            cmap="viridis",
+            square=True,
+            xticklabels=ticks,
+            yticklabels=ticks,
+            cbar_kws={"shrink": 0.7, "label": "affinity"},
+        )
+        axis.grid(visible=False)  # would cross the empty diagonal
+        edges = [0, *np.cumsum([len(part) for part in partition.parts])]
+        for low, high in pairwise(edges):
+            axis.add_patch(plt.Rectangle((low, low), high - low, high - low, fill=False, edgecolor=DIS, linewidth=2.5))
+        axis.set(title=title, xlabel="class, ordered by part", ylabel="class, ordered by part")
+        axis.tick_params(labelsize=9)
+    return figure
+
+
+def training_curves(histories, value, ylabel, title, scale="linear"):
+    """Lines of a column of fit's history over epochs; histories {label: DataFrame}; scale: of the value, "log" as well."""
+    figure, axis = plt.subplots(figsize=(8, 4))
+    markers = "osD^vP*X<>"
+    for number, (label, history) in enumerate(histories.items()):
+        colour = ROW_COLOURS.get(label)
+        axis.plot(
+            history["epoch"], history[value], marker=markers[number % 10], label=label, color=colour, markersize=5
+        )
+    axis.set(xlabel="epoch", ylabel=ylabel, title=title, yscale=scale)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    if scale == "log":
+        axis.yaxis.set_major_formatter("{x:g}")
+    # Beside the lines: inside, it hides some where there are many.
+    axis.legend(fontsize=9, ncol=2 if len(histories) > 18 else 1, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return figure
+
+
+def components(scores, title, xlabel, against=None):
+    """The component table as a picture: a dot a seed, a bar at the mean of each row, a line at that of row `against`.
+
+    scores {title of a row: [mAP of each seed]}, in the order of the table.
+    """
+    figure, axis = plt.subplots(figsize=(8, 0.55 * len(scores) + 1.6))
+    for place, (row, values) in enumerate(scores.items()):
+        values, colour = np.asarray(values), ROW_COLOURS[row]
+        axis.plot(values, [place] * len(values), "o", color=colour, alpha=0.7, markersize=7)
+        axis.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=3)
+        beside = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
+        axis.annotate(f"{values.mean():.1f}", (values.max(), place), **beside)
+    if against in scores:
+        axis.axvline(np.mean(scores[against]), color=GREY, linestyle=":", linewidth=1.5)
+    axis.set_yticks(range(len(scores)), list(scores))
+    axis.invert_yaxis()
+    axis.margins(x=0.15)
+    axis.set(xlabel=xlabel, title=title)
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def pictures(images, captions, title, columns=6):
+    """A sheet of images uint8 [n, 3, S, S] or float in [0, 1] with a caption each."""
+    count = len(images)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.0 * columns, 2.4 * rows + 0.45), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, caption in zip(axes.flat, images, captions, strict=False):
+        axis.imshow(np.moveaxis(np.asarray(image), 0, -1))
+        axis.set_title(caption, fontsize=10, loc="center", wrap=True)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return figure
+
+
+def bars(names, values, xlabel, title, colour=CO):
+    """Horizontal bars, one a name, in the order given, with a line at zero."""
+    figure, axis = plt.subplots(figsize=(8, 0.27 * len(names) + 1.4))
+    axis.barh(range(len(names)), values, color=colour)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.axvline(0, color=BASELINE, linewidth=1)
+    axis.set(xlabel=xlabel, title=title)
+    axis.grid(axis="y", visible=False)
+    return figure

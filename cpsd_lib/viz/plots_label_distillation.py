@@ -1,0 +1,130 @@
+"""Figures of 08_label_distillation: what MLD asks of one logit, and what LED compares, distances among embeddings."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.ticker import MaxNLocator
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import pdist, squareform
+
+from cpsd_lib import losses
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY
+
+ANNOTATED = 8  # a matrix of more rows than this has no room for its numbers
+
+
+def relative_distances(embeddings):
+    """Return the Euclidean distances [n, n] (float64) among embeddings [n, D], divided by the mean of those above 0.
+
+    What LED compares (METHOD 2). A group whose distances are all 0 keeps them.
+    """
+    distances = pdist(np.asarray(torch.as_tensor(embeddings).cpu(), dtype=np.float64))
+    mean = distances[distances > 0].mean() if (distances > 0).any() else 1.0
+    return squareform(distances / mean)
+
+
+def mean_huber(student, teacher):
+    """Return the mean over all pairs of the Huber distance (beta 1) between two matrices [n, n] of relative distances.
+
+    One group adds (n - 1) times this to LED: it sums over n (n - 1) entries and divides by n. 0 for fewer than two members.
+    """
+    gap = np.abs(squareform(np.asarray(student) - np.asarray(teacher), checks=False))
+    return float(np.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean()) if len(gap) else 0.0
+
+
+def neighbours_first(distances):
+    """Return an order [n] of the members of distances [n, n] that puts near ones side by side (average linkage)."""
+    return (
+        leaves_list(linkage(squareform(distances, checks=False), "average"))
+        if len(distances) > 2
+        else np.arange(len(distances))
+    )
+
+
+def binary_kl(probabilities):
+    """MLD of one class over the student's logit, and its gradient beside it; a line a teacher's probability."""
+    figure, (value, slope) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
+    student = torch.linspace(-6, 6, 241).requires_grad_()
+    looks = zip(probabilities, (CO, BASELINE, DIS, CPSD), ("-", "--", "-.", ":"), strict=False)
+    for probability, colour, line in looks:
+        logit = torch.logit(torch.tensor(float(probability)))
+        each = torch.stack([losses.mld(one[None, None], logit[None, None]) for one in student])
+        (gradient,) = torch.autograd.grad(each.sum(), student)
+        for axis, curve in ((value, each), (slope, gradient)):
+            axis.plot(
+                *(student.detach(), curve.detach(), line), color=colour, linewidth=2.5, label=f"{probability:.0%}"
+            )
+            axis.plot(logit, 0, "o", color=colour, markersize=9, zorder=3)
+    value.set(title="MLD of one class", xlabel="student's logit", ylabel="MLD (nats)")
+    slope.set(title="Its gradient", xlabel="student's logit", ylabel="gradient by the student's logit, p - q")
+    slope.axhline(0, color=GREY, linewidth=1)
+    value.legend(title="teacher's probability", loc="upper center")
+    return figure
+
+
+def triangles(points):
+    """Groups of three embeddings as triangles, each side with its relative distance; points {title: [3, 2]}."""
+    figure, axes = plt.subplots(1, len(points), figsize=(3.9 * len(points), 4.3), squeeze=False, layout="constrained")
+    for axis, (title, corners) in zip(axes[0], points.items(), strict=True):
+        corners = np.asarray(corners, dtype=float)
+        distances, centre = relative_distances(corners), corners.mean(0)
+        axis.fill(*corners.T, facecolor=CO, alpha=0.12)
+        axis.fill(*corners.T, fill=False, edgecolor=CO, linewidth=2.5)
+        axis.plot(*corners.T, "o", color=BASELINE, markersize=8)
+        for number, corner in enumerate(corners):
+            _outside(axis, corner, centre, f"$e_{number + 1}$", 14)
+        for i, j in ((0, 1), (1, 2), (0, 2)):
+            _outside(axis, (corners[i] + corners[j]) / 2, centre, f"{distances[i, j]:.2f}", 18, color=DIS)
+        axis.set_aspect("equal", adjustable="datalim")
+        axis.margins(0.3)
+        axis.set(title=title, xlabel="1st coordinate", ylabel="2nd coordinate")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(MaxNLocator(5, integer=True))
+    return figure
+
+
+def _outside(axis, place, centre, text, points, **look):
+    away = np.asarray(place) - centre
+    away = points * away / max(np.linalg.norm(away), 1e-9)
+    axis.annotate(text, place, away, textcoords="offset points", ha="center", va="center", fontsize=12, **look)
+
+
+def distance_matrices(matrices, member, about, names=None):
+    """Heatmaps of relative distances on one scale, the first one the teacher's; matrices {title: [n, n]}.
+
+    Every other title carries its mean Huber distance to the first. member: what a row is; names [n]: the rows' own names.
+    """
+    count, teacher = len(matrices), next(iter(matrices.values()))
+    # The zeros of the diagonal say nothing and would take half of the colours.
+    shown = {title: np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix) for title, matrix in matrices.items()}
+    pairs = [squareform(matrix, checks=False) for matrix in matrices.values()]
+    # A group of two has no distance but 1, and a scale needs two ends.
+    low, high = (pick(np.concatenate([*pairs, [end]])) for pick, end in ((np.min, 0.99), (np.max, 1.01)))
+    figure, axes = plt.subplots(
+        1, count, figsize=(3.7 * count + 0.9, 5.0), sharey=True, squeeze=False, layout="constrained"
+    )
+    for number, (axis, (title, matrix)) in enumerate(zip(axes[0], shown.items(), strict=True)):
+        image = axis.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
+        told = f"Huber to the teacher {mean_huber(matrices[title], teacher):.4f}" if number else "to be copied"
+        axis.set_title(f"{title}\n{told}", loc="left")
+        _name_rows(axis, member, names)
+        if len(matrix) <= ANNOTATED:
+            _write_numbers(axis, matrix, 0.55 * low + 0.45 * high)
+    axes[0, 0].set_ylabel(member)
+    figure.colorbar(image, ax=axes, label="distance / the group's mean", shrink=0.75)
+    figure.suptitle(about, x=0.01, ha="left", fontsize=13)
+    return figure
+
+
+def _name_rows(axis, member, names):
+    axis.set_xlabel(member)
+    axis.set_xticks(range(len(names)) if names else [], names or [], rotation=40, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(names)) if names else [], names or [])
+    axis.grid(visible=False)
+    axis.set_facecolor("#D9D9D9")  # shows through the diagonal
+
+
+def _write_numbers(axis, matrix, bright):
+    for i, j in np.argwhere(~np.isnan(matrix)):
+        ink = "black" if matrix[i, j] > bright else "white"
+        axis.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", color=ink, fontsize=11)

@@ -1,0 +1,143 @@
+"""Figures of partition_study: what the exponent does, how stable a cut is, where two partitions differ."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.colors import to_rgb
+from matplotlib.ticker import MaxNLocator
+
+from cpsd_lib.evaluation import PAPER_EXPONENT, match, overlap
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY
+
+BRANCHES = {"co": ("CGP (cuts P+)", CO), "dis": ("DGP (cuts P-)", DIS)}
+LABELLED = 0.06  # a share of the classes below this leaves no room for its number inside the bar
+
+
+def exponent_effect(tables, other_name="the released file"):
+    """Bars of part sizes over the exponent, the agreement (ARI) below them; tables {branch: DataFrame of over_exponents}.
+
+    The largest part is at the bottom, and darkest. A key other than "co" and "dis" is its panel's title, as it is.
+    """
+    figure, axes = plt.subplots(
+        2,
+        len(tables),
+        figsize=(6.0 * len(tables) + 0.5, 7.0),
+        height_ratios=[2.2, 1],
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for (bars, lines), (branch, table) in zip(axes.T, tables.items(), strict=True):
+        name, colour = BRANCHES.get(branch, (branch, CPSD))
+        _stack(bars, table["sizes"], colour)
+        bars.set_title(f"{name}, k = {len(table['sizes'].iloc[0])}", loc="left")
+        _agreement(lines, table, colour, other_name)
+        ticks = [f"{p:.2g}\n(paper)" if p == PAPER_EXPONENT else f"{p:.2g}" for p in table["exponent"]]
+        lines.set_xticks(range(len(table)), ticks)
+        lines.set_xlabel("exponent p of the label graph")
+    low = min(table.filter(like="ARI").min().min() for table in tables.values())
+    axes[1, 0].set_ylim(min(-0.05, low - 0.05), 1.05)
+    axes[0, 0].set_ylabel("classes in each part (number)")
+    axes[0, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[1, 0].set_ylabel("ARI\n(1 = same parts)")
+    figure.suptitle('Part sizes and agreement by exponent\n("n × 1": n parts hold one class only)', fontsize=13)
+    return figure
+
+
+def _stack(axis, sizes, colour):
+    shades = _shades(colour, max(map(len, sizes)))
+    for place, found in enumerate(sizes):
+        bottom, total, alone = 0, sum(found), found.count(1)
+        for size, shade in zip(found, shades, strict=False):
+            axis.bar(place, size, 0.8, bottom, color=shade, edgecolor="white", linewidth=0.8)
+            if size >= LABELLED * total:
+                ink = "white" if np.dot(shade, (0.3, 0.59, 0.11)) < 0.55 else "black"
+                axis.text(place, bottom + size / 2, f"{size}", ha="center", va="center", color=ink, fontsize=10)
+            bottom += size
+        if alone:
+            axis.text(place, total * 1.01, f"{alone} × 1", ha="center", va="bottom", fontsize=10)
+    axis.margins(x=0.02)
+    axis.set_ylim(0, max(map(sum, sizes)) * 1.09)
+    axis.grid(axis="x", visible=False)
+
+
+def _shades(colour, count):
+    """Return `count` colours from the colour itself to a light tint, so that rank is seen in grey as well; [count, 3]."""
+    colour = np.array(to_rgb(colour))
+    return [colour + (1 - colour) * light for light in np.linspace(0, 0.75, count)]
+
+
+def _agreement(axis, table, colour, other_name):
+    places = range(len(table))
+    axis.plot(places, table["ARI to p = 0.5"], "o-", color=colour, label="to the cut at p = 0.5", markersize=6)
+    if "ARI to other" in table:
+        axis.plot(places, table["ARI to other"], "s--", color=BASELINE, label=f"to {other_name}", markersize=6)
+    axis.legend(fontsize=10, loc="best")
+
+
+def stability_by_k(tables):
+    """Mean agreement (ARI) over k with a band from worst to best repeat; tables {branch: DataFrame of stability}.
+
+    A key other than "co" and "dis" is its panel's title, as it is.
+    """
+    count = len(tables)
+    figure, axes = plt.subplots(
+        1, count, figsize=(6.0 * count + 0.5, 4.8), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (branch, table) in zip(axes[0], tables.items(), strict=True):
+        name, colour = BRANCHES.get(branch, (branch, CPSD))
+        # The larger marker lies below, so that both are seen where they agree.
+        kinds = {
+            "seeds": ("s--", GREY, 10, "other seeds, all images"),
+            "halves": ("o-", colour, 6, "two halves of the images"),
+        }
+        for kind, (style, ink, size, label) in kinds.items():
+            ari = table[table["kind"] == kind].groupby("k")["ari"].agg(["min", "mean", "max"])
+            axis.fill_between(ari.index, ari["min"], ari["max"], color=ink, alpha=0.2, linewidth=0)
+            axis.plot(ari.index, ari["mean"], style, color=ink, label=label, markersize=size)
+        axis.set_xticks(sorted(set(table["k"])))
+        axis.set_xlabel("number of parts k")
+        axis.set_title(name, loc="left")
+        axis.legend(fontsize=10, loc="best")
+    low = min(table["ari"].min() for table in tables.values())
+    axes[0, 0].set_ylim(min(-0.05, low - 0.05), 1.05)
+    axes[0, 0].set_ylabel("ARI of two cuts\n(1 = same parts, 0 = chance)")
+    figure.suptitle("Is the same partition found again?\n(mean; band from worst to best repeat)", fontsize=13)
+    return figure
+
+
+def comparison_matrix(ours, other, ours_name="our cut", other_name="released"):
+    """Heatmap of the classes that each part of ours shares with each part of other; a frame around matched parts.
+
+    The columns are ordered and numbered as partition_study.match says: equal partitions fill the diagonal only.
+    """
+    numbers = match(ours, other)
+    order = np.argsort(numbers)
+    common = overlap(ours, other)[:, order]
+    rows, columns = common.shape
+    figure, axis = plt.subplots(figsize=(max(5.0, 0.7 * columns + 2.2), 0.55 * rows + 2.2), layout="constrained")
+    sns.heatmap(
+        common,
+        ax=axis,
+        cmap="Blues",
+        vmin=0,
+        annot=np.where(common > 0, common.astype(str), "·"),
+        fmt="",
+        annot_kws={"fontsize": 12},
+        linewidths=1,
+        linecolor="white",
+        cbar=False,  # each cell says its number
+        xticklabels=[f"{numbers[part]}\n({len(other.parts[part])})" for part in order],
+        yticklabels=[f"{number} ({len(part)})" for number, part in enumerate(ours.parts)],
+    )
+    matched = [(numbers[part], place) for place, part in enumerate(order) if numbers[part] < rows]
+    for row, column in matched:
+        if common[row, column]:
+            axis.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor=DIS, linewidth=2.5, clip_on=False))
+    kept = sum(common[pair] for pair in matched)
+    axis.set_title(f"Classes in common:\n{kept} of {ours.num_classes} in matched parts (framed)", loc="left")
+    axis.set_xlabel(f"{other_name}: part (its classes)")
+    axis.set_ylabel(f"{ours_name}: part (its classes)")
+    axis.tick_params(rotation=0, labelsize=11)
+    return figure

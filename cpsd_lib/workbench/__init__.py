@@ -1,0 +1,29 @@
+"""The workbench around the method: parameter files, runs in outputs/, the notebooks as stages, grids, cost and reports.
+
+The only place that knows files and YAML; the notebooks and the command line use it through this door.
+"""
+
+from cpsd_lib.support import exports
+
+__getattr__, __dir__, __all__ = exports(
+    __name__,
+    {
+        "yaml_files": "ParameterError find_params is_grid outputs_root parse_overrides read_params repo_root",
+        "loading": "load_data load_params",
+        "rows": "ROWS TITLES baseline_of branches_of",
+        "run": "MissingStage cut_labels describe_data label_graph load_partitions open_run overrides_of released_partitions"
+        " show_params",
+        "teaching": "branch_folder load_teachers train_teachers work_in_baselines",
+        "distill": "fill_targets load_student open_targets student_batches target_source train_student",
+        "scoring": "SPLITS against_paper caveat component_figure component_table evaluate load_records",
+        "evidence": "calibration_errors decision_rules gain_intervals scores_of",
+        "explanation": "TEACHERS",
+        "report": "deviation gain_summary scores_text write_report",
+        "preflight": "images_of",
+        "cost": "card estimate own_part work_of",
+        "pipeline": "Held StageFailed one_runner run_stages stages_of",
+        "grids.params": "jobs_of load_grid",
+        "grids.runner": "run_grid",
+        "open": "explore load_model",
+    },
+)

@@ -1,0 +1,70 @@
+"""Is a gain real, are the probabilities honest, and which rule of decision do F1 scores owe what to? From the scores of 05."""
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from cpsd_lib.evaluation import bootstrap, calibration, metrics, thresholds
+from cpsd_lib.workbench.rows import TITLES
+from cpsd_lib.workbench.run import MissingStage, held_out_indices
+from cpsd_lib.workbench.scoring import score_path
+
+
+def scores_of(run, seed, row, split):
+    """Return the logits [n, C] that 05_evaluation saved of a row on a split; MissingStage when they are not there."""
+    path = score_path(run, seed, row, split)
+    if not path.exists():
+        raise MissingStage(f"no scores in {path}; run 05_evaluation first")
+    return np.load(path)
+
+
+def gain_intervals(run, row, against, split="test", resamples=1000):
+    """Return mAP of `row` minus mAP of `against` with its bootstrap interval over images, a line a seed, in percent.
+
+    It tells the luck of the test images; the spread between the lines tells the luck of training. Both must speak for a
+    gain. The draw of images is that of the run's seed, the same for every line.
+    """
+    targets = run.dataset.table.targets[run.dataset.table.indices(split)]
+    lines = []
+    for seed in run.params.seed_list():
+        both = [scores_of(run, seed, name, split) for name in (row, against)]
+        found = bootstrap.paired_bootstrap(*both, targets, resamples, run.params.seed)
+        interval = {"gain": found.difference, "low": found.low, "high": found.high}
+        lines.append({"seed": seed} | {name: 100 * value for name, value in interval.items()} | {"p": found.p_value})
+    return pd.DataFrame(lines).set_index("seed")
+
+
+def calibration_errors(run, rows, split="test"):
+    """Return the expected calibration error of rows (mean and standard deviation over seeds), in percent."""
+    targets = run.dataset.table.targets[run.dataset.table.indices(split)]
+    lines = {}
+    for row in rows:
+        errors = [
+            100 * calibration.expected_calibration_error(expit(scores_of(run, seed, row, split).astype(float)), targets)
+            for seed in run.params.seed_list()
+        ]
+        lines[TITLES[row]] = {"ECE": np.mean(errors), "spread": pd.Series(errors).std()}
+    return pd.DataFrame(lines).T.rename_axis("row")
+
+
+def decision_rules(run, rows, split="test"):
+    """Return CF1 and OF1 of rows under each rule of decision, mean over seeds, in percent.
+
+    Rules: one threshold for all classes, 0.5 and 0.8 (what the paper's table presumably used); the three highest scores of
+    an image; a threshold a class, tuned on held-out training images (only where the run holds some out).
+    """
+    table = run.dataset.table
+    targets, lines = table.targets[table.indices(split)], []
+    for row in rows:
+        for seed in run.params.seed_list():
+            scores = expit(scores_of(run, seed, row, split).astype(float))
+            rules = {"0.5": {"threshold": 0.5}, "0.8": {"threshold": 0.8}}
+            rules["top 3"] = {"threshold": 0.0, "top_k": min(3, targets.shape[1])}
+            held_out = held_out_indices(run, seed)
+            if held_out is not None:
+                seen = expit(scores_of(run, seed, row, "held_out").astype(float))
+                rules["tuned per class"] = {"threshold": thresholds.best_thresholds(seen, table.targets[held_out])}
+            for rule, arguments in rules.items():
+                found = metrics.precision_recall_f1(scores, targets, **arguments)
+                lines.append({"row": TITLES[row], "rule": rule} | {name: 100 * found[name] for name in ("CF1", "OF1")})
+    return pd.DataFrame(lines).groupby(["row", "rule"], sort=False).mean()

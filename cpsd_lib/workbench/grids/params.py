@@ -1,0 +1,190 @@
+"""A grid file: one base, every combination of some values, a run each; all checked before anything starts."""
+
+import difflib
+import itertools
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from cpsd_lib.support import digest
+from cpsd_lib.workbench.loading import format_error, load_params
+from cpsd_lib.workbench.params import Params, Section
+from cpsd_lib.workbench.yaml_files import ParameterError, find_params, read_params, repo_root
+
+MOST_JOBS = 1000
+
+
+def _values(values):
+    if not values or len({_key(value) for value in values}) < len(values):
+        raise ValueError("a list of values, at least one and none twice")
+    return values
+
+
+def _key(value):
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _base(base):
+    find_params(base)
+    return base
+
+
+class Grid(Section):
+    """Which runs, and how they are run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")  # folder below outputs/; its jobs are name.<values>
+    base: Annotated[str, AfterValidator(_base)]  # a parameter file, or its name in params/
+    vary: dict[str, Annotated[list[Any], AfterValidator(_values)]] = Field(min_length=1)  # {dotted key: values}
+    overrides: dict[str, Any] = Field(default_factory=dict)  # {dotted key: value} of every job
+    engine: Literal["local", "ray"] = "local"
+    jobs: int = Field(1, ge=1, le=10_000)  # side by side, where memory allows
+    threads: int | None = Field(None, ge=1, le=1024)  # of a job; None: this machine's cores shared out
+    gpus: float = Field(0, ge=0, le=64)  # ray: what a job asks for; 0: it sees none
+    address: str | None = None  # ray: a running cluster, which sees this folder and outputs/; None: this machine
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if "name" in {*self.vary, *self.overrides}:
+            raise ValueError("name: the grid itself names its jobs")
+        for one, other in itertools.chain(
+            itertools.product(self.overrides, self.vary), itertools.combinations(self.vary, 2)
+        ):
+            if f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}."):
+                raise ValueError(f"{one} and vary.{other} set the same parameter; to narrow a grid: vary.{other}=[...]")
+        if self.engine == "local" and (self.gpus or self.address):
+            raise ValueError("gpus and address are for engine: ray")
+        return self
+
+    @property
+    def threads_a_job(self):
+        """CPU threads of a job."""
+        return self.threads or max(1, cores() // self.jobs)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run of a grid."""
+
+    name: str  # <grid>.<slug>
+    slug: str  # of its varied values
+    varied: dict
+    params: Params
+
+
+def cores():
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---- what is asked for ---------------------------------------------------------------------------------------------
+
+
+def load_grid(source, overrides=None):
+    """Return the checked Grid of a file (a path, or a name in params/ or params/grids/).
+
+    overrides {dotted key: value}: a grid's own (jobs, vary.partition.k, ...), else a parameter of every job.
+    Raises ParameterError that lists every fault.
+    """
+    raw, overrides = read_params(_find(source)), overrides or {}
+    if any(key.partition(".")[0] == "vary" for key in overrides) and isinstance(raw.get("overrides"), dict):
+        # What is varied now has no one value any more, whatever the file says.
+        varied = {key.removeprefix("vary.") for key in overrides} | set(overrides.get("vary") or ())
+        raw["overrides"] = {key: value for key, value in raw["overrides"].items() if key not in varied}
+    for key, value in overrides.items():
+        head, _, rest = key.partition(".")
+        section, rest = (head, rest) if head in Grid.model_fields else ("overrides", key)
+        if not rest:
+            raw[section] = value
+        elif isinstance(raw.get(section) or {}, dict):
+            raw[section] = (raw.get(section) or {}) | {rest: value}
+        else:
+            raise ParameterError(f"{key}: {section} is a value, not a section")
+    try:
+        return Grid.model_validate(raw)
+    except ValidationError as error:
+        raise ParameterError("\n".join(dict.fromkeys(_explain(fault) for fault in error.errors()))) from None
+
+
+def _find(source):
+    beside = repo_root() / "params" / "grids"
+    for name in (source, f"{source}.yaml"):
+        if os.path.isfile(beside / name):
+            return beside / name
+    try:
+        return find_params(source)
+    except ParameterError:
+        known = sorted(file.stem for file in beside.glob("*.yaml"))
+        near = difflib.get_close_matches(Path(source).stem, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+        raise ParameterError(f"no grid file {source!r}; {hint}") from None
+
+
+def _explain(fault):
+    location = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "missing":
+        return f"{location}: is needed and has no default"
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location.lower(), Grid.model_fields, 1, cutoff=0.5)
+        if location in (*Params.model_fields, "train"):
+            hint = f"a run's parameters stand under overrides, as {location}.name: value"
+        else:
+            hint = f"did you mean {near[0]}?" if near else f"a grid knows: {', '.join(Grid.model_fields)}"
+        return f"{location}: unknown parameter of a grid; {hint}"
+    return f"{location}: {format_error(fault)}" if location else format_error(fault)
+
+
+def jobs_of(grid):
+    """Return the Jobs of a Grid, in the order of the product; ParameterError lists every fault and whose it is."""
+    count = 1
+    for values in grid.vary.values():
+        count *= len(values)
+    if count > MOST_JOBS:
+        raise ParameterError(f"vary: {count:,} jobs; at most {MOST_JOBS:,} in one grid")
+    combinations = [dict(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())]
+    slugs, jobs, faults = _slugs(grid.name, combinations), [], {}
+    for slug, varied in zip(slugs, combinations, strict=True):
+        name = f"{grid.name}.{slug}"
+        try:
+            params = load_params(grid.base, grid.overrides | varied | {"name": name})
+            jobs.append(Job(name, slug, varied, params))
+        except ParameterError as error:
+            for line in str(error).splitlines():
+                faults.setdefault(line, []).append(slug)
+    refuse(faults, len(combinations))
+    return jobs
+
+
+def refuse(faults, count):
+    """Raise ParameterError of {fault: slugs of the jobs that have it}, if there is any."""
+    if faults:
+        whose = {text: "every job" if len(slugs) == count else ", ".join(slugs) for text, slugs in faults.items()}
+        raise ParameterError("\n".join(f"{text} ({jobs})" for text, jobs in whose.items()))
+
+
+def _slugs(grid_name, combinations):
+    """Return a name for each combination of values, short and unlike the others, that can be a folder's."""
+    keys = list(combinations[0])
+    short = {key: key.rpartition(".")[2] for key in keys}
+    if len(set(short.values())) < len(keys):
+        short = {key: key.replace(".", "-") for key in keys}
+    slugs = ["_".join(f"{short[key]}-{_word(value)}" for key, value in varied.items()) for varied in combinations]
+    room = 100 - len(grid_name) - 1
+    return [
+        f"{slug[: room - 17]}-{digest(varied)}" if slugs.count(slug) > 1 or len(slug) > room else slug
+        for slug, varied in zip(slugs, combinations, strict=True)
+    ]
+
+
+def _word(value):
+    if isinstance(value, list):
+        return "-".join(_word(one) for one in value)
+    if isinstance(value, dict):
+        return "-".join(_word(one) for one in value.values())
+    # A path says enough by its last name.
+    text = "none" if value is None else str(value).rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", text)

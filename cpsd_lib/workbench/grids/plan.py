@@ -1,0 +1,241 @@
+"""A grid before it starts: what is left of each job, what they share, how many fit into memory, how long they all take."""
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cpsd_lib.data import VIEWS, train_view
+from cpsd_lib.losses import asymmetric_loss
+from cpsd_lib.support import digest, keep_freed_memory, pick_device, pick_precision, read_json
+from cpsd_lib.workbench import pipeline
+from cpsd_lib.workbench.building import build_shape
+from cpsd_lib.workbench.cost import Cost, as_computed, estimate
+from cpsd_lib.workbench.grids.params import Job, cores, refuse
+from cpsd_lib.workbench.grids.sharing import kind_of, pieces_of, schedule
+from cpsd_lib.workbench.preflight import images_of
+from cpsd_lib.workbench.yaml_files import outputs_root
+
+STAGE_SECONDS = 7  # the start of a notebook's kernel, its imports and figures, beside its work
+RUNNER_GIB, GPU_RUNNER_GIB = (
+    2.0,
+    5.0,
+)  # memory of a runner and a kernel without a model (1.7 seen); with CUDA's libraries
+GPU_CONTEXT_GIB = 0.7
+
+
+@dataclass(frozen=True, eq=False)
+class Planned(Job):
+    """A job as it was found."""
+
+    left: list  # names of the stages that are not done and fresh, in order
+    pieces: dict  # {name: Piece} of all that it trains
+    cost: Cost  # of all of it
+
+
+def look_at(jobs, here=True):
+    """Return the Jobs as Planned; one that cannot be trained at all is a ParameterError, and names the job.
+
+    here: they run on this machine, which must have the device they name.
+    """
+    planned, faults, images = [], {}, {}
+    for job in jobs:
+        data = job.params.data
+        try:
+            if here:
+                pick_device(job.params.device)
+            if data not in images:
+                images[data] = images_of(data)  # a frozen model is its own key
+            train, test, classes, _ = images[data]
+            # A GPU may be another machine's: the card's own precision is a GPU's.
+            computed = job.params if _on_gpu(job.params) else as_computed(job.params, torch.device("cpu"))
+            cost = estimate(computed, classes, train, test)
+            planned.append(Planned(**vars(job), left=stages_left(job.params), pieces=pieces_of(job.params), cost=cost))
+        except (ValueError, OSError) as error:
+            faults.setdefault(str(error), []).append(job.slug)
+    refuse(faults, len(jobs))
+    return planned
+
+
+def stages_left(params):
+    """Return the names of a run's stages that are not done and fresh, in order: what `cpsd run` would do."""
+    folder = outputs_root() / params.name
+    manifest = folder / "manifest.json"
+    entries = read_json(manifest)["stages"] if manifest.exists() else {}
+    previous, left = None, []
+    for name in pipeline.stages_of(params):
+        fingerprint, entry = pipeline.stage_fingerprint(name, params, previous), entries.get(name)
+        if not entry or entry["fingerprint"] != fingerprint or not pipeline.outputs_are_there(folder, entry):
+            left.append(name)
+        previous = digest([fingerprint, entry["outputs"]]) if entry else None
+    return left
+
+
+def _on_gpu(params):
+    return params.device.startswith("cuda") or (params.device == "auto" and torch.cuda.is_available())
+
+
+def _gpus(jobs):
+    """Return the GPUs of this machine that jobs use, each once."""
+    if not torch.cuda.is_available():
+        return set()
+    return {pick_device(job.params.device) for job in jobs if _on_gpu(job.params)}
+
+
+def side_by_side(grid, jobs):
+    """Return (how many Planned jobs may run at once, why fewer than asked or None), by the memory free now; 1 at least.
+
+    A local job is taken to need what its larger training needs (cost.py) beside a runner and a kernel; on a GPU that is
+    the GPU's memory, which all jobs share. Ray does its own counting.
+    """
+    if grid.engine == "ray" or not jobs:
+        return grid.jobs, None
+    need, gpus = max(job.cost.gpu_gib for job in jobs), _gpus(jobs)
+    limits = [("memory", _free_gib(), GPU_RUNNER_GIB if gpus else RUNNER_GIB + need)]
+    if gpus:
+        free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) / 2**30
+        limits.append(("GPU memory", free, GPU_CONTEXT_GIB + need))
+    found = grid.jobs, None
+    for what, free, one in limits:
+        count = grid.jobs if free is None else max(1, int(free // one))
+        if count < found[0]:
+            found = count, f"{free:.1f} GiB of {what} are free, and a job takes about {one:.1f}"
+    return found
+
+
+def _free_gib():
+    """Return the GiB of memory that programs could get now; None where the system does not say."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        kib = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())
+        return int(kib[1]) / 2**20 if kib else None
+    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return None
+
+
+def measured_speed(job, threads, seconds=2.0):
+    """Return the FLOP a second of this machine on training steps of a Planned job's student on random images, views included.
+
+    threads: of torch on a CPU. Takes `seconds`, or two steps after the first where those are longer. Raises RuntimeError
+    where a step does not fit into memory.
+    """
+    keep_freed_memory()
+    params, cost = job.params, job.cost
+    device, training = pick_device(params.device), params.student
+    batch = max(2, cost.student_batch)
+    precision, before = pick_precision(training.precision, device), torch.get_num_threads()
+    with torch.random.fork_rng():
+        torch.manual_seed(params.seed)
+        model = build_shape(params.model, cost.num_classes)
+        pixels = torch.randint(0, 256, (batch, 3, params.data.size, params.data.size), dtype=torch.uint8)
+        targets = (torch.rand(batch, cost.num_classes) < 0.1).float().to(device)
+    model = model.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, fused=True)
+    steps, began = -1, 0.0  # the first step is not like the others
+    try:
+        torch.set_num_threads(threads)
+        while steps < 2 or time.perf_counter() - began < seconds:
+            rows = np.arange(batch)
+            images = train_view(pixels.to(device), VIEWS[training.view], params.seed, steps + 1, rows)
+            with torch.autocast(device.type, precision, enabled=precision is not None):
+                logits = model(images.contiguous(memory_format=torch.channels_last)).logits
+            loss = asymmetric_loss(logits, targets, **training.asl)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            loss.item()  # a GPU answers when it has computed
+            steps += 1
+            began = began or time.perf_counter()
+    finally:
+        torch.set_num_threads(before)
+    return 3 * cost.forward_gflop * 1e9 * batch * steps / (time.perf_counter() - began)
+
+
+def job_seconds(job, speed, have):
+    """Return the seconds that a Planned job takes at `speed` FLOP a second; have: names of the pieces it need not train."""
+    left = {}
+    for kind in ("teachers", "soft_targets", "students"):
+        models = {name: piece.models for name, piece in job.pieces.items() if kind_of(name) == kind}
+        missing = sum(count for name, count in models.items() if name not in have)
+        left[kind] = missing / sum(models.values()) if models else 0.0
+    cost = job.cost
+    trained = cost.teacher_eflop * left["teachers"] + cost.student_eflop * left["students"]
+    whole = cost.teacher_eflop + cost.student_eflop
+    eflop = trained + cost.target_eflop * left["soft_targets"] + cost.evaluation_eflop
+    eflop += cost.validation_eflop * (trained / whole if whole else 0.0)
+    return eflop * 1e18 / speed + STAGE_SECONDS * len(job.left)
+
+
+class _Imagined:
+    """An engine that does nothing but keep the time (seconds); it notes what each job would be given, and how long it took."""
+
+    def __init__(self, seconds_of):
+        self._seconds_of, self._running, self.now, self.seconds, self.given = seconds_of, {}, 0.0, {}, {}
+
+    def start(self, job, given):
+        self.given[job.name], self.seconds[job.name] = given, self._seconds_of(job, given)
+        self._running[job.name] = self.now + self.seconds[job.name]
+
+    def wait(self):
+        name = min(self._running, key=self._running.get)
+        self.now = self._running.pop(name)
+        return name, None
+
+
+def spoken_time(seconds):
+    """Return seconds as words: "about 2 h 10 min"."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min" if minutes < 90 else f"about {minutes // 60:,} h {minutes % 60} min"
+
+
+def print_plan(grid, jobs, available, most, why):
+    """Print what will be done, who takes over what from whom, and an estimate of the time.
+
+    jobs: all Planned jobs. available {name: finished pieces}. most, why: as side_by_side found.
+    """
+    todo = [job for job in jobs if job.left]
+    over = " x ".join(f"{key} ({len(values)})" for key, values in grid.vary.items())
+    print(f"{grid.name}: {len(jobs)} jobs over {over}, from {grid.base}; {len(jobs) - len(todo)} are done already")
+    if not todo:
+        return
+    threads = f"{grid.threads_a_job} thread{'s' if grid.threads_a_job > 1 else ''} each"
+    print(f"engine {grid.engine}, {most} side by side{f' ({why})' if why else ''}, {threads}", flush=True)
+    speed, trouble = None, ""
+    try:
+        speed = measured_speed(todo[0], grid.threads_a_job)
+    except (RuntimeError, ValueError) as error:  # no room, or no such device here
+        trouble = str(error).partition("\n")[0]
+    imagined = _Imagined(lambda job, given: job_seconds(job, speed or 1e18, {*given, *available[job.name]}))
+    for _ in schedule(todo, dict(available), imagined.start, imagined.wait, most, lambda job: {}):
+        pass
+    width = max(len(job.slug) for job in jobs)
+    for job in jobs:
+        takes = f"  {spoken_time(imagined.seconds[job.name]):<16}" if speed and job.left else ""
+        shared = f"  takes over {_shared(imagined.given[job.name])}" if imagined.given.get(job.name) else ""
+        print(f"  {job.slug:<{width}}  {'to do' if job.left else 'done '}{takes}{shared}".rstrip())
+    if speed is None:
+        print(f"no estimate of the time: training steps on random images stopped: {trouble}", flush=True)
+        return
+    total = spoken_time(imagined.now * _slower(grid, todo, most))
+    print(f"estimate: {total} on this machine, at a measured {speed / 1e9:,.3g} GFLOP/s a job", flush=True)
+
+
+def _shared(given):
+    """Return {piece: run} in words: "teachers co, dis; soft targets co"."""
+    names = {}
+    for piece in given:
+        names.setdefault(kind_of(piece).replace("_", " "), {})[piece.rpartition("/")[2]] = True  # of all seeds, once
+    return "; ".join(f"{kind} {', '.join(found)}" for kind, found in names.items())
+
+
+def _slower(grid, jobs, most):
+    """Return by what factor jobs side by side slow each other down on this machine."""
+    together, gpus = min(most, len(jobs)), _gpus(jobs)
+    return max(1.0, together / len(gpus) if gpus else together * grid.threads_a_job / cores())

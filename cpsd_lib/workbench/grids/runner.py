@@ -1,0 +1,110 @@
+"""A grid: many runs from one file, side by side; they share what they can, and a killed one hurts no other."""
+
+import sys
+import time
+
+from cpsd_lib.support import write_text
+from cpsd_lib.workbench.grids import engines, results
+from cpsd_lib.workbench.grids.params import jobs_of, load_grid
+from cpsd_lib.workbench.grids.plan import look_at, print_plan, side_by_side, spoken_time, stages_left
+from cpsd_lib.workbench.grids.sharing import finished_pieces, schedule
+from cpsd_lib.workbench.pipeline import Held, one_runner
+from cpsd_lib.workbench.run import Run, show_params
+from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root, repo_root
+
+
+def run_grid(source, overrides=None):
+    """Run every job of a grid that is not done; return the exit status: 1 when a job failed.
+
+    Prints the plan with its estimated time, then a line a job, then the table; writes grid.csv, grid.md and figures/ into
+    the grid's folder. The same call after a kill does what is missing. Raises ParameterError before anything starts.
+    """
+    grid = load_grid(source, overrides)
+    jobs, folder = jobs_of(grid), outputs_root() / grid.name
+    if (folder / "manifest.json").exists():
+        raise ParameterError(f"name: {folder} is the folder of a run; give the grid another name=...")
+    if grid.engine == "ray":
+        engines.import_ray()
+    jobs = look_at(jobs, here=grid.engine == "local")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with one_runner(folder):
+            failed = _run_jobs(grid, folder, jobs)
+            _write_results(grid, folder, [job for job in jobs if job.name not in failed], len(jobs))
+    except Held as error:
+        print(error, file=sys.stderr)
+        return 1
+    if failed:
+        print(f"\n{len(failed)} of {len(jobs)} jobs failed; the same command does what is missing", file=sys.stderr)
+        for job, error in failed.items():
+            print(f"{job}: {error}\nits log: {_log(folder, job)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run_jobs(grid, folder, jobs):
+    """Print the plan, run what is left, a line a job; return {failed job's name: why}."""
+    todo = [job for job in jobs if job.left]
+    available = {job.name: finished_pieces(job.pieces, job.left) for job in jobs}
+    most, why = side_by_side(grid, todo)
+    print_plan(grid, jobs, available, most, why)
+    if not todo:
+        return {}
+    print(f"logs: {folder / 'logs'}", flush=True)
+    failed, began, started = {}, time.monotonic(), {}
+    with _engine(grid) as engine:
+
+        def start(job, given):
+            started[job.name] = time.monotonic()
+            engine.start(_task(grid, folder, job, given))
+
+        def after_failure(job):
+            return finished_pieces(job.pieces, stages_left(job.params))
+
+        ended = schedule(todo, available, start, engine.wait, most, after_failure)
+        for number, (job, error) in enumerate(ended, 1):
+            said = f"{time.monotonic() - started[job.name]:,.0f} s"
+            if error is None:
+                said = f"done in {said}"
+            else:
+                failed[job.name] = error
+                said = "FAILED after {}: {}".format(said, error.partition("\n")[0])
+            print(f"{time.strftime('%H:%M:%S')} {number}/{len(todo)} {job.slug}: {said}", flush=True)
+    print(f"{len(todo) - len(failed)} of {len(todo)} done in {spoken_time(time.monotonic() - began)}", flush=True)
+    return failed
+
+
+def _engine(grid):
+    if grid.engine == "ray":
+        return engines.Ray(engines.work, grid.address, grid.threads_a_job, grid.gpus)
+    return engines.Local(engines.work)
+
+
+def _log(folder, job):
+    return folder / "logs" / f"{job.removeprefix(f'{folder.name}.')}.log"
+
+
+def _task(grid, folder, job, given):
+    # The resolved parameters, not the files they came from: those may be edited while the grid runs.
+    path = folder / "params" / f"{job.slug}.yaml"
+    write_text(path, show_params(Run(job.params)))
+    environment = {"CPSD_ROOT": str(repo_root()), "CPSD_OUTPUTS": str(outputs_root())}
+    # The bars of a job would fill its log with a line every half second.
+    environment |= {"OMP_NUM_THREADS": str(grid.threads_a_job), "TQDM_DISABLE": "1"}
+    return engines.Task(
+        job=job.name,
+        params=str(path),
+        folder=outputs_root() / job.name,
+        log=_log(folder, job.name),
+        pieces=list(job.pieces),
+        given={piece: outputs_root() / donor for piece, donor in given.items()},
+        environment=environment,
+    )
+
+
+def _write_results(grid, folder, done, count):
+    frame = results.collect(done)
+    if frame is None:
+        print("no scores yet, so there is no table")
+        return
+    missing = [f"{count - len(done)} of {count} jobs are missing"] if len(done) < count else []
+    print(f"\n{results.write(frame, folder, list(grid.vary), [*results.stamps(done), *missing])}")

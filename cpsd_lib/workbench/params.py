@@ -1,0 +1,303 @@
+"""The parameters of a run: names, types, ranges, defaults, and what does not go together."""
+
+import math
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from cpsd_lib.data import DataSettings
+from cpsd_lib.training import Training
+from cpsd_lib.workbench import paths as param_paths
+from cpsd_lib.workbench.rows import COMPONENTS, ROWS, branches_of
+
+# What build_model decides itself, and what would let timm read a file behind its back.
+_NO_OPTIONS = {"name", "num_classes", "weights", "head", "normalize", "prior", "in_chans", "features_only"}
+_NO_OPTIONS |= {"head_width", "label_vectors", "norm_layer"}
+_NO_OPTIONS |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+
+
+def _options(options):
+    refused = sorted(_NO_OPTIONS & options.keys())
+    if refused:
+        raise ValueError(f"{', '.join(refused)} cannot be set here")
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, (int, float, str, bool)) or (isinstance(one, float) and not math.isfinite(one)):
+                raise ValueError(f"{name} must be a finite number, text, true, false, or a list of these")
+    return options
+
+
+def _table_rows(rows):
+    if not rows or len(set(rows)) != len(rows):
+        raise ValueError("each row of the table at most once, and at least one")
+    return rows
+
+
+def _part_counts(counts):
+    if any(k < 2 for k in counts) or len(set(counts)) != len(counts):
+        raise ValueError("numbers of parts, each once and at least 2")
+    return sorted(counts)
+
+
+class Section(BaseModel):
+    # strict: `epochs: yes` is no 1 and `epochs: "5"` no 5.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+
+
+# What data.root holds, by kind.
+_HOLDS = {
+    "csv": "annotations.csv",
+    "coco2014": "train2014/, val2014/ and annotations/ (or train_anno.json and val_anno.json)",
+    "nuswide": "Flickr/, ImageList/, TrainTestLabels/ (or Groundtruth/) and Concepts81.txt",
+    "voc2007": "VOCdevkit/VOC2007 (or VOCtrainval2007/ and VOCtest2007/)",
+    "labels": "labels.npz",
+}
+
+
+class DataParams(Section):
+    """Which labelled images, and how large they are decoded; the fields of data.DataSettings, which says what each means."""
+
+    kind: Literal["scenes", "csv", "coco2014", "nuswide", "voc2007", "labels"]
+    size: int = Field(64, ge=16, le=2048)
+    images: int = Field(6000, ge=100, le=1_000_000)
+    groups: int = Field(4, ge=2, le=4)
+    seed: int = Field(0, ge=0, le=2**31)
+    root: Annotated[str, AfterValidator(param_paths.folder)] | None = None
+    annotations: str = "annotations.csv"
+    image_folder: str = "images"
+    difficult: bool = True
+    cache: Literal["disk", "none"] = "disk"
+    bad_files: Literal["error", "skip"] = "error"
+    allow_overlap: bool = False
+    max_pixels: int = Field(178_956_970, ge=1)
+    limit: int | None = Field(None, ge=20)
+
+    def settings(self):
+        """Return the DataSettings that these parameters describe."""
+        return DataSettings(**self.model_dump())
+
+    @model_validator(mode="after")
+    def _root_fits_the_kind(self):
+        if self.kind in _HOLDS and self.root is None:
+            raise ValueError(f"kind {self.kind} needs data.root, the folder that holds {_HOLDS[self.kind]}")
+        if self.kind == "scenes" and self.size > 1024:
+            raise ValueError("kind scenes draws at most 1024 pixels; lower data.size")
+        if self.kind == "scenes" and self.limit is not None:
+            raise ValueError(f"kind scenes has no data.limit; data.images={max(100, self.limit)} draws that many")
+        return self
+
+
+class PartitionParams(Section):
+    """How the label graph is cut (METHOD 1.1 and 1.2), and what 02_partition compares the cut with."""
+
+    k: int = Field(4, ge=1, le=1000)
+    exponent: float = Field(0.5, gt=0, le=4)
+    seed: int = Field(0, ge=0, le=2**31)
+    refine_co: bool = False
+    refine_dis: bool = True  # the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)
+    # The paper's P- has 1 on its diagonal, which makes parts of one class cheap; False: 0 there.
+    self_loops: bool = True
+    # Partition files, ours or the paper's, that the cut is compared with.
+    released_co: Annotated[str, AfterValidator(param_paths.file)] | None = None
+    released_dis: Annotated[str, AfterValidator(param_paths.file)] | None = None
+    use_released: bool = False  # True: train on those two, and cut nothing
+    study_k: Annotated[list[int], AfterValidator(_part_counts)] = [2, 3, 5, 8]  # cut for the study of stability alone
+    study_repeats: int = Field(3, ge=2, le=100)  # seeds, and random halves of the images, a k
+
+    @model_validator(mode="after")
+    def _both_files_or_a_cut(self):
+        if self.use_released and not (self.released_co and self.released_dis):
+            raise ValueError("use_released needs both partition.released_co and partition.released_dis")
+        return self
+
+
+# The paper's models that are more than a backbone and a gap head; models.PRESETS has them all.
+_OWN_HEADS = {"resnet101_tf": "label_transformer", "q2l_resnet101": "query2label"}
+
+
+class ModelParams(Section):
+    """A timm backbone and its head, or a model of the paper by its name (models.PRESETS), which has a head of its own."""
+
+    name: str
+    head: Literal["gap", "label_transformer", "query2label", "ml_decoder"] = "gap"
+    # width of a head with tokens, in multiples of 8; None: the papers' own (1024, 2048, 768)
+    head_width: int | None = Field(None, ge=8, le=8192, multiple_of=8)
+    # label_transformer: "learned", or a file: GloVe text, or an .npz with class_names and vectors
+    label_vectors: Annotated[str, AfterValidator(param_paths.label_vectors)] | None = None
+    # None: random; "imagenet": timm's own from the hub; else a local file
+    weights: Annotated[str, AfterValidator(param_paths.weights)] | None = None
+    normalize: Literal["auto", "none", "imagenet"] = "auto"  # auto: what the weights were trained with; none: [0, 1]
+    prior: float = Field(0.12, gt=0, lt=1)  # the new head's first guess; 0.12 is a bias of -2
+    options: Annotated[dict[str, Any], AfterValidator(_options)] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_head(cls, raw):
+        # Written into the parameters, so that the record of a run says which head it had.
+        own = _OWN_HEADS.get(raw.get("name")) if isinstance(raw, dict) and isinstance(raw.get("name"), str) else None
+        return {"head": own} | raw if own else raw
+
+    @model_validator(mode="after")
+    def _parts_fit(self):
+        own = _OWN_HEADS.get(self.name, self.head)
+        if own != self.head:
+            raise ValueError(f"{self.name} has the head {own}; name its backbone to give it another")
+        if self.head == "label_transformer" and self.label_vectors is None:
+            raise ValueError("label_transformer needs model.label_vectors: a GloVe text file, an .npz, or learned")
+        if self.head != "label_transformer" and self.label_vectors is not None:
+            raise ValueError(f"the head {self.head} takes no label_vectors; only label_transformer does")
+        if self.head == "gap" and self.head_width is not None:
+            raise ValueError("the head gap has no head_width")
+        return self
+
+
+class TrainParams(Section):
+    """One training of the one loop; every field has a value in each recipe."""
+
+    epochs: int = Field(ge=1, le=10_000)
+    stop_after: int | None = Field(None, ge=1)  # epochs of the schedule that are trained; None: all of them
+    batch_size: int = Field(ge=2, le=65_536)
+    optimizer: Literal["adam", "adamw"]
+    lr: float = Field(gt=0, le=10)
+    weight_decay: float = Field(ge=0, le=10)  # on matrices and filters only, never on biases and 1-d parameters
+    pct_start: float = Field(gt=0, lt=1)  # OneCycle's rising share
+    ema_decay: float = Field(ge=0, lt=1)
+    ema_warmup: bool  # decay min(ema_decay, (1 + t) / (10 + t)) at step t
+    gamma_neg: float = Field(ge=0, le=10)
+    gamma_pos: float = Field(ge=0, le=10)
+    clip: float = Field(ge=0, lt=1)
+    view: Literal["plain", "flip", "default", "release"]
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: bool = False
+    select: Literal["last", "val"] = "last"
+    val_share: float = Field(0.1, gt=0, lt=0.5)  # select val: share of train held out, where the data has no val split
+    validate_every: int = Field(1, ge=1)  # epochs
+    checkpoint_seconds: float = Field(60, ge=0)  # 0: after every step
+    # What the teachers of parts, or the students, start from: `model` as every method of the papers does, or the trained
+    # baseline of the same seed.
+    start: Literal["model", "baseline"] = "model"
+
+    def training(self):
+        """Return the Training that these parameters describe."""
+        return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
+
+    @property
+    def trained_epochs(self):
+        """How many epochs are trained (Training.trained_epochs)."""
+        return self.training().trained_epochs
+
+    @property
+    def asl(self):
+        """The arguments of the asymmetric loss."""
+        return {"gamma_neg": self.gamma_neg, "gamma_pos": self.gamma_pos, "clip": self.clip}
+
+
+class TeacherParams(TrainParams):
+    """Teacher training; a teacher that starts from the baseline can share its first stages with all the others."""
+
+    # How many of the baseline's stages (trunk.stages_of) they share, frozen; -1: all but the last, -2: all but the last two.
+    frozen_stages: int = Field(0, ge=-100, le=100)
+    # Of teachers that start from the baseline; None: as many as the baseline.
+    more_epochs: int | None = Field(None, ge=1)
+
+
+class StudentParams(TrainParams):
+    """Student training and how it matches its teachers (METHOD 1.5; mld, cd and id: METHOD 2)."""
+
+    rows: Annotated[list[Literal[tuple(ROWS)]], AfterValidator(_table_rows)] = list(COMPONENTS)
+    alpha: float = Field(0.5, ge=0, le=1)  # CPSD: weight of the co branch; 1 - alpha is the dis branch's
+    match: Literal["mse", "kl", "mld"] = "mse"
+    mld: float = Field(10, ge=0)  # weights of L2D's losses in the rows that have them
+    cd: float = Field(100, ge=0)
+    id: float = Field(1000, ge=0)
+    teacher_mode: Literal["eval", "train"] = "eval"  # train: the release's fault, batch norm on the batch's statistics
+    views: int | None = Field(None, ge=1)  # stored views, reused round robin; None: one an epoch
+
+
+# released.LAYOUTS: the checkpoints that came with the paper.
+Released = Literal["resnet101", "resnet101_tf", "q2l_resnet101", "tresnet_l", "resnext50_swsl"]
+
+
+class EvaluationParams(Section):
+    """What is computed on the test split."""
+
+    threshold: float = Field(0.5, gt=0, lt=1)
+    batch_size: int = Field(128, ge=1)
+    released: Released | None = None  # score a released checkpoint of this model, not the run's own training
+    checkpoint: Annotated[str, AfterValidator(param_paths.file)] | None = None  # its file
+
+    @model_validator(mode="after")
+    def _both_or_none(self):
+        if (self.released is None) != (self.checkpoint is None):
+            raise ValueError("released (the model's name) and checkpoint (its file) belong together: give both or none")
+        return self
+
+
+class Params(Section):
+    """Everything that determines a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # folder below outputs/
+    seed: int = Field(0, ge=0, le=2**31)
+    seeds: int = Field(1, ge=1, le=100)  # the whole of training is repeated with seed, seed + 1, ...
+    protocol: Literal["honest", "paper"] = "honest"  # paper: the best epoch is chosen on TEST, and every figure says so
+    recipe: Literal["default", "release", "l2d"] = "default"
+    method: Literal["paper", "shared_trunk"] = "paper"  # paper: every model in full; recipes.method_sections
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    data: DataParams
+    partition: PartitionParams = PartitionParams()
+    model: ModelParams  # the student's
+    teacher_model: ModelParams | None = None  # None: the same as the student's
+    teachers: TeacherParams
+    student: StudentParams
+    evaluation: EvaluationParams = EvaluationParams()
+
+    @model_validator(mode="after")
+    def _scored_checkpoint_is_this_model(self):
+        if self.evaluation.released not in (None, self.model.name):
+            raise ValueError(
+                f"evaluation.released is {self.evaluation.released}, but these are the parameters of model {self.model.name}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_fit_the_models(self):
+        if self.teacher_model is not None and "baseline" in self.student.rows:
+            raise ValueError(
+                "student.rows: with a teacher_model of its own the baseline would be the teacher; the student trained "
+                "on labels is the row alone"
+            )
+        led = [row for row in self.student.rows if ROWS[row].uses_embeddings]
+        if led and "gap" in (self.model.head, (self.teacher_model or self.model).head):
+            raise ValueError(
+                f"student.rows: {', '.join(led)} match label-wise embeddings, which the head gap does not have; take "
+                "ml_decoder (L2D's), query2label or label_transformer for model.head and teacher_model.head"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_are_there(self):
+        teachers, student, rows = self.teachers, self.student, self.student.rows
+        given = [name for name in ("frozen_stages", "more_epochs") if getattr(teachers, name)]
+        why = " (method: shared_trunk starts there)" if self.method == "shared_trunk" else ""
+        if teachers.start == "model" and given:
+            raise ValueError(
+                f"teachers.{given[0]} is for teachers that start from the baseline: teachers.start=baseline"
+            )
+        if teachers.start == "model" and "sd_continued" in rows:
+            raise ValueError(
+                "student.rows: sd_continued is the teacher trained again from the baseline: teachers.start=baseline"
+            )
+        if student.start == "baseline" and self.teacher_model is not None:
+            raise ValueError(
+                f"student.start=baseline{why}: with a teacher_model of its own the baseline is another model"
+            )
+        if "baseline" in (teachers.start, student.start) and "whole" not in branches_of(rows):
+            raise ValueError(
+                f"start: baseline{why} needs a row that trains one, such as baseline or sd, in student.rows"
+            )
+        return self
+
+    def seed_list(self):
+        """Return the seeds of this run, in order."""
+        return list(range(self.seed, self.seed + self.seeds))

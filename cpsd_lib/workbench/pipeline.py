@@ -1,0 +1,311 @@
+"""papermill over the notebooks, stage by stage: what is done and fresh is skipped, what is missing or stale is redone."""
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import papermill
+from filelock import FileLock, Timeout
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from cpsd_lib import support
+from cpsd_lib.data import signature
+from cpsd_lib.support import digest, read_json, sha256, write_json
+from cpsd_lib.workbench.loading import load_params
+from cpsd_lib.workbench.preflight import check_run, remarks
+from cpsd_lib.workbench.run import Run, save_params
+from cpsd_lib.workbench.yaml_files import outputs_root, repo_root
+
+# A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's
+# outputs), and which files of the run folder it leaves.
+_TRAINED = ["data", "partition", "model", "teacher_model", "teachers", "seed", "seeds", "protocol"]
+_SCORED = [*_TRAINED, "student", "evaluation"]
+STAGES = {
+    "01_data": (["data", "teachers.view", "seed"], ["data.json", "figures/01_*.png"]),
+    "02_partition": (["data", "partition"], ["partition/*.json", "figures/02_*.png"]),
+    "03_teachers": (
+        [*_TRAINED, "student.rows"],
+        ["seed*/teachers/**/*.json", "seed*/teachers/**/*.safetensors", "figures/03_*.png"],
+    ),
+    "04_student": (
+        [*_TRAINED, "student"],
+        ["seed*/students/*/*.json", "seed*/students/*/*.safetensors", "figures/04_*.png"],
+    ),
+    "05_evaluation": (
+        _SCORED,
+        ["evaluation/metrics.json", "evaluation/per_class.csv", "evaluation/scores/*.npy", "figures/05_*.png"],
+    ),
+    "06_explanation": (_SCORED, ["evaluation/explanation.csv", "figures/06_*.png"]),
+    "07_ablation": (_SCORED, ["evaluation/components.csv", "figures/07_*.png"]),
+}
+
+# Parameters that name a file: a stage that reads their section follows the bytes in it, not its name alone.
+FILES = (
+    *("partition.released_co", "partition.released_dis", "model.weights", "model.label_vectors"),
+    "evaluation.checkpoint",
+)
+
+INTERRUPT_SECONDS = 15  # nbclient gives a kernel 5 to end by itself
+
+
+class StageFailed(RuntimeError):
+    """A notebook stopped with an error."""
+
+
+class Held(RuntimeError):
+    """Another process runs in the same run folder."""
+
+
+def stages_of(params):
+    """Return the names of the stages that these parameters ask for, in order."""
+    if params.evaluation.released:
+        return ["05_evaluation"]  # a checkpoint somebody else trained
+    # The label graph needs no image, all else does.
+    return [name for name in STAGES if params.data.kind != "labels" or name in ("01_data", "02_partition")]
+
+
+def run_stages(source, overrides=None):
+    """Run every stage of a parameter file that is not done and fresh; return the Run.
+
+    Raises ParameterError before anything starts, Held when another process works in the folder, StageFailed with the
+    notebook's own error and path. Killed at any moment, the same call goes on where it was.
+    """
+    params = load_params(source, overrides)
+    manifest_path = outputs_root() / params.name / "manifest.json"
+    checked = not manifest_path.exists()
+    if checked:
+        _look_before(params, stages_of(params)[0])  # a new run that is refused leaves no folder
+    opened = Run(params)
+    with one_runner(opened.folder), _ctrl_c_gets_through():
+        manifest = read_json(manifest_path) if manifest_path.exists() else {"stages": {}}
+        previous = None
+        for name in stages_of(params):
+            fingerprint = stage_fingerprint(name, params, previous)
+            entry = manifest["stages"].get(name)
+            if entry and entry["fingerprint"] == fingerprint and outputs_are_there(opened.folder, entry):
+                print(f"{name}: done ({entry['seconds']:.0f} s on {entry['finished']})")
+            else:
+                if not checked:
+                    _look_before(params, name)
+                    checked = True
+                save_params(opened)  # what is executed reads them
+                if entry:
+                    del manifest["stages"][name]
+                    write_json(manifest_path, manifest)
+                entry = _execute(name, opened, fingerprint)
+                manifest["stages"][name] = entry
+                write_json(manifest_path, manifest)
+            previous = digest([fingerprint, entry["outputs"]])
+        save_params(opened)
+    return opened
+
+
+def _look_before(params, stage):
+    check_run(params)
+    for line in remarks(params, stage):
+        print(line, flush=True)
+
+
+def stage_fingerprint(name, params, previous):
+    """Return what a stage is made of, JSON-able: when this changes, the stage is stale; previous: hash of the stage before."""
+    sections, _ = STAGES[name]
+    values = params.model_dump(mode="json")
+    return {
+        "params": digest([_value(values, section) for section in sections]),
+        "data": signature(params.data.settings()),
+        "files": {name: _content(_value(values, name)) for name in FILES if name.partition(".")[0] in sections},
+        "notebook": digest(_code_of(repo_root() / "notebooks" / f"{name}.ipynb")),
+        "before": previous,
+    }
+
+
+def _value(values, key):
+    for name in key.split("."):
+        values = values[name]
+    return values
+
+
+def _content(path):
+    if path in (None, "imagenet", "learned"):
+        return path
+    beside = Path(path).with_suffix(".json")  # may say a checkpoint's classes and inputs
+    return [sha256(file) for file in dict.fromkeys((Path(path), beside)) if file.is_file()]
+
+
+def _code_of(path):
+    # Text cells may be edited without a stage becoming stale.
+    return ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
+
+
+def outputs_are_there(folder, entry):
+    """Return whether the files that a finished stage left are there unchanged; entry: its lines in manifest.json."""
+    return all((folder / name).is_file() and sha256(folder / name) == known for name, known in entry["outputs"].items())
+
+
+def _execute(name, opened, fingerprint):
+    notebook, out = repo_root() / "notebooks" / f"{name}.ipynb", opened.folder / f"{name}.ipynb"
+    began = time.time()
+    with _shown_progress(name):
+        try:
+            papermill.execute_notebook(
+                notebook,
+                out,
+                # The resolved parameters, not the file they came from: that may be edited while this runs.
+                parameters={"params": str(opened.folder / "params.yaml"), "overrides": {}},
+                cwd=str(notebook.parent),
+                kernel_name="python3",
+                progress_bar=False,
+                log_output=False,
+                start_timeout=300,  # seconds for a kernel to answer; papermill's 60 are too few on a busy machine
+                # The kernel's own words (unencrypted local ports, sockets closed by Ctrl-C) are not about the run, and
+                # would tear the progress bar; the notebook's errors come another way.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            )
+        except PapermillExecutionError as error:
+            raise StageFailed(f"{name} stopped: {error.ename}: {error.evalue}\nits notebook: {out}") from None
+        except (DeadKernelError, RuntimeError):  # died at work, or before it answered
+            raise StageFailed(
+                f"{name} stopped: its process died (killed from outside, or out of memory?); the same command goes on "
+                f"from the last checkpoint\nits notebook: {out}"
+            ) from None
+    seconds = time.time() - began
+    print(f"{name}: {seconds:.0f} s", flush=True)
+    outputs = sorted(path for pattern in STAGES[name][1] for path in opened.folder.glob(pattern))
+    return {
+        "fingerprint": fingerprint,
+        "outputs": {path.relative_to(opened.folder).as_posix(): sha256(path) for path in outputs},
+        "seconds": seconds,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "seed": opened.params.seed,
+        **environment(),
+    }
+
+
+def environment():
+    """Return the versions, hardware and commit a number was made with."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    versions = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn")}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "hardware": {"gpu": gpu, "cpu": _cpu_name(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "commit": _commit(),
+    }
+
+
+def _cpu_name():
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit():
+    command = ["git", "-C", str(repo_root()), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # a downloaded archive has no history
+
+
+@contextmanager
+def one_runner(folder):
+    """Hold `folder` for this process alone; Held when another does."""
+    lock, holder = FileLock(folder / ".runner.lock"), folder / ".runner.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        who = read_json(holder) if holder.exists() else {}
+        raise Held(
+            f"{folder} is held by process {who.get('pid', '?')} on {who.get('host', '?')} since {who.get('since', '?')}; "
+            "wait for it, stop it, or give this run another name=..."
+        ) from None
+    try:
+        write_json(holder, {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def _ctrl_c_gets_through():
+    """Repeat a Ctrl-C after some seconds, for as long as the run goes on: a callback of the event loop may swallow one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    timers, before = [], signal.getsignal(signal.SIGINT)
+
+    def interrupt(number, frame):
+        timers.append(threading.Timer(INTERRUPT_SECONDS, os.kill, (os.getpid(), signal.SIGINT)))
+        timers[-1].daemon = True
+        timers[-1].start()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _shown_progress(name):
+    """Draw on this terminal the bars of the notebook that runs in another process."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "progress.json"
+        # A notebook's working folder is another: the root is handed on in full.
+        given = {"CPSD_ROOT": str(repo_root()), support.FILE_VARIABLE: str(path)}
+        before = {variable: os.environ.get(variable) for variable in given}
+        os.environ |= given
+        stop = threading.Event()
+        drawer = threading.Thread(target=_draw, args=(name, path, stop), daemon=True)
+        drawer.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            drawer.join()
+            for variable, value in before.items():
+                os.environ.pop(variable)
+                if value is not None:
+                    os.environ[variable] = value
+
+
+def _draw(name, path, stop):
+    bar, shown = None, None
+    while not stop.wait(0.5):
+        try:
+            state = json.loads(path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            continue
+        key = state["desc"], state["total"], state["initial"]
+        if key != shown:
+            if bar:
+                bar.close()
+            bar, shown = (
+                tqdm(total=state["total"], initial=state["initial"], unit=state["unit"], file=sys.stderr, disable=None),
+                key,
+            )
+            bar.set_description(f"{name} {state['desc']}")
+        bar.set_postfix_str(state["note"], refresh=False)
+        bar.n = state["n"]
+        bar.refresh()
+    if bar:
+        bar.close()

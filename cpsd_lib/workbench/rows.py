@@ -1,0 +1,84 @@
+"""The rows of the result tables: which teachers a student has, and how it is matched to them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; its student learns from the labels and from the soft targets of each branch in `teachers`.
+
+    Branches: whole (one teacher over all classes), co and dis (CGP, DGP), random (as many parts, of random classes),
+    equal_compute (whole, trained as long as all teachers of co and dis together), continued (whole, trained on as a teacher
+    of a part is). method: "self" is CPSD's match on logits; "mld", "led" and "mld+led" are L2D's losses.
+    """
+
+    title: str
+    teachers: tuple[str, ...] = ()
+    method: str = "self"
+
+    @property
+    def uses_embeddings(self):
+        """Whether its student is matched by label-wise embeddings, which the head gap does not have."""
+        return "led" in self.method
+
+    @property
+    def uses_logits(self):
+        """Whether its student is matched by its teachers' logits, which are stored."""
+        return bool(self.teachers) and self.method != "led"
+
+
+# In the order of the tables. The baseline is the teacher over all classes itself, so it is trained in stage 03.
+ROWS = {
+    "baseline": Row("baseline", ("whole",)),
+    "student_only": Row("student only"),  # the baseline where the teacher is another, larger model
+    "sd": Row("+ SD", ("whole",)),
+    "cgpd": Row("+ CGPD", ("co",)),
+    "dgpd": Row("+ DGPD", ("dis",)),
+    "rand": Row("+ random parts", ("random",)),
+    "cpsd": Row("+ CPSD", ("co", "dis")),
+    # What CPSD's compute buys without it; cost.equal_epochs computes how long.
+    "baseline_equal_compute": Row("baseline, CPSD's compute"),
+    "sd_equal_compute": Row("+ SD, CPSD's compute", ("equal_compute",)),
+    # Where the teachers start from the baseline: what their additional epochs buy without any parts.
+    "sd_continued": Row("+ SD, teacher continued", ("continued",)),
+    # L2D and its parts.
+    "mld": Row("+ MLD", ("whole",), "mld"),
+    "led": Row("+ LED", ("whole",), "led"),
+    "mld_led": Row("+ MLD + LED", ("whole",), "mld+led"),
+    # Both papers at once: CPSD's merged teachers, L2D's losses.
+    "cpsd_mld": Row("+ CPSD by MLD", ("co", "dis"), "mld"),
+    "cpsd_mld_led": Row("+ CPSD by MLD + LED", ("co", "dis"), "mld+led"),
+}
+TITLES = {name: row.title for name, row in ROWS.items()} | {"released": "released checkpoint"}
+BRANCHES = ("whole", "co", "dis", "random", "equal_compute", "continued")
+FROM_MODEL = ("whole", "equal_compute")  # the branches that start from their own model, whatever teachers.start is
+# What the cut, or its compute, is worth by itself.
+CONTROLS = ("rand", "sd_continued", "sd_equal_compute", "baseline_equal_compute")
+COMPONENTS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")  # CPSD's own table
+
+
+def baseline_of(rows):
+    """Return which of some rows the others' gain is measured against; None where neither baseline nor student_only is there."""
+    return next((row for row in ("baseline", "student_only") if row in rows), None)
+
+
+def branches_of(rows):
+    """Return the branches whose teachers some rows need, in the order of BRANCHES."""
+    needed = {branch for row in rows for branch in ROWS[row].teachers}
+    return [branch for branch in BRANCHES if branch in needed]
+
+
+def branches_matched(rows):
+    """Return the branches whose stored logits the students of some rows read, in the order of BRANCHES."""
+    return branches_of([row for row in rows if row != "baseline" and ROWS[row].uses_logits])
+
+
+def branch_weights(row, alpha):
+    """Return {branch: weight} of a row's teachers in its match, adding up to 1; alpha is the co branch's beside dis."""
+    teachers = ROWS[row].teachers
+    return {"co": alpha, "dis": 1.0 - alpha} if len(teachers) > 1 else dict.fromkeys(teachers, 1.0)
+
+
+def views_of(student):
+    """Return how many views of an image have soft targets, for StudentParams `student`."""
+    return min(student.views or student.trained_epochs, student.trained_epochs)

@@ -1,0 +1,193 @@
+"""A run: its parameters, its folder, its data (stage 01) and its label graph cut into parts (stage 02)."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import yaml
+
+from cpsd_lib import graph, partition
+from cpsd_lib.data import open_dataset
+from cpsd_lib.partition import Partition
+from cpsd_lib.support import derive_seed, keep_freed_memory, pick_device, read_json, sha256, write_json, write_text
+from cpsd_lib.workbench.loading import load_params
+from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root
+
+
+class MissingStage(RuntimeError):
+    """A notebook needs what an earlier one makes."""
+
+
+def open_run(params="demo", overrides=None):
+    """Return the Run of a parameter file (name in params/ or path) with overrides, a dict of dotted keys.
+
+    The first call of every notebook. Raises ParameterError before anything is computed.
+    """
+    keep_freed_memory()
+    return Run(load_params(params, overrides_of(overrides)))
+
+
+def overrides_of(overrides):
+    """Return a notebook's overrides as a dict: papermill -p overrides '{...}' hands text over."""
+    return (yaml.safe_load(overrides) if isinstance(overrides, str) else overrides) or {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Parameters, and the folder below outputs/ that everything made from them is written to."""
+
+    params: object
+
+    @property
+    def folder(self):
+        """The run's folder; it is made when first asked for."""
+        folder = outputs_root() / self.params.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @cached_property
+    def dataset(self):
+        """The Dataset, decoded on first use into a cache that all runs share."""
+        return open_dataset(self.params.data.settings(), outputs_root() / ".cache")
+
+    @cached_property
+    def device(self):
+        """The torch device teachers and students are trained on."""
+        return pick_device(self.params.device)
+
+    def teacher_folder(self, seed):
+        return self.folder / f"seed{seed}" / "teachers"
+
+    def student_folder(self, seed, row):
+        return self.folder / f"seed{seed}" / "students" / row
+
+    def target_path(self, seed, branch):
+        return self.folder / f"seed{seed}" / "soft_targets" / f"{branch}.f16"
+
+    def figure(self, name):
+        """Return the path of a figure of this run."""
+        return self.folder / "figures" / f"{name}.png"
+
+
+def show_params(run):
+    """Return the resolved parameters as YAML text, a line or two a section, as they stand in the run's params.yaml."""
+    lines = []
+    for name, value in run.params.model_dump(mode="json").items():
+        text = yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=110).removesuffix("...\n")
+        lines.append(f"{name}: {text}")
+    return "".join(lines)
+
+
+def save_params(run):
+    """Write the resolved parameters to the run's folder."""
+    write_text(run.folder / "params.yaml", show_params(run))
+
+
+def describe_data(run):
+    """Write data.json, what a reader of the run should know of its data, and return it."""
+    table = run.dataset.table
+    found = {
+        "key": run.dataset.key,
+        "class_names": table.names,
+        "notes": run.dataset.notes,
+        "skipped": run.dataset.skipped,
+        "incomplete": run.dataset.incomplete,
+    }
+    found["positives"] = {
+        split: (table.targets[table.indices(split)] == 1).sum(0).tolist() for split in sorted(set(table.split))
+    }
+    found["images"] = {split: len(table.indices(split)) for split in found["positives"]}
+    write_json(run.folder / "data.json", found)
+    return found
+
+
+# ---- 02: partition -------------------------------------------------------------------------------------------------
+
+
+def training_indices(run, training, seed):
+    """Return (rows to train on, rows that select the epoch or None): only 05_evaluation and `protocol: paper` see test."""
+    table = run.dataset.table
+    train = table.indices("train")
+    if run.params.protocol == "paper":
+        return train, table.indices("test")
+    if training.select == "last":
+        return train, None
+    if len(table.indices("val")):
+        return train, table.indices("val")
+    shuffled, count = np.random.default_rng(derive_seed(seed, "held out")).permutation(train), len(train)
+    held_out = shuffled[: max(1, int(training.val_share * count))]
+    return np.setdiff1d(train, held_out), np.sort(held_out)
+
+
+def held_out_indices(run, seed):
+    """Return the images [n] of train or val that no weight was fitted to; None where the run holds none out.
+
+    Under `protocol: paper` the images that select the epoch are test images, and thresholds are not tuned on those. Where
+    the data has no val split, teachers and students must have held out the same images.
+    """
+    teachers, student = run.params.teachers, run.params.student
+    alike = (teachers.select, teachers.val_share) == (student.select, student.val_share)
+    if run.params.protocol == "paper" or not (alike or len(run.dataset.table.indices("val"))):
+        return None
+    return training_indices(run, student, seed)[1]
+
+
+def label_graph(run, branch, exponent=None, self_loops=None):
+    """Return the affinity [C, C] of a branch ("co", "dis") of the train split's labels; None: as the parameters have it."""
+    counts, occurrence = graph.cooccurrence(run.dataset.table.targets[run.dataset.table.indices("train")])
+    settings = run.params.partition
+    exponent = settings.exponent if exponent is None else exponent
+    self_loops = settings.self_loops if self_loops is None else self_loops
+    return graph.affinity(counts, occurrence, branch, exponent, self_loops)
+
+
+def cut_labels(run):
+    """Cut the label graph in both branches, write partition/{co,dis}.json and return {branch: Partition}.
+
+    With partition.use_released the parts are those of the two files, whatever k is.
+    """
+    settings = run.params.partition
+    num_classes = len(run.dataset.table.names)
+    if settings.k > num_classes:
+        raise ParameterError(f"partition.k is {settings.k}, but the data set has only {num_classes} classes")
+    found = {}
+    for branch, refine in (("co", settings.refine_co), ("dis", settings.refine_dis)):
+        if settings.use_released:
+            found[branch] = released_partitions(run)[branch]
+        else:
+            found[branch] = partition.cut(label_graph(run, branch), settings.k, settings.seed, refine)
+        found[branch].save(run.folder / "partition" / f"{branch}.json")
+    write_json(run.folder / "partition" / "fingerprint.json", _partition_fingerprint(run))
+    return found
+
+
+# The parameters that determine a cut; all others only say what it is compared with.
+_CUT = {"k", "exponent", "self_loops", "seed", "refine_co", "refine_dis"}
+
+
+def released_partitions(run):
+    """Return {branch: Partition} of the files the parameters name, ours or the paper's form; {} when they name none."""
+    settings, num_classes = run.params.partition, len(run.dataset.table.names)
+    named = {"co": settings.released_co, "dis": settings.released_dis}
+    return {branch: Partition.load(path, num_classes) for branch, path in named.items() if path is not None}
+
+
+def _partition_fingerprint(run):
+    settings = run.params.partition
+    if settings.use_released:
+        fingerprint = {"co": sha256(settings.released_co), "dis": sha256(settings.released_dis)}
+    else:
+        fingerprint = settings.model_dump(mode="json", include=_CUT)
+    return {"data": run.dataset.key, "partition": fingerprint}
+
+
+def load_partitions(run):
+    """Return {branch: Partition} of rows.BRANCHES; MissingStage when 02_partition has not run with these parameters."""
+    fingerprint = run.folder / "partition" / "fingerprint.json"
+    if not fingerprint.exists() or read_json(fingerprint) != _partition_fingerprint(run):
+        raise MissingStage(f"{run.folder / 'partition'} has no partition for these parameters; run 02_partition first")
+    num_classes = len(run.dataset.table.names)
+    loaded = {b: Partition.load(run.folder / "partition" / f"{b}.json", num_classes) for b in ("co", "dis")}
+    whole = Partition([list(range(num_classes))], num_classes)
+    random = partition.random_partition(num_classes, len(loaded["co"]), run.params.partition.seed)
+    return {"whole": whole, "equal_compute": whole, "continued": whole, "random": random} | loaded

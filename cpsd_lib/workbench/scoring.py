@@ -1,0 +1,218 @@
+"""The only place that scores models on the test splits: every student, the merged teachers, and the component table."""
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from cpsd_lib.data import NOT_COMPARABLE
+from cpsd_lib.evaluation import metrics
+from cpsd_lib.models import check_class_names, check_preprocessing, load_released, read_label_vectors
+from cpsd_lib.support import atomic, pick_precision, read_json, write_json
+from cpsd_lib.teachers import logits_of
+from cpsd_lib.training import predict_logits
+from cpsd_lib.viz import plots
+from cpsd_lib.workbench.distill import load_student
+from cpsd_lib.workbench.published import published
+from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, TITLES, baseline_of
+from cpsd_lib.workbench.run import MissingStage, held_out_indices
+from cpsd_lib.workbench.teaching import load_teachers
+
+SPLITS = ("test", "test_shifted")
+
+
+def evaluate(run):
+    """Score every row and every branch's merged teachers of every seed on the test splits and write evaluation/.
+
+    With evaluation.released, that checkpoint alone is scored; it must know these classes and want these inputs (ValueError).
+    Writes scores/*.npy (logits [n, C] float32), metrics.json, per_class.csv; returns metrics.json's list of records.
+    """
+    folder = run.folder / "evaluation"
+    records, per_class = [], []
+    released = run.params.evaluation.released is not None
+    for seed in run.params.seed_list()[: 1 if released else None]:
+        for name, forward, seconds in _released(run) if released else _models(run, seed):
+            if not released:
+                held_out = held_out_indices(run, seed)
+                if held_out is not None:  # to tune thresholds on, never scored
+                    _save(score_path(run, seed, name, "held_out"), _logits(run, forward, held_out))
+            for split in SPLITS:
+                rows = run.dataset.table.indices(split)
+                if len(rows):
+                    logits = _logits(run, forward, rows)
+                    _save(score_path(run, seed, name, split), logits)
+                    record, ap = score(logits, run.dataset.table.targets[rows], run.params.evaluation.threshold)
+                    about = {"row": name, "seed": seed, "split": split}
+                    records.append(about | record | {"seconds": seconds, "protocol": run.params.protocol})
+                    per_class.append(pd.DataFrame(about | {"class": run.dataset.table.names, "ap": 100 * ap}))
+    write_json(folder / "metrics.json", records)
+    with atomic(folder / "per_class.csv") as temporary:
+        pd.concat(per_class).to_csv(temporary, index=False)
+    return records
+
+
+def score_path(run, seed, row, split):
+    """Return where the logits [n, C] of a row on a split are kept; "held_out": the images that no weight was fitted to."""
+    return run.folder / "evaluation" / "scores" / f"seed{seed}-{row}-{split}.npy"
+
+
+def _save(path, logits):
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, logits)
+
+
+def load_checkpoint(params, names):
+    """Return the released checkpoint that `params` name; ValueError unless it knows these classes and wants these inputs."""
+    settings, model = params.evaluation, params.model
+    vectors = read_label_vectors(model.label_vectors, names)
+    loaded = load_released(settings.released, settings.checkpoint, len(names), vectors)
+    check_class_names(loaded.class_names, names)
+    check_preprocessing(loaded, model.normalize, params.data.size)
+    return loaded
+
+
+def _released(run):
+    """Yield (row name, images -> logits, None) of the one checkpoint these parameters name."""
+    yield "released", _on_device(run, load_checkpoint(run.params, run.dataset.table.names)), None
+
+
+def _models(run, seed):
+    """Yield (row name, images -> logits, seconds of training this row needs from scratch) of one seed."""
+    listing = read_json(run.teacher_folder(seed) / "teachers.json")
+    teacher_seconds = {branch: sum(teacher["seconds"] for teacher in parts) for branch, parts in listing.items()}
+    for row in run.params.student.rows:
+        model, entry = load_student(run, seed, row)
+        seconds = entry["seconds"]
+        if row != "baseline":
+            if _starts_from_baseline(run.params, row):
+                seconds += teacher_seconds["whole"]
+            for branch in ROWS[row].teachers:
+                path = run.target_path(seed, branch).with_suffix(".seconds")
+                told = ROWS[row].uses_logits and path.exists()
+                seconds += teacher_seconds[branch] + (float(path.read_text()) if told else 0.0)
+        yield row, _on_device(run, model), seconds
+    for branch, merged in load_teachers(run, seed).items():
+        if branch != "whole" or run.params.teacher_model:  # else it is the baseline, scored above
+            later = run.params.teachers.start == "baseline" and branch not in FROM_MODEL
+            yield (
+                f"teachers_{branch}",
+                _on_device(run, merged),
+                teacher_seconds[branch] + (teacher_seconds["whole"] if later else 0.0),
+            )
+
+
+def _starts_from_baseline(params, row):
+    """Return whether a row needs a baseline that is not among its teachers: then its seconds are part of the row's."""
+    branches, student = ROWS[row].teachers, params.student.start == "baseline" and row != "baseline_equal_compute"
+    taught = params.teachers.start == "baseline" and not set(FROM_MODEL).issuperset(branches)
+    return "whole" not in branches and (student or taught)
+
+
+def _on_device(run, model):
+    model.to(run.device).eval()
+    return lambda images: logits_of(model(images))
+
+
+def _logits(run, forward, rows):
+    precision = pick_precision(run.params.student.precision, run.device)
+    return predict_logits(
+        forward, run.dataset.need_images(), rows, run.device, run.params.evaluation.batch_size, precision
+    )
+
+
+def score(logits, targets, threshold):
+    """Return (record of mAP and CP CR CF1 OP OR OF1 in percent, AP [C]) for logits [n, C] and targets [n, C]."""
+    ap = metrics.average_precision(logits, targets)
+    scores = expit(logits.astype(np.float64))
+    record = {"mAP": 100 * metrics.mean_average_precision(logits, targets), "images": len(targets)}
+    record |= {"classes": len(ap), "classes_without_positives": int(np.isnan(ap).sum())}
+    for name, value in metrics.precision_recall_f1(scores, targets, threshold).items():
+        record[name] = 100 * value
+    for name, value in metrics.precision_recall_f1(scores, targets, threshold=0.0, top_k=min(3, len(ap))).items():
+        record[f"{name}_top3"] = 100 * value
+    return record, ap
+
+
+def caveat(run):
+    """Return what every figure of this run must carry beside it: "" when all is as it should be."""
+    found = ["protocol: paper, epochs chosen on TEST"] if run.params.protocol == "paper" else []
+    found += [run.dataset.incomplete] if run.dataset.incomplete else []
+    found += [note for note in run.dataset.notes if NOT_COMPARABLE in note]
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def load_records(run):
+    """Return metrics.json as a DataFrame; MissingStage when 05_evaluation has not run."""
+    path = run.folder / "evaluation" / "metrics.json"
+    if not path.exists():
+        raise MissingStage(f"no scores in {path.parent}; run 05_evaluation first")
+    return pd.DataFrame(read_json(path))
+
+
+def component_figure(records, split, title):
+    """Return plots.components of a DataFrame of evaluate's records on a split, with the row that gains are measured against."""
+    shown = records[records["split"] == split]
+    rows = [row for row in TITLES if row in set(shown["row"])]
+    scores = {TITLES[row]: shown.loc[shown["row"] == row, "mAP"].to_numpy() for row in rows}
+    return plots.components(scores, title, f"mAP on {split} (%)", TITLES.get(baseline_of(rows)))
+
+
+def component_table(records, split="test"):
+    """Return one line a row: mean mAP, its standard deviation over seeds, the paired gain, seconds.
+
+    records: DataFrame of evaluate's records. The gain is over the baseline, or the row alone where that is not there; it
+    is taken seed by seed: both models of a pair had the same views in the same order. One seed has no spread (NaN).
+    """
+    found = records[records["split"] == split].pivot(index="seed", columns="row")
+    against = baseline_of(found["mAP"].columns)
+    lines = []
+    for row in [name for name in TITLES if name in found["mAP"]]:
+        map_ = found["mAP"][row]
+        gain = map_ - found["mAP"][against] if against else map_ * np.nan
+        lines.append(
+            {
+                "row": TITLES[row],
+                "mAP": map_.mean(),
+                "spread": map_.std(),
+                "gain": gain.mean(),
+                "gain spread": gain.std(),
+            }
+            | {"CF1": found["CF1"][row].mean(), "OF1": found["OF1"][row].mean()}
+            | {"seconds": found["seconds"][row].astype(float).mean(), "seeds": len(map_)}
+        )
+    return pd.DataFrame(lines).set_index("row")
+
+
+def against_paper(records, params):
+    """Return ours, the paper's and the difference, in percent, one line a row and figure; None where it has no figure.
+
+    records: DataFrame of evaluate's records; ours is the mean over seeds on test.
+    """
+    ours = records[records["split"] == "test"].groupby("row").mean(numeric_only=True)
+    lines = [
+        {"row": TITLES[row], "figure": name, "ours": ours.loc[row, name], "paper": figure}
+        for row, figures in published(params).items()
+        if row in ours.index
+        for name, figure in figures.items()
+    ]
+    if not lines:
+        return None
+    table = pd.DataFrame(lines).set_index(["row", "figure"])
+    return table.assign(difference=table["ours"] - table["paper"])
+
+
+def table_text(table):
+    """Return the component table as aligned text for a terminal."""
+    shown = table.copy()
+    formats = {
+        "mAP": ".1f",
+        "spread": ".1f",
+        "gain": "+z.1f",  # z: no -0.0
+        "gain spread": ".1f",
+        "CF1": ".1f",
+        "OF1": ".1f",
+        "seconds": ",.0f",
+    }
+    for name, form in formats.items():
+        shown[name] = ["-" if pd.isna(value) else format(value, form) for value in table[name]]
+    shown.index.name = None
+    return shown.to_string()

@@ -1,0 +1,173 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import small_copies
+
+from cpsd_lib.data import boxes
+from cpsd_lib.data.dataset import open_dataset
+from cpsd_lib.data.readers.coco2014 import COCO_CLASSES, read_coco2014
+from cpsd_lib.data.readers.voc2007 import read_voc2007
+from cpsd_lib.data.scenes.scenes import Scenes
+from cpsd_lib.evaluation.cam import area_share, share_inside
+from cpsd_lib.workbench.params import DataParams
+
+SIZE = "<size><width>10</width><height>8</height><depth>3</depth></size>"  # as VOC has it; the small copy has none
+
+
+def voc(root, change=lambda text: text):
+    """Write the small VOC with the pictures' size in its XML, each file changed by `change`; return its LabelledFiles."""
+    for path in (small_copies.voc(root) / "VOCdevkit/VOC2007/Annotations").glob("*.xml"):
+        path.write_text(change(path.read_text().replace("</filename>", "</filename>" + SIZE)))
+    return read_voc2007(root)
+
+
+def coco(root, change=lambda content: None, form="both"):
+    """Write the small COCO, each instances JSON changed by `change`; return its LabelledFiles."""
+    small_copies.coco(root, form)
+    for path in (root / "annotations").glob("instances_*.json"):
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+    return read_coco2014(root)
+
+
+def named(source, found):
+    """{file: {class name: boxes}} of what was found."""
+    return {
+        source.table.files[row]: {source.table.names[c]: its for c, its in by_class.items()}
+        for row, by_class in found.items()
+    }
+
+
+def test_scenes_know_the_extent_of_every_thing():
+    scenes = Scenes(images=100, size=32, seed=1)
+    rows = [7, 0, 99]
+    found = boxes.scenes_boxes(scenes, rows)
+    assert list(found) == rows
+    for row in rows:
+        assert sorted(found[row]) == np.flatnonzero(scenes.table.targets[row]).tolist()
+        flat = [(c, *(round(side * 32) for side in box)) for c, its in found[row].items() for box in its]
+        assert sorted(flat) == sorted(scenes.boxes(row))
+
+
+def test_vocs_boxes_count_from_one_and_hold_their_last_pixel(tmp_path):
+    source = voc(tmp_path)
+    found = named(source, boxes.voc_boxes(source, range(5)))
+    box = (0, 0, 5 / 10, 5 / 8)  # 1..5 of 10 x 8 pixels
+    assert found == {
+        "000005.jpg": {"chair": [box, box]},  # one of them difficult
+        "000007.jpg": {"car": [box], "person": [box]},
+        "000001.jpg": {"dog": [box], "person": [box]},
+        "000002.jpg": {"train": [box]},
+        "000003.jpg": {"chair": [box], "car": [box]},
+    }
+
+
+def test_a_part_of_a_thing_is_not_the_thing_and_fractions_of_a_pixel_count(tmp_path):
+    part = "<part><name>head</name><bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>3</ymax></bndbox></part>"
+
+    def change(text):
+        text = text.replace("<bndbox>", f"{part}<bndbox>").replace("<xmin>1<", "<xmin>3.5<")
+        return text.replace("<ymax>5<", "<ymax>8<")
+
+    source = voc(tmp_path, change)
+    assert named(source, boxes.voc_boxes(source, [3])) == {"000002.jpg": {"train": [(0.25, 0, 0.5, 1)]}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (SIZE, "", "it has no <size><width>"),
+        ("<xmax>5</xmax>", "", "it has no <bndbox><xmax>"),
+        ("<xmax>5<", "<xmax>five<", "five"),
+        ("<width>10<", "<width>0<", "division by zero"),
+    ],
+)
+def test_a_voc_file_without_readable_boxes_is_named(tmp_path, old, new, said):
+    source = voc(tmp_path, lambda text: text.replace(old, new))
+    with pytest.raises(ValueError, match=rf"00000\d\.xml: its boxes cannot be read \(.*{said}.*\): unpack the archive"):
+        boxes.voc_boxes(source, [2])
+
+
+def test_cocos_boxes_are_left_top_width_height(tmp_path):
+    source = coco(tmp_path)
+    found = named(source, boxes.coco_boxes(source, range(len(source.paths))))
+    box = (1.5 / 8, 1 / 8, 5.5 / 8, 4.75 / 8)
+    assert {file: {name: len(its) for name, its in by_name.items()} for file, by_name in found.items()} == {
+        small_copies.coco_file(split, number): {name: 1 + (name == names[0]) for name in names}
+        for split, content in small_copies.COCO.items()
+        for number, names in content.items()
+        if names
+    }
+    assert all(its in ([box], [box, box]) for by_name in found.values() for its in by_name.values())
+
+
+def test_coco_boxes_are_cut_at_the_border_and_those_without_area_are_left_out(tmp_path):
+    def change(content):
+        for image in content["images"]:
+            image.update(width=16, height=4)
+        for number, annotation in enumerate(content["annotations"]):
+            annotation["bbox"] = [0, 0, 3, 0] if number % 2 else [4, 1, 99, 2]
+            annotation["iscrowd"], annotation["segmentation"] = 1, {"counts": [1, 2], "size": [4, 16]}
+
+    source = coco(tmp_path, change, form="instances")
+    row = source.table.files.index(small_copies.coco_file("train", 25))  # two giraffes, annotations 0 and 1
+    assert boxes.coco_boxes(source, [row]) == {row: {COCO_CLASSES.index("giraffe"): [(0.25, 0.25, 1, 0.75)]}}
+
+
+def test_cocos_short_form_has_no_boxes(tmp_path):
+    source = coco(tmp_path, form="short")
+    assert boxes.coco_boxes(source, [0]) is None
+    assert boxes.coco_boxes(source, []) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["annotations"][0].pop("bbox"),
+        lambda content: content["annotations"][0].update(bbox=[1, 2, 3]),
+        lambda content: content["annotations"][0].update(bbox="1234"),
+        lambda content: content["images"][-2].update(width=0),
+        lambda content: [image.pop("height") for image in content["images"]],
+    ],
+)
+def test_a_coco_file_without_readable_boxes_is_named(tmp_path, change):
+    source = coco(tmp_path, change)
+    with pytest.raises(ValueError, match=r"instances_\w+2014\.json: its boxes cannot be read .*unpack"):
+        boxes.coco_boxes(source, range(len(source.paths)))
+
+
+@pytest.mark.parametrize("kind", ["voc2007", "coco2014", "scenes"])
+def test_an_opened_data_set_has_the_boxes_of_its_own_rows(tmp_path, kind):
+    root = tmp_path / "photos"
+    if kind == "scenes":
+        data = DataParams(kind=kind, images=100, size=16)
+    else:
+        {"voc2007": voc, "coco2014": coco}[kind](root)
+        data = DataParams(kind=kind, root=str(root), size=16, bad_files="skip")
+        # A row that is not on disk is left out, and the rows after it move up.
+        next(root.rglob("*000005.jpg" if kind == "voc2007" else "*000009.jpg")).unlink()
+    dataset = open_dataset(data, tmp_path / "cache")
+    rows = np.arange(len(dataset.table.files))[::-1]
+    found = boxes.boxes_of(dataset, rows)
+    assert list(found) == rows.tolist() and all(type(row) is int for row in found)
+    for row in rows:
+        assert sorted(found[row]) == np.flatnonzero(dataset.table.targets[row] == 1).tolist()
+    with pytest.raises(ValueError, match=r"there are no images \[-1, 100\]; give some of 0\.\."):
+        boxes.boxes_of(dataset, [0, -1, 100])
+
+
+@pytest.mark.parametrize("kind", ["csv", "nuswide", "labels"])
+def test_data_sets_without_boxes_say_none(kind):
+    dataset = SimpleNamespace(table=SimpleNamespace(files=["a"]), source=None, kind=kind)
+    assert boxes.boxes_of(dataset, [0]) is None
+
+
+def test_boxes_in_pixels_are_what_the_maps_are_held_against():
+    found = {4: {1: [(0, 0.5, 0.25, 1)]}, 9: {0: [(0.5, 0, 1, 1)], 1: [(0, 0, 1, 1), (0, 0, 0.5, 0.5)]}}
+    made = boxes.in_pixels(found, [9, 4], [1, 0], height=4, width=8)
+    assert made == [[[(0, 0, 8, 4), (0, 0, 4, 2)], [(4, 0, 8, 4)]], [[(0, 2, 2, 4)], []]]
+    assert area_share(made, 4, 8)[:, 0].tolist() == [1, 1 / 8]
+    assert share_inside(np.ones((2, 2, 4, 8)), made)[0].tolist() == [1, 0.5]

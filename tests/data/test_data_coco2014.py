@@ -1,0 +1,277 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from small_copies import COCO, coco, coco_file, coco_instances, coco_short, held, write_json
+
+from cpsd_lib.data.dataset import open_dataset, signature
+from cpsd_lib.data.readers.coco2014 import CATEGORIES, COCO_CLASSES, read_coco2014
+from cpsd_lib.workbench.params import DataParams
+
+SPLIT = {"train": "train", "test": "val"}
+
+
+def expected():
+    return {
+        split: {coco_file(name, n): sorted(COCO[name][n]) for n in sorted(COCO[name]) if COCO[name][n]}
+        for split, name in SPLIT.items()
+    }
+
+
+def refused(root, *parts, error=ValueError):
+    with pytest.raises(error) as caught:
+        read_coco2014(root)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def train_json(root, change, form="instances"):
+    """Write a copy whose train file went through `change`, a function of its content."""
+    coco(root, form, images=False)
+    path = root / ("annotations/instances_train2014.json" if form == "instances" else "train_anno.json")
+    content = json.loads(path.read_text())
+    write_json(path, change(content) or content)
+    return root
+
+
+@pytest.mark.parametrize("form", ["instances", "short", "both"])
+def test_both_forms_give_the_same_table_by_file_name_without_the_unlabelled_images(tmp_path, form):
+    data = read_coco2014(coco(tmp_path / "coco", form))
+    assert data.table.names == COCO_CLASSES == sorted(CATEGORIES) and len(COCO_CLASSES) == 80
+    assert held(data) == expected()
+    assert data.paths[0] == tmp_path / "coco" / "train2014" / coco_file("train", 9)
+    assert all(path.is_file() for path in data.paths)
+
+
+def test_classes_are_in_the_order_of_the_released_label_counts(golden, shared_data):
+    names = np.load(shared_data / "coco_val2014_labels" / "labels.npz")["class_names"]
+    assert names.tolist() == COCO_CLASSES
+    occurrence = np.load(golden / "coco_label_counts.npz")["occurrence"]
+    assert COCO_CLASSES[occurrence.argmax()] == "person"
+
+
+def test_counts_that_are_not_the_published_ones_are_notes_with_both_numbers(tmp_path):
+    notes = read_coco2014(coco(tmp_path / "a")).notes
+    assert [note.partition(":")[2].partition(",")[0].strip() for note in notes] == [
+        "4 listed images in split 'train'",
+        "3 listed images in split 'test'",
+        "3 labelled images in split 'train'",
+        "2 labelled images in split 'test'",
+    ]
+    for number, note in zip(("82,783", "40,504", "82,081", "40,137"), notes, strict=True):
+        assert note.startswith("coco2014 count: ") and number in note
+    assert len(read_coco2014(coco(tmp_path / "b", "short")).notes) == 2  # it may list labelled images only
+
+
+@pytest.mark.parametrize("prefix", ["train2014/", "coco\\train2014\\", "./"])
+def test_a_short_form_may_name_folders_and_lie_in_annotations(tmp_path, prefix):
+    root = coco(tmp_path / "coco", "short")
+    (root / "train_anno.json").unlink()
+    write_json(root / "annotations" / "train_anno.json", coco_short(prefix=prefix))
+    assert held(read_coco2014(root)) == expected()
+
+
+def test_a_crowd_counts_as_present(tmp_path):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation |= {"iscrowd": 1, "segmentation": {"counts": [1, 2], "size": [8, 8]}}
+
+    assert held(read_coco2014(train_json(tmp_path / "coco", change))) == expected()
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (
+            lambda c: c["categories"].append({"id": 91, "name": "background"}),
+            ["81 categories, expected exactly the 80", "'background'"],
+        ),
+        (lambda c: c["categories"].pop() and None, ["79 categories", "not in it", "toothbrush"]),
+        (
+            lambda c: c["categories"][0].update(name="persn"),
+            ["80 categories", "'persn' (did you mean 'person'?)"],
+        ),
+        (lambda c: c["categories"][1].update(id=1), ["same category id", "1: 2 times"]),
+        (lambda c: c["categories"][1].update(name="person"), ["same category name", "person: 2 times"]),
+        (lambda c: c["annotations"][0].update(category_id=12), ["unknown category", "12"]),
+        (lambda c: c["annotations"][0].update(image_id=42), ["annotations of images that are not in 'images'", "42"]),
+        (lambda c: c["annotations"][1].update(id=100), ["same annotation id", "100: 2 times"]),
+        (lambda c: c["images"].append(dict(c["images"][0])), ["same image id", "25: 2 times"]),
+        (lambda c: c["images"].append(c["images"][0] | {"id": 26}), ["same image file", "2 times"]),
+        (lambda c: c["images"][0].update(id=26), ["not its id", "000000000025.jpg: id 26"]),
+        (lambda c: c["images"][0].pop("file_name") and None, ["'file_name'", "image number 0: None"]),
+        (lambda c: c["images"][0].update(file_name="x/.."), ["expected a file name"]),
+        (lambda c: c["annotations"][2].update(image_id=9.5), ["'image_id' (whole number)", "annotation number 2"]),
+        (lambda c: c["annotations"].append(7), ["'id' (whole number)"]),
+        (lambda c: c.pop("annotations") and None, ["no list 'annotations'"]),
+        (lambda c: c["images"], ["holds a JSON list, expected the instances JSON"]),
+        (
+            lambda c: (
+                c["images"].append({"id": 42, "file_name": coco_file("train", 42)})
+                or c["annotations"].append({"id": 1, "image_id": 42, "category_id": 1})
+            ),
+            ["same image id is in train and in test", "42"],
+        ),
+    ],
+)
+def test_a_wrong_instances_file_is_refused_with_what_was_expected(tmp_path, change, parts):
+    refused(train_json(tmp_path / "coco", change), *parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda c: c[0]["labels"].append(80), ["a file for 81 classes", "expected 0 to 79 in alphabetical order"]),
+        (
+            lambda c: [one | {"labels": [n + 1 for n in [*one["labels"], 79]]} for one in c],
+            ["class numbers from 15 to 80", "start at 1"],
+        ),
+        (lambda c: c[0]["labels"].append(90), ["category ids"]),
+        (lambda c: c[0]["labels"].append(-1), ["class numbers from -1"]),
+        (lambda c: c[0].update(labels=[0, 1] + [0] * 78), ["names a class twice", "not a row of 0 and 1"]),
+        (lambda c: c[0].update(labels=["dog"]), ["expected whole numbers"]),
+        (lambda c: c[0].update(labels=[3.0]), ["expected whole numbers"]),
+        (lambda c: c[0].update(labels=[True]), ["expected whole numbers"]),
+        (lambda c: c[0].update(labels=3), ["'labels' (list)"]),
+        (lambda c: c[0].pop("labels") and None, ["'labels' (list)", "image number 0"]),
+        (lambda c: c.append(c[0]), ["same image file is listed more than once"]),
+        (lambda c: {"images": c}, ["holds a JSON dict, expected the short form"]),
+        (lambda c: c.append({"file_name": coco_file("train", 42), "labels": [1]}), ["same image id", "42"]),
+    ],
+)
+def test_a_wrong_short_form_is_refused_with_what_was_expected(tmp_path, change, parts):
+    refused(train_json(tmp_path / "coco", change, "short"), *parts)
+
+
+def test_an_empty_short_form_is_refused(tmp_path):
+    root = coco(tmp_path / "coco", "short", images=False)
+    write_json(root / "train_anno.json", [])
+    refused(root, "lists no image")
+
+
+def test_category_id_order_is_found_where_both_forms_are(tmp_path):
+    root = coco(tmp_path / "coco", "both", images=False)
+    write_json(root / "train_anno.json", coco_short(order=CATEGORIES))
+    refused(root, "train_anno.json and instances_train2014.json disagree", "category-id order", "expected alphabetical")
+
+
+def test_category_id_order_is_found_by_the_share_of_persons_when_enough_images_say_so(tmp_path):
+    content = {"train": {n: ["person", "car"] if n % 2 else ["dog"] for n in range(1000, 1120)}}
+    root = coco(tmp_path / "coco", "short", images=False)
+    write_json(root / "train_anno.json", coco_short(order=CATEGORIES, content=content))
+    refused(root, "class 0 is in 50% of its images", "category-id order", "instances JSON")
+    write_json(root / "train_anno.json", coco_short(content=content))
+    assert len(held(read_coco2014(root))["train"]) == 120
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (list(CATEGORIES), ["class_names.json says so", "category-id order"]),
+        ([*COCO_CLASSES, "background"], ["81 class names, expected the 80", "'background'"]),
+        (COCO_CLASSES[:-1], ["79 class names", "ends after ['wine glass']"]),
+        ([*COCO_CLASSES[:-2], COCO_CLASSES[-1], COCO_CLASSES[-2]], ["number 78: 'zebra', expected 'wine glass'"]),
+        ({"0": "airplane"}, ["expected a list of the 80 class names"]),
+    ],
+)
+def test_class_names_beside_the_short_form_must_be_in_alphabetical_order(tmp_path, names, parts):
+    root = coco(tmp_path / "coco", "short", images=False)
+    write_json(root / "class_names.json", COCO_CLASSES)
+    read_coco2014(root)
+    write_json(root / "class_names.json", names)
+    refused(root, *parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda c: c.pop(0) and None, ["it lists 3 images and lacks labelled ones", coco_file("train", 25)]),
+        (
+            lambda c: c[1]["labels"].pop() and None,
+            ["other labels than instances_train2014.json", coco_file("train", 9)],
+        ),
+        (lambda c: c.append({"file_name": "other.jpg", "labels": []}), ["images that are not in", "other.jpg"]),
+    ],
+)
+def test_a_short_form_that_disagrees_with_the_instances_is_refused(tmp_path, change, parts):
+    root = coco(tmp_path / "coco", "both", images=False)
+    content = coco_short()
+    change(content)
+    write_json(root / "train_anno.json", content)
+    refused(root, *parts)
+
+
+def test_missing_folders_and_files_say_what_must_lie_where(tmp_path):
+    refused(tmp_path / "nowhere", "no folder", "data.root", error=FileNotFoundError)
+    root = coco(tmp_path / "coco")
+    (root / "annotations" / "instances_val2014.json").unlink()
+    parts = ("labels of split 'test'", "annotations/instances_val2014.json or val_anno.json")
+    refused(root, *parts, error=FileNotFoundError)
+
+
+def test_a_download_that_broke_off_is_named(tmp_path):
+    root = coco(tmp_path / "coco")
+    path = root / "annotations" / "instances_train2014.json"
+    path.write_text(path.read_text()[:-40])
+    refused(root, "instances_train2014.json is not valid JSON", "broke off")
+    path.write_bytes(b"\xff\xfe\x00")
+    refused(root, "is not UTF-8 text")
+
+
+def test_outlines_are_passed_over_but_no_number_that_counts_is(tmp_path):
+    content = coco_instances()
+    content["images"][0]["id"] = 25.0
+    root = coco(tmp_path / "coco", images=False)
+    write_json(root / "annotations" / "instances_train2014.json", content)
+    refused(root, "'id' (whole number)")
+
+
+def opened(root, **more):
+    return open_dataset(DataParams(kind="coco2014", root=str(root), size=16, **more), root.parent / "cache")
+
+
+def test_a_copy_opens_with_pixels_in_the_rows_of_its_table(tmp_path):
+    dataset = opened(coco(tmp_path / "coco"))
+    assert dataset.images.shape == (5, 3, 16, 16) and dataset.incomplete == "" and dataset.skipped == []
+    assert len(np.unique(dataset.images.reshape(5, -1), axis=0)) == 5
+    assert any("82,081" in note for note in dataset.notes)
+    assert opened(coco(tmp_path / "short", "short")).key == dataset.key  # the same labels and pixels in another form
+
+
+def test_missing_images_are_an_error_before_decoding_or_are_left_out_and_the_figures_stamped(tmp_path):
+    root = coco(tmp_path / "coco")
+    (root / "train2014" / coco_file("train", 30)).unlink()
+    with pytest.raises(ValueError, match=r"1 of 5 image files cannot be used.*\n.*30\.jpg: the file does not exist"):
+        opened(root)
+    assert not (tmp_path / "cache").exists()
+    dataset = opened(root, bad_files="skip")
+    assert dataset.images.shape[0] == 4 and dataset.skipped == [(coco_file("train", 30), "the file does not exist")]
+    assert dataset.incomplete.startswith("INCOMPLETE") and "1 of 3 train" in dataset.incomplete
+    assert dataset.incomplete in dataset.notes
+
+
+def test_a_broken_image_that_is_left_out_stamps_the_figures_too(tmp_path):
+    root = coco(tmp_path / "coco")
+    (root / "train2014" / coco_file("train", 30)).write_bytes(b"")
+    dataset = opened(root, bad_files="skip")
+    assert "INCOMPLETE: 1 file could not be read" in dataset.incomplete
+    assert dataset.table.indices("train").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("change", ["labels", "new image", "image gone", "short form"])
+def test_the_signature_changes_with_label_files_and_image_folders(tmp_path, change):
+    root = coco(tmp_path / "coco")
+    data = DataParams(kind="coco2014", root=str(root))
+    for path in root.rglob("*"):  # a file system's clock ticks every few milliseconds: all this is long ago
+        os.utime(path, (1, 1))
+    before = signature(data)
+    assert signature(data) == before
+    image = root / "val2014" / coco_file("val", 42)
+    if change == "labels":
+        write_json(root / "annotations" / "instances_val2014.json", coco_instances("val") | {"more": 1})
+    elif change == "short form":
+        write_json(root / "val_anno.json", coco_short("val"))
+    else:
+        image.rename(root / "val2014" / "new.jpg" if change == "new image" else root / image.name)
+    assert signature(data) != before

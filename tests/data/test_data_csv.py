@@ -1,0 +1,230 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from cpsd_lib.data.readers.csv import read_csv
+from cpsd_lib.data.table import LabelTable, check_splits, listed
+
+
+def write(root, text, encoding="utf-8", images=True):
+    root.mkdir(exist_ok=True)
+    if images:
+        (root / "images").mkdir()
+    (root / "annotations.csv").write_bytes(text.encode(encoding))
+    return root
+
+
+def refused(root, text, *expected, error=ValueError, **options):
+    write(root, text)
+    with pytest.raises(error) as caught:
+        read_csv(root, **options)
+    for part in expected:
+        assert part in str(caught.value)
+
+
+GOOD = "file_name,split,labels\na.jpg,train,dog;cat\nsub/b.jpg,test,cat\nc.jpg,train,\n"
+
+
+def test_a_plain_file_becomes_a_table_with_alphabetical_classes_and_paths(tmp_path):
+    data = read_csv(write(tmp_path / "d", GOOD))
+    assert data.table.names == ["cat", "dog"]
+    assert data.table.targets.dtype == np.int8
+    assert data.table.targets.tolist() == [[1, 1], [1, 0], [0, 0]]
+    assert data.table.files == ["a.jpg", "sub/b.jpg", "c.jpg"]
+    assert data.table.indices("train").tolist() == [0, 2] and data.table.indices("train").dtype == np.int64
+    assert data.table.indices("val").tolist() == []
+    assert data.paths[1] == tmp_path / "d" / "images" / "sub" / "b.jpg"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD.replace("\n", "\r\n"),
+        GOOD.replace("dog;cat", " dog ; cat ;dog;; ").replace(",", " , "),
+        "labels,split,file_name,camera\ncat;dog,train,a.jpg,x\ncat,test,./sub//b.jpg,y\n,train,c.jpg,z\n",
+        GOOD.replace("sub/", "sub\\"),
+        GOOD + "\n,,\n\n",
+        GOOD.replace("dog;cat", '"dog;cat"'),
+    ],
+    ids=["windows line ends", "spaces and repeats", "other columns", "backslashes", "blank lines", "quotes"],
+)
+def test_ways_to_write_the_same_table_give_the_same_table(tmp_path, text):
+    table = read_csv(write(tmp_path / "d", text)).table
+    assert table.names == ["cat", "dog"]
+    assert table.files == ["a.jpg", "sub/b.jpg", "c.jpg"]
+    assert table.targets.tolist() == [[1, 1], [1, 0], [0, 0]]
+
+
+def test_a_byte_order_mark_is_accepted_and_letters_beyond_ascii_are_kept(tmp_path):
+    table = read_csv(write(tmp_path / "d", GOOD.replace("dog", "Hündin"), encoding="utf-8-sig")).table
+    assert table.names == ["Hündin", "cat"]
+
+
+def test_classes_named_like_missing_values_or_numbers_survive(tmp_path):
+    table = read_csv(write(tmp_path / "d", "file_name,split,labels\n1,train,NA;null;None;nan\n2,test,07;NaN\n")).table
+    assert table.names == ["07", "NA", "NaN", "None", "nan", "null"]
+    assert table.files == ["1", "2"]
+
+
+def test_unknown_labels_become_minus_one(tmp_path):
+    table = read_csv(write(tmp_path / "d", "file_name,split,labels,unknown\na,train,cat,dog; cow\nb,test,dog,\n")).table
+    assert table.names == ["cat", "cow", "dog"]
+    assert table.targets.tolist() == [[1, -1, -1], [0, 0, 1]]
+
+
+def test_a_given_list_of_classes_fixes_their_order_and_may_hold_more(tmp_path):
+    table = read_csv(write(tmp_path / "d", GOOD), classes=["dog", "cow", "cat"]).table
+    assert table.names == ["dog", "cow", "cat"]
+    assert table.targets.tolist() == [[1, 0, 1], [0, 0, 1], [0, 0, 0]]
+
+
+def test_a_class_outside_the_given_list_is_named_with_its_line_and_the_nearest_name(tmp_path):
+    refused(tmp_path / "d", GOOD, "line 2: 'dog' (did you mean 'dogs'?)", classes=["dogs", "cat"])
+
+
+def test_images_directly_in_the_root_are_accepted(tmp_path):
+    root = write(tmp_path / "d", GOOD, images=False)
+    (root / "a.jpg").touch()
+    assert read_csv(root).paths[0] == root / "a.jpg"
+
+
+def test_a_missing_image_folder_is_named(tmp_path):
+    root = write(tmp_path / "d", GOOD, images=False)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*images, and a\.jpg is not directly in"):
+        read_csv(root)
+
+
+def test_a_missing_root_or_annotations_file_says_what_to_write(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
+        read_csv(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no file .*labels\.csv: write one with the columns file_name, split"):
+        read_csv(tmp_path, annotations="labels.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ["is empty, expected the columns file_name, split, labels"]),
+        ("\n\n", ["is empty"]),
+        ("file_name,split,labels\n", ["no rows"]),
+        ("filename,split,labels\na,train,x\n", ["no column 'file_name'", "did you mean 'filename'?"]),
+        ("file_name,split\na,train\n", ["no column 'labels'"]),
+        ("file_name;split;labels\na;train;x\n", ["no column 'file_name'", "Separate the cells by commas"]),
+        ("file_name,split,labels,labels\na,train,x,y\n", ["column 'labels' 2 times"]),
+        (GOOD + "d.jpg,train,cat,dog\n\ne.jpg,test\n", ["line 5: 4 cells", "line 7: 2 cells", "expected 3 cells"]),
+        (GOOD + 'd.jpg,train,"cat\n', ["line 5", "quotation marks"]),
+        (GOOD + ",train,cat\n", ["expected a file name", "line 5"]),
+        (
+            GOOD + "d.jpg,trian,cat\ne.jpg,,cat\n",
+            ["line 5: 'trian' (did you mean 'train'?)", "line 6: ''", "val, test"],
+        ),
+        (GOOD + "d.jpg,skipped,cat\n", ["line 5: 'skipped'"]),
+        (GOOD + "./a.jpg,train,cat\n", ["duplicate file name", "a.jpg: line 2 (train), line 5 (train)"]),
+        (GOOD + "a.jpg,test,cat\n", ["same file is in two splits", "a.jpg: line 2 (train), line 5 (test)"]),
+        (GOOD + "../x.jpg,test,cat\n", ["inside the image folder", "line 5: ../x.jpg"]),
+        (GOOD + "y/..\\..\\x.jpg,test,cat\n", ["inside the image folder", "line 5"]),
+        (GOOD + "/etc/x.jpg,test,cat\n", ["inside the image folder", "line 5: /etc/x.jpg"]),
+        (GOOD + "C:\\x.jpg,test,cat\n", ["inside the image folder", "line 5: C:\\x.jpg"]),
+        ("file_name,split,labels,unknown\na,train,cat;dog,dog\n", ["in 'labels' and in 'unknown'", "line 2: dog"]),
+    ],
+)
+def test_a_file_without_a_single_meaning_is_refused_with_the_lines_and_what_to_do(tmp_path, text, expected):
+    refused(tmp_path / "d", text, "annotations.csv", *expected)
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_the_line(tmp_path):
+    with pytest.raises(ValueError, match=r"not UTF-8 \(line 2\): save it again"):
+        read_csv(write(tmp_path / "d", GOOD.replace("dog", "Hündin"), encoding="latin-1"))
+
+
+def test_a_message_lists_at_most_twenty_lines_and_the_count(tmp_path):
+    bad = "".join(f"x{i}.jpg,nosuch,cat\n" for i in range(25))
+    refused(tmp_path / "d", GOOD + bad, "25 found", "line 24", "... and 5 more")
+    assert listed(range(3)) == "0, 1, 2"
+
+
+def table(targets, split, names=None):
+    targets = np.array(targets)
+    names = names or [f"c{i}" for i in range(targets.shape[1])]
+    return LabelTable(names, targets, [f"{i}.jpg" for i in range(len(targets))], np.array(split))
+
+
+def test_skipped_rows_keep_their_number_and_leave_their_split():
+    before = table([[1, 0], [0, 1], [1, 1]], ["train", "test", "train"])
+    after = before.skip([2])
+    assert after.indices("train").tolist() == [0] and after.indices("skipped").tolist() == [2]
+    assert after.files == before.files and before.indices("train").tolist() == [0, 2]
+    assert after.skip([]).split.tolist() == after.split.tolist()
+    assert pickle.loads(pickle.dumps(after)).split.tolist() == ["train", "test", "skipped"]
+    with pytest.raises(ValueError, match="unknown split 'Train'"):
+        after.indices("Train")
+
+
+@pytest.mark.parametrize(
+    ("names", "targets", "files", "split", "expected"),
+    [
+        (["a"], [[1], [0]], ["x"], ["train"], r"targets have shape \(2, 1\)"),
+        (["a"], [[1]], ["x"], ["train", "test"], r"split has shape \(2,\)"),
+        (["a"], [[2]], ["x"], ["train"], "targets hold 2"),
+        (["a"], [[0.5]], ["x"], ["train"], "targets hold 0.5"),
+        (["a", "a"], [[1, 1]], ["x"], ["train"], "class names must be unique.*: a$"),
+        (["a"], [[1], [1]], ["x", "x"], ["train", "test"], "file names must be unique.*: x$"),
+        ([""], [[1]], ["x"], ["train"], "class number 0 has an empty name"),
+        (["a"], [[1]], ["x"], ["training set"], "unknown split 'training set'"),
+    ],
+)
+def test_a_table_refuses_what_does_not_fit_together(names, targets, files, split, expected):
+    with pytest.raises(ValueError, match=expected):
+        LabelTable(names, np.array(targets), files, np.array(split))
+
+
+def test_a_sound_table_has_no_warnings():
+    assert check_splits(table([[1, 0], [0, 1], [1, 0], [0, 1]], ["train", "train", "test", "test"])) == []
+
+
+def test_uneven_classes_and_odd_labels_are_named_in_plain_sentences():
+    found = check_splits(
+        table(
+            #  both, train, test, never, always, Dog, "dog "
+            [
+                [1, 1, 0, 0, 1, 0, 1],
+                [0, 0, 0, 0, 1, 1, -1],
+                [1, 0, 1, 0, 1, 1, 1],
+                [0, 0, 0, 0, 0, 0, 0],
+            ],
+            ["train", "train", "test", "test"],
+            ["both", "in train", "in test", "never", "always", "Dog", "dog "],
+        )
+    )
+    assert found == [
+        "1 class never positive in any split (nothing to learn, no score): never",
+        "1 class positive only in split 'train' (it cannot be scored): in train",
+        "1 class positive only in split 'test' (it is scored but cannot be learned): in test",
+        "2 classes never absent in split 'train' (nothing to tell apart): always, dog ",
+        "classes 'Dog', 'dog ' differ only in case or spaces: are they one class?",
+        "split 'train': 1 of 14 labels are unknown and will be masked",
+        "split 'test': 1 of 2 images have no positive label (legal)",
+    ]
+
+
+def test_a_class_in_several_splits_but_not_in_train_or_test_is_named():
+    split = ["train", "train", "val", "test", "test_shifted"]
+    found = check_splits(table([[1, 0, 1], [0, 0, 0], [1, 1, 1], [1, 1, 0], [0, 0, 1]], split))
+    assert "1 class never positive in split 'train' (it cannot be learned): c1" in found
+    assert "1 class never positive in split 'test' (left out of its mAP): c2" in found
+
+
+@pytest.mark.parametrize(
+    ("targets", "split", "expected"),
+    [
+        ([[1], [1]], ["train", "test"], "1 class, expected at least 2"),
+        ([[1, 0], [0, 1]], ["train", "train"], "no image is in split 'test'"),
+        ([[1, 0], [0, 1]], ["val", "test"], "no image is in split 'train'"),
+        ([[0, -1], [0, 1]], ["train", "test"], "no image of split 'train' has a positive label"),
+        ([[1, 0], [0, 0]], ["train", "test"], "no image of split 'test' has a positive label"),
+    ],
+)
+def test_a_table_nothing_can_be_learned_or_tested_on_is_refused(targets, split, expected):
+    with pytest.raises(ValueError, match=expected):
+        check_splits(table(targets, split))

@@ -1,0 +1,136 @@
+import os
+
+import pytest
+from small_copies import VOC, held, voc, voc_xml
+
+from cpsd_lib.data.dataset import open_dataset, signature
+from cpsd_lib.data.readers.voc2007 import CLASSES, fetch_voc2007, read_voc2007
+from cpsd_lib.workbench.params import DataParams
+
+MERGED = "VOCdevkit/VOC2007"
+LAYOUTS = [
+    {},
+    {"train": "VOCtrainval2007/VOCdevkit/VOC2007", "test": "VOCtest2007/VOCdevkit/VOC2007"},
+    {"train": "VOC2007", "test": "VOC2007"},
+    {"train": ".", "test": "."},
+]
+
+
+def refused(root, *parts, error=ValueError):
+    with pytest.raises(error) as caught:
+        read_voc2007(root)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return voc(tmp_path / "voc")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_split_and_merged_folders_give_the_same_table(tmp_path, layout):
+    data = read_voc2007(voc(tmp_path / "voc", **layout))
+    assert data.table.names == list(CLASSES) == sorted(CLASSES) and len(CLASSES) == 20
+    assert held(data) == {
+        split: {f"{number}.jpg": sorted({name for name, _ in VOC[word][number]}) for number in VOC[word]}
+        for split, word in (("train", "trainval"), ("test", "test"))
+    }
+    assert all(path.is_file() for path in data.paths)
+
+
+def test_a_class_with_difficult_objects_only_is_present_or_unknown_as_asked(root):
+    person, chair, train = (CLASSES.index(name) for name in ("person", "chair", "train"))
+    assert (read_voc2007(root).table.targets != -1).all()
+    table = read_voc2007(root, difficult=False).table
+    assert table.files == ["000005.jpg", "000007.jpg", "000001.jpg", "000002.jpg", "000003.jpg"]
+    assert table.targets[:, person].tolist() == [0, -1, 1, 0, 0]
+    assert table.targets[:, chair].tolist() == [1, 0, 0, 0, 1]  # a plain one beside the difficult one
+    assert table.targets[:, train].tolist() == [0, 0, 0, -1, 0]
+    dataset = open_dataset(DataParams(kind="voc2007", root=str(root), size=16, difficult=False), root.parent / "cache")
+    assert any("labels are unknown" in note for note in dataset.notes)
+
+
+def test_counts_that_are_not_the_published_ones_are_notes_with_both_numbers(root):
+    first, second = read_voc2007(root).notes
+    assert first.startswith("voc2007 count: 2 images in split 'train', expected 5,011")
+    assert "3 images in split 'test', expected 4,952" in second
+
+
+def test_a_missing_half_says_which_list_is_looked_for_and_how_to_get_it(root, tmp_path):
+    refused(tmp_path / "nowhere", "no folder", error=FileNotFoundError)
+    (root / MERGED / "ImageSets" / "Main" / "test.txt").unlink()
+    refused(root, "Main/test.txt", "VOCtest2007/VOCdevkit/VOC2007", "fetch_voc2007", error=FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("000005\n000005\n", ["same image id is listed more than once", "000005: 2 times"]),
+        ("000005\n000001\n", ["in train and in test", "000001"]),
+        ("000005 1\n000007 -1\n", ["one image id a line", "'000005 1'"]),
+        ("../000005\n", ["one image id a line"]),
+        ("\n", ["trainval.txt is empty"]),
+    ],
+)
+def test_a_wrong_list_is_refused(root, text, parts):
+    (root / MERGED / "ImageSets" / "Main" / "trainval.txt").write_text(text)
+    refused(root, *parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (voc_xml("000005", [("chair", 0)])[:-20], ["broken XML files", "000005.xml: ", "unpack"]),
+        ("", ["broken XML files"]),
+        ("<html></html>", ["it is a <html>, expected an <annotation>"]),
+        (voc_xml("000005", [("chiar", 0)]), ["unknown class", "000005.xml: 'chiar' (did you mean 'chair'?)"]),
+        (voc_xml("000005", [("", 0)]), ["unknown class", "000005.xml: ''"]),
+        (voc_xml("000005", [("chair", "maybe")]), ["<difficult> is 'maybe', expected 0 or 1"]),
+    ],
+)
+def test_a_wrong_xml_file_is_named_with_what_was_expected(root, text, parts):
+    (root / MERGED / "Annotations" / "000005.xml").write_text(text)
+    refused(root, *parts)
+
+
+def test_missing_xml_files_are_counted_and_named(root):
+    (root / MERGED / "Annotations" / "000007.xml").unlink()
+    refused(root, "1 of 2 XML files are missing: 000007.xml", error=FileNotFoundError)
+
+
+def test_an_object_without_the_word_difficult_is_a_plain_one(root):
+    path = root / MERGED / "Annotations" / "000002.xml"
+    path.write_text(path.read_text().replace("<difficult>1</difficult>", ""))
+    assert (read_voc2007(root, difficult=False).table.targets[3] != -1).all()
+
+
+def test_fetching_asks_torchvision_for_both_archives(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("torchvision.datasets.VOCDetection", lambda root, **what: asked.append((root, what)))
+    assert fetch_voc2007(tmp_path / "new" / "voc") == tmp_path / "new" / "voc"
+    assert [what["image_set"] for _, what in asked] == ["trainval", "test"]
+    assert all(
+        what["download"] and what["year"] == "2007" and root == str(tmp_path / "new/voc") for root, what in asked
+    )
+    assert (tmp_path / "new" / "voc").is_dir()
+
+
+def test_a_copy_opens_with_its_pixels_and_every_image_even_one_without_a_label(root):
+    (root / MERGED / "Annotations" / "000003.xml").write_text(voc_xml("000003", []))
+    dataset = open_dataset(DataParams(kind="voc2007", root=str(root), size=16), root.parent / "cache")
+    assert dataset.images.shape == (5, 3, 16, 16) and dataset.incomplete == ""
+    assert any("1 of 3 images have no positive label" in note for note in dataset.notes)
+
+
+def test_the_signature_changes_with_an_xml_file_edited_in_place_and_with_image_folders(root):
+    data = DataParams(kind="voc2007", root=str(root))
+    for path in root.rglob("*"):  # a file system's clock ticks every few milliseconds: all this is long ago
+        os.utime(path, (1, 1))
+    first = signature(data)
+    assert signature(data) == first
+    path = root / MERGED / "Annotations" / "000003.xml"
+    path.write_text(voc_xml("000003", []))
+    second = signature(data)
+    (root / MERGED / "JPEGImages" / "000003.jpg").unlink()
+    assert len({first, second, signature(data)}) == 3

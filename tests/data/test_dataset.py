@@ -1,0 +1,281 @@
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cpsd_lib.data.dataset import open_dataset, signature
+from cpsd_lib.data.images.cache import BadFiles
+from cpsd_lib.data.scenes.scenes import Scenes
+from cpsd_lib.workbench.loading import load_params
+from cpsd_lib.workbench.params import DataParams
+from cpsd_lib.workbench.yaml_files import ParameterError
+
+LINES = [
+    *[f"train{i}.png,train,{'cat' if i % 2 else 'dog'}" for i in range(6)],
+    *[f"test{i}.png,test,{'cat' if i % 2 else 'dog;cat'}" for i in range(3)],
+]
+
+
+def photos(root, lines=LINES, header="file_name,split,labels"):
+    """Write one small image a line, each of its own colour, and the annotations."""
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    for number, line in enumerate(lines):
+        Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(root / "images" / line.split(",")[0])
+    annotate(root, lines, header)
+    return root
+
+
+def annotate(root, lines, header="file_name,split,labels"):
+    (root / "annotations.csv").write_text("\n".join([header, *lines]) + "\n")
+
+
+def data(root, **more):
+    return DataParams(kind="csv", root=str(root), size=16, **more)
+
+
+def opened(root, **more):
+    return open_dataset(data(root, **more), root.parent / "cache")
+
+
+def test_generated_scenes_open_with_their_table_and_pixels(tmp_path):
+    settings = DataParams(kind="scenes", images=100, size=16, seed=3)
+    dataset, scenes = open_dataset(settings, tmp_path), Scenes(images=100, size=16, seed=3)
+    assert dataset.images.shape == (100, 3, 16, 16) and dataset.images.dtype == np.uint8
+    assert (dataset.images[7] == scenes.load(7)).all()
+    assert (dataset.table.targets == scenes.table.targets).all()
+    assert dataset.skipped == [] and dataset.source.groups_of_classes == scenes.groups_of_classes
+    assert signature(settings) == scenes.key
+    assert not dataset.images.flags.writeable
+
+
+def test_the_parameters_of_a_run_open_its_data(tmp_path):
+    params = load_params("tiny", {"data.images": 100, "data.size": 16})
+    assert len(open_dataset(params.data, tmp_path).table.files) == 100
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"groups": 3}, {"images": 101}, {"size": 17}])
+def test_other_scenes_have_another_key_and_another_signature(tmp_path, change):
+    settings = {"kind": "scenes", "images": 100, "size": 16, "seed": 0}
+    first, other = DataParams(**settings), DataParams(**settings | change)
+    assert open_dataset(first, tmp_path).key == open_dataset(first, tmp_path / "elsewhere").key
+    assert open_dataset(first, tmp_path).key != open_dataset(other, tmp_path).key
+    assert signature(first) != signature(other)
+
+
+def test_a_folder_of_photos_opens_with_one_row_a_line(tmp_path):
+    dataset = opened(photos(tmp_path / "photos"))
+    assert dataset.table.names == ["cat", "dog"]
+    assert dataset.table.targets[:2].tolist() == [[0, 1], [1, 0]]
+    assert dataset.table.indices("test").tolist() == [6, 7, 8]
+    assert dataset.images.shape == (9, 3, 16, 16)
+    assert dataset.images[:, 0, 4, 4].tolist() == list(range(9))  # row number = image number
+    assert dataset.notes == [] and dataset.skipped == []
+
+
+def test_the_key_stays_when_the_folder_is_moved_renamed_or_touched(tmp_path):
+    root = photos(tmp_path / "photos")
+    key = opened(root).key
+    moved = tmp_path / "other" / "name"
+    shutil.copytree(root, moved)
+    os.utime(moved / "images" / "train0.png", (1, 1))
+    assert opened(moved).key == key
+    assert opened(root, bad_files="skip", allow_overlap=True).key == key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [lines[0] + ";cat", *lines[1:]],  # a label more
+        lambda lines: [lines[0].removesuffix("dog"), *lines[1:]],  # a label less
+        lambda lines: [line.replace("cat", "zebra") for line in lines],  # other names, in another order
+        lambda lines: [lines[0].replace(",train,", ",val,"), *lines[1:]],
+        lambda lines: [lines[0].replace(",train,", ",test,"), *lines[1:]],
+        lambda lines: lines[1:],
+        lambda lines: [lines[1], lines[0], *lines[2:]],  # rows are numbers, so their order counts
+    ],
+    ids=["label more", "label less", "class order", "val", "test", "image less", "row order"],
+)
+def test_the_key_and_the_signature_change_with_labels_classes_and_splits(tmp_path, change):
+    root = photos(tmp_path / "photos")
+    before = opened(root).key, signature(data(root))
+    annotate(root, change(LINES))
+    assert opened(root).key != before[0] and signature(data(root)) != before[1]
+
+
+def test_an_unknown_label_is_not_the_same_as_an_absent_one(tmp_path):
+    header = "file_name,split,labels,unknown"
+    root = photos(tmp_path / "photos", [f"{line}," for line in LINES], header)
+    key = opened(root).key
+    annotate(root, [f"{LINES[0]},cat", *[f"{line}," for line in LINES[1:]]], header)
+    dataset = opened(root)
+    assert dataset.key != key and dataset.table.targets[0].tolist() == [-1, 1]
+    assert any("1 of 12 labels are unknown" in note for note in dataset.notes)
+
+
+def test_one_changed_pixel_changes_the_key_and_the_signature(tmp_path):
+    root = photos(tmp_path / "photos")
+    before = opened(root).key, signature(data(root))
+    path = root / "images" / "train3.png"
+    picture = Image.open(path).convert("RGB")
+    picture.putpixel((0, 0), (255, 255, 255))
+    picture.save(path)
+    after = opened(root)
+    assert after.key != before[0] and signature(data(root)) != before[1]
+    assert after.images[3, :, 0, 0].tolist() == [255, 255, 255]
+
+
+def test_another_size_is_another_key(tmp_path):
+    root = photos(tmp_path / "photos")
+    larger = DataParams(kind="csv", root=str(root), size=32)
+    assert open_dataset(larger, tmp_path / "cache").key != opened(root).key
+
+
+def test_the_signature_stays_when_nothing_changes_and_is_found_without_reading_an_image(tmp_path, monkeypatch):
+    root = photos(tmp_path / "photos")
+    first = signature(data(root))
+    assert signature(data(root)) == first
+    monkeypatch.setattr(Image, "open", None)
+    assert signature(data(root)) == first
+
+
+@pytest.mark.parametrize("change", ["new time", "new image", "image gone", "annotations"])
+def test_the_signature_changes_when_a_file_may_have(tmp_path, change):
+    root = photos(tmp_path / "photos")
+    first = signature(data(root))
+    path = root / "images" / "train0.png"
+    if change == "new time":
+        os.utime(path, (1, 1))
+    elif change == "new image":
+        shutil.copy(path, root / "images" / "more.png")
+    elif change == "image gone":
+        path.unlink()
+    else:
+        annotate(root, LINES[:-1])
+    assert signature(data(root)) != first
+
+
+def test_images_beside_the_annotations_have_a_signature_too(tmp_path):
+    root = photos(tmp_path / "photos")
+    for path in list((root / "images").iterdir()):
+        path.rename(root / path.name)
+    (root / "images").rmdir()
+    first = signature(data(root))
+    assert opened(root).images[:, 0, 4, 4].tolist() == list(range(9))
+    os.utime(root / "train0.png", (1, 1))
+    assert signature(data(root)) != first
+
+
+def many(root):
+    lines = [f"a{i}.png,train,{'cat' if i % 2 else 'dog'}" for i in range(60)]
+    lines += [f"b{i}.png,val,cat;dog" for i in range(20)] + [f"c{i}.png,test,cat;dog" for i in range(20)]
+    return photos(root, lines)
+
+
+def test_a_limit_keeps_the_proportions_of_the_splits_and_says_so(tmp_path):
+    dataset = opened(many(tmp_path / "photos"), limit=30)
+    assert [len(dataset.table.indices(split)) for split in ("train", "val", "test")] == [18, 6, 6]
+    assert any("30 of 100 images are used" in note for note in dataset.notes)
+    numbers = [int(file[1:-4]) + {"a": 0, "b": 60, "c": 80}[file[0]] for file in dataset.table.files]
+    assert dataset.images[:, 0, 4, 4].tolist() == numbers == sorted(numbers)
+    expected = [[1, 1] if n >= 60 else [n % 2, 1 - n % 2] for n in numbers]
+    assert dataset.table.targets.tolist() == expected
+
+
+def test_the_images_a_limit_keeps_depend_on_the_seed_alone(tmp_path):
+    root = many(tmp_path / "photos")
+    kept = [opened(root, limit=30, seed=seed).table.files for seed in (0, 0, 1)]
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_a_limit_leaves_every_split_an_image_and_one_above_the_number_of_images_is_no_limit(tmp_path):
+    lines = [f"a{i}.png,train,cat;dog" for i in range(99)] + ["b.png,test,cat;dog"]
+    root = photos(tmp_path / "photos", lines)
+    assert len(opened(root, limit=20).table.indices("test")) == 1
+    dataset = opened(root, limit=100)
+    assert len(dataset.table.files) == 100 and not any("limit" in note for note in dataset.notes)
+
+
+def test_a_photo_in_train_and_in_test_under_two_names_is_an_error_unless_allowed(tmp_path):
+    root = photos(tmp_path / "photos")
+    shutil.copy(root / "images" / "train1.png", root / "images" / "test2.png")
+    with pytest.raises(ValueError, match=r"train1\.png = test2\.png.*data\.allow_overlap=true"):
+        opened(root)
+    dataset = opened(root, allow_overlap=True)
+    assert any("train1.png = test2.png" in note for note in dataset.notes)
+
+
+def test_bad_files_are_an_error_before_anything_else_is_looked_at(tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "images" / "train0.png").write_bytes(b"")
+    (root / "images" / "train2.png").unlink()
+    shutil.copy(root / "images" / "train1.png", root / "images" / "test2.png")  # an overlap, too
+    with pytest.raises(BadFiles) as caught:
+        opened(root)
+    for part in ("2 of 9 image files", "train0.png", "train2.png", "data.bad_files=skip"):
+        assert part in str(caught.value)
+
+
+def test_skipped_files_keep_their_rows_and_are_named(tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "images" / "train0.png").write_bytes(b"no image")
+    dataset = opened(root, bad_files="skip")
+    assert [name for name, _ in dataset.skipped] == ["train0.png"]
+    assert any("1 file could not be read, left out: train0.png" in note for note in dataset.notes)
+    assert dataset.table.indices("train").tolist() == [1, 2, 3, 4, 5]
+    assert dataset.table.indices("skipped").tolist() == [0]
+    assert dataset.images.shape[0] == 9 and dataset.images[8, 0, 4, 4] == 8
+
+
+def test_a_skipped_photo_is_no_overlap(tmp_path):
+    root = photos(tmp_path / "photos")
+    for name in ("train0.png", "test0.png"):
+        (root / "images" / name).write_bytes(b"the same broken bytes")
+    assert len(opened(root, bad_files="skip").skipped) == 2
+
+
+def test_skipping_all_test_images_is_an_error_before_training(tmp_path):
+    root = photos(tmp_path / "photos")
+    for number in range(3):
+        (root / "images" / f"test{number}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="no image is in split 'test'"):
+        opened(root, bad_files="skip")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a.png,train,cat;dog"], "no image is in split 'test'"),
+        (["a.png,train,cat", "b.png,test,cat"], "expected at least 2"),
+        (["a.png,train,", "b.png,test,cat;dog"], "no image of split 'train' has a positive label"),
+    ],
+)
+def test_labels_nothing_can_be_learned_from_are_an_error(tmp_path, lines, message):
+    with pytest.raises(ValueError, match=message):
+        opened(photos(tmp_path / "photos", lines))
+
+
+def test_other_names_for_annotations_and_image_folder_are_followed(tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "images").rename(root / "jpg")
+    (root / "annotations.csv").rename(root / "list.csv")
+    names = {"annotations": "list.csv", "image_folder": "jpg"}
+    assert len(opened(root, **names).table.files) == 9
+    first = signature(data(root, **names))
+    os.utime(root / "jpg" / "train0.png", (1, 1))
+    assert signature(data(root, **names)) != first
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*annotations\.csv"):
+        opened(root)
+
+
+def test_a_csv_run_is_checked_as_parameters_first(tmp_path):
+    with pytest.raises(ParameterError, match="there is no folder"):
+        load_params("tiny", {"data.kind": "csv", "data.root": str(tmp_path / "nowhere")})
+
+
+def test_real_photos_open(shared_data, tmp_path):
+    settings = DataParams(kind="csv", root=str(shared_data / "coco18"), size=16, limit=40)
+    dataset = open_dataset(settings, tmp_path)
+    assert len(dataset.table.names) == 18 and abs(len(dataset.table.files) - 40) <= 2
+    assert dataset.images.std() > 20

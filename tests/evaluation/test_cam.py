@@ -1,0 +1,447 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cpsd_lib.evaluation.cam import (
+    area_share,
+    attention_maps,
+    class_activation,
+    exact_maps,
+    gradient_maps,
+    most_disagreeing,
+)
+from cpsd_lib.evaluation.cam import share_inside as share
+from cpsd_lib.models.classifier import Classifier, build_model
+from cpsd_lib.models.heads import GapHead, LabelTransformer, MLDecoder, Query2Label
+from cpsd_lib.partition import Partition
+from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
+from cpsd_lib.training.soft_targets import SoftTargets, TargetSource
+
+TOKENS = {"label_transformer": LabelTransformer, "query2label": Query2Label, "ml_decoder": MLDecoder}
+
+
+class Colours(nn.Module):
+    """A backbone whose features are the mean colour of each block of 8 x 8 pixels."""
+
+    num_features = 3
+
+    def forward_features(self, images):
+        return functional.avg_pool2d(images, 8)
+
+
+def colour_model(head):
+    return Classifier(Colours(), head, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), stride=8).eval()
+
+
+def gap(weight, bias=0.0):
+    head = GapHead(3, len(weight))
+    with torch.no_grad():
+        head.linear.weight.copy_(torch.tensor(weight))
+        head.linear.bias.fill_(bias)
+    return head
+
+
+def shaken(model):
+    """The model with every parameter moved: new heads have output weights near 0."""
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.1 * torch.randn_like(value))
+    return model.eval()
+
+
+def small(head, num_classes=4, name="test_resnet"):
+    return shaken(build_model(name, num_classes, head=head, **({} if head == "gap" else {"head_width": 16})))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def naive_cam(features, weight, size):
+    """One image, one class, one place at a time; then enlarged, and divided by its maximum."""
+    images, channels, rows, columns = features.shape
+    found = torch.zeros(images, len(weight), rows, columns)
+    for b in range(images):
+        for c in range(len(weight)):
+            for y in range(rows):
+                for x in range(columns):
+                    total = sum(weight[c, f] * features[b, f, y, x] for f in range(channels))
+                    found[b, c, y, x] = max(0.0, total)
+    large = functional.interpolate(found, size, mode="bilinear", align_corners=False)
+    for b in range(images):
+        for c in range(len(weight)):
+            if large[b, c].max() > 0:
+                large[b, c] /= large[b, c].max()
+    return large
+
+
+# ---- class_activation ------------------------------------------------------------------------------------------------
+
+
+def test_the_map_of_a_gap_head_is_the_class_weights_times_the_features():
+    model, images = small("gap"), torch.rand(2, 3, 64, 64)
+    classes = [3, 0, 2]
+    with torch.no_grad():
+        features = model(images).features
+        expected = naive_cam(features, model.head.linear.weight[classes], (64, 64))
+        logits = model(images).logits
+    maps = class_activation(model, images, classes)
+    assert maps.shape == (2, 3, 64, 64) and maps.dtype == torch.float32
+    torch.testing.assert_close(maps, expected)
+    # The raw maps add up to what the head says.
+    raw = exact_maps(model.head, features, [0, 1, 2, 3])
+    torch.testing.assert_close(raw.mean((2, 3)) + model.head.linear.bias, logits)
+
+
+def test_a_red_corner_lights_up_for_the_class_of_red_things_alone():
+    images = torch.zeros(1, 3, 32, 32)
+    images[0, 0, :8, :8] = 1  # red, top left
+    images[0, 2, 24:, 24:] = 0.5  # dark blue, bottom right
+    model = colour_model(gap([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]))
+    red, green, blue = class_activation(model, images, [0, 1, 2])[0]
+    assert red[0, 0] == 1 and red[8:, 8:].max() < 0.2 and red[16:].max() == 0
+    assert green.max() == 0 and green.isfinite().all()  # nothing green: all 0, no NaN
+    assert blue[31, 31] == 1 and blue[:16].max() == 0
+
+
+def test_a_map_that_is_nowhere_positive_is_all_zero():
+    maps = class_activation(colour_model(gap([[-1.0, -1, -1], [0, 0, 0]])), torch.rand(2, 3, 16, 16), [0, 1])
+    assert maps.shape == (2, 2, 16, 16) and (maps == 0).all()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+def test_the_gradients_map_of_a_gap_head_is_the_exact_one_by_the_number_of_places(name):
+    options = {"img_size": 64} if name == "test_vit" else {}
+    model = shaken(build_model(name, 4, **options))
+    with torch.no_grad():
+        features = model(torch.rand(2, 3, 64, 64)).features
+    exact, found = exact_maps(model.head, features, [1, 3]), gradient_maps(model.head, features, [1, 3])
+    torch.testing.assert_close(found * features[0, 0].numel(), exact)
+
+
+@pytest.mark.parametrize("head", TOKENS)
+def test_the_gradients_map_weighs_each_feature_by_how_much_it_moves_the_logit(head):
+    model = TOKENS[head](5, 3, dim=16).double()
+    features = torch.randn(2, 5, 2, 3, dtype=torch.float64)
+    shaken(model)
+    found = gradient_maps(model, features, [2, 0])
+    step = 1e-6
+    for b in range(2):
+        for k, c in enumerate([2, 0]):
+            expected = torch.zeros(2, 3, dtype=torch.float64)
+            for f in range(5):
+                slopes = []
+                for y in range(2):
+                    for x in range(3):
+                        up, down = features.clone(), features.clone()
+                        up[b, f, y, x] += step
+                        down[b, f, y, x] -= step
+                        with torch.no_grad():
+                            slopes.append((model(up)[0][b, c] - model(down)[0][b, c]).item() / (2 * step))
+                expected += sum(slopes) / 6 * features[b, f]
+            torch.testing.assert_close(found[b, k], expected, rtol=1e-5, atol=1e-7)
+
+
+def red_decoder():
+    """An ML-Decoder made by hand: class 0 looks everywhere alike, and the more red, the higher its logit."""
+    head = MLDecoder(3, 2, dim=8)
+    with torch.no_grad():
+        for value in [*head.parameters(), head.queries]:
+            value.zero_()
+        head.project.weight[0, 0] = 1  # red goes to number 0
+        for norm in (head.norm, head.decoder.norm, head.decoder.feed_forward.norm):
+            norm.weight.fill_(1)
+        head.decoder.attention.in_proj_weight[16:] = torch.eye(8)  # values alone: queries and keys stay 0
+        head.decoder.attention.out_proj.weight.copy_(torch.eye(8))
+        head.queries[:] = torch.arange(8.0)
+        head.linear.weight[0, 0], head.linear.weight[1, 0] = 1, -1
+    return colour_model(head)
+
+
+def test_a_token_head_that_counts_red_looks_at_the_red_corner():
+    images = torch.zeros(1, 3, 32, 32)
+    images[0, 0, :8, :8] = 1
+    images[0, 1:, 24:, :] = 1
+    more = images.clone()
+    more[0, 0, :8, :16] = 1
+    model = red_decoder()
+    with torch.no_grad():
+        assert (model(more).logits - model(images).logits)[0].sign().tolist() == [1, -1]
+    red, against = class_activation(model, images, [0, 1])[0]
+    torch.testing.assert_close(red, class_activation(colour_model(gap([[1.0, 0, 0]])), images, [0])[0, 0])
+    assert against.max() == 0
+
+
+@pytest.mark.parametrize("head", ["gap", *TOKENS])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_callers_context_is_welcome_and_the_model_is_left_as_it_was(head, frozen, context):
+    model = small(head).requires_grad_(not frozen)
+    model.backbone.train()  # any mixture of modes comes back
+    images = torch.rand(2, 3, 64, 64)
+    expected = class_activation(model.eval(), images, [1, 1, 3])
+    model.backbone.train()
+    model.head.linear.weight.grad = torch.ones_like(model.head.linear.weight)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    with context():
+        found = class_activation(model, images.clone().requires_grad_(), [1, 1, 3])
+    assert torch.equal(found, expected) and not found.requires_grad
+    assert found.min() >= 0 and found.amax((2, 3)).eq(1).all()
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(value.requires_grad is not frozen for value in model.parameters())
+    grads = {name for name, value in model.named_parameters() if value.grad is not None}
+    assert grads == {"head.linear.weight"} and model.head.linear.weight.grad.eq(1).all()
+
+
+@pytest.mark.parametrize("head", ["gap", *TOKENS])
+def test_bfloat16_of_the_caller_changes_little(head):
+    model, images = small(head), torch.rand(2, 3, 64, 64)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        model(images)
+        found = class_activation(model, images, [0, 1])
+    assert found.dtype == torch.float32
+    assert (found - class_activation(model, images, [0, 1])).abs().mean() < 0.1
+
+
+def test_an_image_has_the_same_map_alone_and_in_company():
+    model, images = small("ml_decoder"), torch.rand(3, 3, 64, 64)
+    alone = torch.cat([class_activation(model, image[None], [2]) for image in images])
+    torch.testing.assert_close(class_activation(model, images, [0, 2])[:, 1:], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("look", [class_activation, attention_maps])
+def test_classes_and_images_that_are_not_there_are_named(look):
+    model, images = small("ml_decoder"), torch.rand(1, 3, 32, 32)
+    teachers = PartTeachers([small("ml_decoder", 3), small("ml_decoder", 1)], Partition([[0, 1, 3], [2]], 4))
+    for one in (model, teachers):
+        for wrong in ([4], [0, -1], []):
+            with pytest.raises(ValueError, match=r"classes .* are not there; give some of 0\.\.3"):
+                look(one, images, wrong)
+    for shape in ((3, 32, 32), (1, 1, 32, 32), (1, 3, 32, 64), (0, 3, 32, 32)):
+        with pytest.raises(ValueError, match=r"must be \[B, 3, S, S\], not \["):
+            look(model, torch.rand(shape), [0])
+    with pytest.raises(ValueError, match="float tensor"):
+        look(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [0])
+    for classes in (torch.tensor([1, 2]), np.array([1, 2]), range(1, 3)):
+        assert torch.equal(look(model, images, classes), look(model, images, [1, 2]))
+
+
+# ---- Teachers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("look", [class_activation, attention_maps])
+def test_each_class_is_answered_by_its_own_expert(look):
+    experts = [small("ml_decoder", size) for size in (2, 1, 3)]
+    teachers, images = PartTeachers(experts, Partition([[1, 4], [0], [2, 3, 5]], 6)), torch.rand(2, 3, 64, 64)
+    maps = look(teachers, images, [5, 0, 4, 5])
+    expert_and_column = [(2, 2), (1, 0), (0, 1), (2, 2)]
+    for place, (expert, column) in enumerate(expert_and_column):
+        alone = look(experts[expert], images, range(column + 1))[:, column]
+        torch.testing.assert_close(maps[:, place], alone)
+
+
+def test_experts_that_are_not_asked_do_not_run(monkeypatch):
+    experts = [colour_model(gap([[1.0, 0, 0]])), colour_model(gap([[0, 1.0, 0]]))]
+    teachers = PartTeachers(experts, Partition([[0], [1]], 2))
+    monkeypatch.setattr(experts[1].backbone, "forward_features", None)
+    assert class_activation(teachers, torch.rand(1, 3, 16, 16), [0]).max() == 1
+
+
+def test_train_mode_teachers_look_in_eval_mode_and_go_back():
+    experts = [small("ml_decoder", 2), small("ml_decoder", 2)]
+    teachers, images = TrainModeTeachers(experts, Partition([[0, 1], [2, 3]], 4)).train(), torch.rand(2, 3, 64, 64)
+    statistics = [value.clone() for value in teachers.buffers()]
+    first = class_activation(teachers, images, [0, 3])
+    assert torch.equal(class_activation(teachers, images, [0, 3]), first)
+    assert all(module.training for module in teachers.modules())
+    assert all(torch.equal(value, old) for value, old in zip(teachers.buffers(), statistics, strict=True))
+
+
+@pytest.mark.parametrize("head", ["gap", *TOKENS])
+def test_teachers_that_were_moved_in_inference_mode_still_have_maps(head, tmp_path):
+    teachers, images = PartTeachers([small(head, 3)], Partition([[0, 1, 2]], 3)), torch.rand(2, 3, 64, 64)
+    expected = class_activation(teachers, images, [0, 2])
+    store = SoftTargets(tmp_path / "co.f16", {"a": 1}, [0, 1], 3, 1)
+    TargetSource({"co": store}, lambda: {"co": teachers}, "cpu")(0, [0, 1], images)  # this makes inference tensors
+    with torch.inference_mode():
+        for value in teachers.parameters():
+            value.data = value.data.clone()  # and so does a GPU
+        teachers.to(torch.float64).to(torch.float32)
+    assert all(value.is_inference() for value in teachers.parameters())
+    torch.testing.assert_close(class_activation(teachers, images, [0, 2]), expected, atol=1e-4, rtol=1e-4)
+
+
+# ---- attention_maps --------------------------------------------------------------------------------------------------
+
+
+def linear(weight, bias, x):
+    return x @ weight.T + bias
+
+
+def softmax_by_hand(module, q, k):
+    """The mean over the heads of softmax(q k^T / sqrt(d)), from the module's weights: q [B, C, D], k [B, P, D]."""
+    wq, wk, _ = module.in_proj_weight.chunk(3)
+    bq, bk, _ = module.in_proj_bias.chunk(3)
+    q, k, width = linear(wq, bq, q), linear(wk, bk, k), q.shape[-1] // module.num_heads
+    total = 0
+    for head in range(module.num_heads):
+        at = slice(head * width, (head + 1) * width)
+        scores = (q[..., at] @ k[..., at].transpose(1, 2) / math.sqrt(width)).exp()
+        total = total + scores / scores.sum(-1, keepdim=True)
+    return total / module.num_heads
+
+
+def test_ml_decoders_attention_is_the_softmax_of_its_weights():
+    model, images = small("ml_decoder"), torch.rand(2, 3, 64, 96)[..., :64]
+    found = attention_maps(model, images, [3, 1])
+    with torch.no_grad():
+        features = model(images).features
+        image = linear(model.head.project.weight, model.head.project.bias, features.flatten(2).transpose(1, 2)).relu()
+        labels = model.head.norm(model.head.queries)[[3, 1]].expand(2, 2, 16)
+        expected = softmax_by_hand(model.head.decoder.attention, labels, image)
+    assert found.shape == (2, 2, *features.shape[2:])
+    torch.testing.assert_close(found, expected.view_as(found))
+    torch.testing.assert_close(found.sum((2, 3)), torch.ones(2, 2))
+
+
+def test_query2labels_attention_is_the_softmax_of_its_last_layer():
+    model = small("query2label", name="test_convnext")
+    images, head = torch.rand(2, 3, 96, 96), model.head
+    found = attention_maps(model, images, [0, 2])
+    seen = []
+    handle = head.decoder[0].register_forward_hook(lambda module, given, answer: seen.append((given[2], answer)))
+    with torch.no_grad():
+        features = model(images).features
+    handle.remove()
+    keys, labels = seen[0]  # what the second layer gets
+    with torch.no_grad():
+        expected = softmax_by_hand(head.decoder[1].attention, (labels + head.queries)[:, [0, 2]], keys)
+    assert found.shape == (2, 2, *features.shape[2:]) and found.shape[2] > 1
+    torch.testing.assert_close(found, expected.view_as(found))
+    torch.testing.assert_close(found.sum((2, 3)), torch.ones(2, 2))
+
+
+def test_a_query_that_asks_for_red_attends_to_the_red_corner():
+    head = MLDecoder(3, 2, dim=8)  # eight heads of one number each
+    with torch.no_grad():
+        head.project.weight.zero_()
+        head.project.bias.zero_()
+        head.project.weight[:, 0] = 1  # all see red
+        head.queries.copy_(torch.tensor([[3.0, -1] * 4, [0.0] * 8]))
+        head.norm.weight.fill_(20)
+        head.decoder.attention.in_proj_weight.copy_(torch.cat([torch.eye(8).abs()] * 3))
+        head.decoder.attention.in_proj_bias.zero_()
+    images = torch.zeros(1, 3, 32, 32)
+    images[0, 0, :8, 24:] = 1
+    red, nothing = attention_maps(colour_model(head), images, [0, 1])[0]
+    # Four heads ask for red (e^20 to 1), four for its absence: the corner has half of the attention.
+    assert red[0, 3].item() == pytest.approx(0.5, abs=1e-4)
+    assert nothing.flatten().tolist() == pytest.approx([1 / 16] * 16)
+
+
+@pytest.mark.parametrize("head", ["query2label", "ml_decoder"])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_attention_needs_no_eval_mode_of_the_caller_and_gives_it_back(head, context):
+    model, images = small(head), torch.rand(2, 3, 64, 64)
+    expected = attention_maps(model, images, [0, 1])
+    model.train()
+    with context():
+        found = attention_maps(model, images, [0, 1])
+    assert torch.equal(found, expected) and not found.requires_grad
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("head", ["gap", "label_transformer"])
+def test_a_head_without_queries_has_no_attention_to_show(head):
+    name = {"gap": "GapHead", "label_transformer": "LabelTransformer"}[head]
+    model = small(head).train()
+    with pytest.raises(ValueError, match=f"{name} has no class queries .* class_activation for every head"):
+        attention_maps(model, torch.rand(1, 3, 32, 32), [0])
+    assert all(module.training for module in model.modules())
+
+
+# ---- boxes -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_share_inside_is_what_lies_in_the_boxes():
+    maps = torch.zeros(1, 4, 4, 5)
+    maps[0, 0, 1, 2], maps[0, 0, 3, 4] = 3, 1
+    maps[0, 1] = 1
+    maps[0, 2, 0, 0] = 1
+    boxes = [[[(2, 1, 3, 2)], [(0, 0, 2, 2), (1, 1, 3, 3)], [], [(0, 0, 1, 1)]]]
+    found, chance = share(maps, boxes)[0], area_share(boxes, 4, 5)[0]
+    assert found[:2].tolist() == [0.75, 7 / 20]  # the overlap of two boxes counts once
+    assert found[2:].isnan().all()  # no box; a map of zeros
+    assert chance[[0, 1, 3]].tolist() == [1 / 20, 7 / 20, 1 / 20] and chance[2].isnan()
+    assert share(maps.numpy(), boxes)[0, 0] == 0.75
+
+
+def test_a_map_that_looks_everywhere_alike_has_the_share_of_the_area():
+    rng, boxes = np.random.default_rng(0), []
+    for _ in range(20):
+        left, top = rng.uniform(-1, 6, 2)
+        boxes.append([[(left, top, left + rng.uniform(0.1, 9), top + rng.uniform(0.1, 9))]])
+    torch.testing.assert_close(share(torch.full((20, 1, 6, 7), 0.3), boxes), area_share(boxes, 6, 7))
+
+
+def test_a_box_counts_a_pixel_by_the_part_it_covers():
+    boxes = [[[(0.5, 0.25, 1.0, 0.75)], [(-3, -3, 9, 9)], [(2.25, 0, 2.5, 9)]]]
+    assert area_share(boxes, 2, 4)[0].tolist() == [0.25 / 8, 1, 2 * 0.25 / 8]
+    maps = torch.zeros(1, 3, 2, 4)
+    maps[:, :, 0, 0] = 1
+    assert share(maps, boxes)[0].tolist() == [0.25, 1, 0]
+
+
+def test_boxes_that_do_not_fit_the_maps_are_refused():
+    maps = torch.ones(2, 1, 4, 4)
+    for wrong in ([[[]]], [[[]], [[], []]], [[], []]):
+        with pytest.raises(ValueError, match="boxes must be 2 lists of 1 lists"):
+            share(maps, wrong)
+    with pytest.raises(ValueError, match=r"image 1, class 0: the box \(3, 0, 3, 2\) has no area"):
+        share(maps, [[[]], [[(3, 0, 3, 2)]]])
+    for wrong in (maps - 2, maps[0], maps * torch.nan):
+        with pytest.raises(ValueError, match=r"maps must be \[B, K, H, W\] and nowhere below 0"):
+            share(wrong, [[[]], [[]]])
+    assert area_share([], 4, 4).shape == (0, 0)
+
+
+# ---- most_disagreeing ------------------------------------------------------------------------------------------------
+
+
+def logit(values):
+    values = torch.tensor(values)
+    return (values / (1 - values)).log()
+
+
+def test_the_pictures_on_which_the_branches_differ_most_come_first():
+    co = logit([[0.9, 0.5, 0.5], [0.5, 0.5, 0.5], [0.5, 0.99, 0.1], [0.2, 0.2, 0.2], [0.5, 0.5, 0.8]])
+    dis = logit([[0.4, 0.1, 0.5], [0.4, 0.8, 0.5], [0.5, 0.01, 0.5], [0.2, 0.7, 0.2], [0.3, 0.5, 0.6]])
+    # Row 2's .98 is no positive, row 3 has none.
+    targets = torch.tensor([[1, 0, 1], [1, 1, 0], [0, 0, 1], [0, -1, 0], [0, 0, 1]])
+    assert most_disagreeing(co, dis, targets, 2) == [(0, 0), (2, 2)]
+    found = most_disagreeing(co.numpy(), dis.numpy(), targets.numpy().astype(np.int8), 9)
+    assert found == most_disagreeing(dis, co, targets, 9) == [(0, 0), (2, 2), (1, 1), (4, 2)]
+
+
+def test_of_equal_differences_the_first_row_and_class_are_taken():
+    logits, targets = torch.zeros(5, 3), torch.ones(5, 3)
+    targets[0] = 0
+    assert most_disagreeing(logits, logits, targets, 3) == [(1, 0), (2, 0), (3, 0)]
+    assert most_disagreeing(logits, logits, torch.zeros(5, 3), 3) == []
+    assert most_disagreeing(logits, logits, targets, 0) == []
+
+
+def test_large_logits_do_not_overflow_and_wrong_ones_are_refused():
+    co, dis, targets = torch.tensor([[6e4, -6e4]]), torch.tensor([[-6e4, -6e4]]), torch.ones(1, 2)
+    assert most_disagreeing(co, dis, targets, 1) == [(0, 0)]
+    with pytest.raises(ValueError, match=r"three times \[N, C\], got \(1, 2\), \(1, 2\) and \(1, 1\)"):
+        most_disagreeing(co, dis, targets[:, :1], 1)
+    with pytest.raises(ValueError, match="NaN"):
+        most_disagreeing(co, dis * torch.nan, targets, 1)

@@ -1,0 +1,351 @@
+import io
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from jupyter_client.manager import start_new_kernel
+from PIL import Image
+
+from cpsd_lib import graph
+from cpsd_lib import viz as widgets
+from cpsd_lib.evaluation import cam, metrics
+from cpsd_lib.models.classifier import build_model
+from cpsd_lib.partition import Partition, adjusted_rand, cut, ncut
+from cpsd_lib.teachers import PartTeachers
+from cpsd_lib.viz import explorer, names, parts, thresholds
+
+NAMES = list("abcdefgh")
+
+
+def labels(seed=0, images=300, unknown=0.0):
+    """Labels [N, 8]: an image holds most classes of one of the groups abcd / efg, now and then another; h is rare."""
+    random = np.random.default_rng(seed)
+    inside = random.integers(2, size=images)[:, None] == np.array([0, 0, 0, 0, 1, 1, 1, 2])
+    targets = (random.random((images, 8)) < np.where(inside, 0.7, 0.06)).astype(np.int8)
+    return np.where(random.random(targets.shape) < unknown, -1, targets).astype(np.int8)
+
+
+def parts_explorer(**options):
+    return widgets.partition_explorer(*graph.cooccurrence(labels()), NAMES, **options)
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+# ---- partition explorer ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("branch", ["co", "dis"])
+@pytest.mark.parametrize("refine", [False, True])
+def test_the_partition_shown_is_the_one_that_a_run_cuts(branch, refine):
+    other = Partition([[0, 1, 2, 7], [3, 4], [5, 6]], 8)
+    start = {"branch": branch, "k": 3, "exponent": 0.4, "seed": 5, "refine": refine}
+    shown = parts_explorer(start=start, compare=other).numbers
+    affinity = graph.affinity(*graph.cooccurrence(labels()), branch, 0.4)
+    found = cut(affinity, 3, 5, refine)
+    assert shown["partition"] == found and shown["Ncut"] == ncut(affinity, found)
+    assert shown["ARI"] == adjusted_rand(found, other)
+    assert shown["singletons"] == sum(len(part) == 1 for part in found.parts)
+    assert shown["sizes"] == sorted(map(len, found.parts), reverse=True)
+
+
+def test_a_partition_for_each_branch_is_compared_with_that_branch():
+    compare = {"co": Partition([[0, 1, 2, 3], [4, 5, 6, 7]], 8)}
+    shown = parts_explorer(compare=compare)
+    assert "ARI" in shown.numbers
+    shown.set(branch="dis")
+    assert "ARI" not in shown.numbers
+
+
+def test_moving_a_control_changes_the_numbers_and_the_picture():
+    shown = parts_explorer()
+    image, before = shown.widget.children[-1], shown.png
+    shown.controls["k"].value = 4
+    assert len(shown.numbers["partition"]) == 4 and len(shown.numbers["sizes"]) == 4
+    assert image.value == shown.png and not np.array_equal(pixels(shown.png), pixels(before))
+    shown.controls["branch"].value = "dis"
+    assert shown.settings == {"branch": "dis", "k": 4, "exponent": 0.5, "seed": 0, "refine": False}
+    shown.controls["branch"].value, shown.controls["k"].value = "co", 2
+    assert np.array_equal(pixels(shown.png), pixels(before))
+
+
+def test_refining_is_for_these_settings_only():
+    shown = parts_explorer(start={"branch": "dis", "k": 3})
+    plain = shown.numbers["Ncut"]
+    shown.buttons["refine"].click()
+    assert shown.settings["refine"] and shown.numbers["Ncut"] <= plain
+    shown.controls["seed"].value = 1
+    assert not shown.settings["refine"]
+
+
+def test_what_is_exported_can_be_loaded_and_leaves_the_runs_own_partition_alone(tmp_path):
+    shown = parts_explorer(folder=tmp_path)
+    shown.controls["exponent"].value = 0.1 + 0.2
+    shown.buttons["export"].click()
+    path = tmp_path / "explored_partitions" / "co-k2-p0.3-seed0.json"
+    assert Partition.load(path, 8) == shown.numbers["partition"] and str(path) in shown.message.value
+    assert shown.numbers["partition"] == cut(graph.affinity(*graph.cooccurrence(labels()), "co", 0.3), 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["explored_partitions"]
+    assert "export" not in parts_explorer().buttons
+
+
+def test_an_export_that_cannot_be_written_says_so_beside_the_controls(tmp_path):
+    (tmp_path / "explored_partitions").write_text("a file where a folder must be")
+    shown = parts_explorer(folder=tmp_path)
+    shown.buttons["export"].click()
+    assert "explored_partitions" in shown.message.value and "written to" not in shown.message.value
+    shown.controls["k"].value = 3
+    assert shown.message.value == ""
+
+
+def test_a_setting_that_was_there_before_is_not_cut_again(monkeypatch):
+    cuts = []
+    monkeypatch.setattr(parts, "cut", lambda *settings: cuts.append(settings) or cut(*settings))
+    shown = parts_explorer()
+    for k in (3, 2, 3):
+        shown.set(k=k)
+    assert len(cuts) == 2
+
+
+def test_the_embedding_is_that_of_the_normalised_laplacian():
+    affinity = graph.affinity(*graph.cooccurrence(labels()))
+    degree = affinity.sum(1)
+    laplacian = np.eye(8) - affinity / np.sqrt(np.outer(degree, degree))
+    points = parts.embedding(affinity)
+    for axis, value in enumerate(np.linalg.eigvalsh(laplacian)[1:3]):
+        vector = points[:, axis] * np.sqrt(degree)
+        assert np.allclose(laplacian @ vector, value * vector) and np.isclose(np.linalg.norm(vector), 1)
+        assert (points[:, axis] ** 3).sum() >= 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("present", [0, 1])
+def test_few_classes_or_classes_without_company_are_drawn(count, present):
+    targets = np.zeros((5, count + 1), np.int8)
+    targets[:, :count] = present
+    for branch in ("co", "dis"):
+        start = {"branch": branch, "k": 1}
+        shown = widgets.partition_explorer(*graph.cooccurrence(targets), NAMES[: count + 1], start)
+        assert shown.numbers["sizes"] == [count + 1] and pixels(shown.png).shape == (800, 1350, 3)
+    points = parts.embedding(graph.affinity(*graph.cooccurrence(targets)))
+    assert np.isnan(points[-1]).all() and np.isnan(points).all(1).sum() == (1 if present and count > 1 else count + 1)
+
+
+def test_a_partition_explorer_refuses_what_does_not_fit():
+    counts, occurrence = graph.cooccurrence(labels())
+    for options in (
+        {"start": {"parts": 3}},
+        {"start": {"k": 9}},
+        {"start": {"exponent": 0}},
+        {"start": {"branch": "+"}},
+    ):
+        with pytest.raises(ValueError, match=r"parts|k must|exponent|branch"):
+            parts_explorer(**options)
+    with pytest.raises(ValueError, match="7 names for 8 classes"):
+        widgets.partition_explorer(counts, occurrence, NAMES[:7])
+    with pytest.raises(ValueError, match="cannot compare"):
+        parts_explorer(compare=Partition([[0], [1]], 2))
+    shown = parts_explorer()
+    for change in ({"k": 9}, {"colour": "red"}):
+        with pytest.raises(ValueError):
+            shown.set(**change)
+    assert shown.settings["k"] == 2 and len(shown.numbers["partition"]) == 2
+
+
+# ---- threshold explorer ----------------------------------------------------------------------------------------------
+
+
+def scores_of(targets, seed=0, dtype=np.float64):
+    """Probabilities in steps of 0.05, so that many are equal and many are a threshold."""
+    noise = np.random.default_rng(seed).normal(0, 0.25, targets.shape)
+    return (np.round(np.clip(0.35 + 0.3 * (targets == 1) + noise, 0, 1) * 20) / 20).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("unknown", [0.0, 0.3])
+def test_the_threshold_explorer_counts_what_metrics_counts(dtype, unknown):
+    targets = labels(unknown=unknown)
+    targets[:, 7] = 0  # a class without a positive
+    scores = scores_of(targets, dtype=dtype)
+    shown = widgets.threshold_explorer(scores, targets, NAMES)
+    for threshold in (0.0, 0.3, 0.55, 0.7, 0.951, 1.0):
+        shown.controls["threshold"].value = threshold
+        assert shown.numbers == pytest.approx(metrics.precision_recall_f1(scores, targets, threshold), abs=1e-15)
+
+
+def test_a_class_is_counted_by_itself():
+    targets = labels(unknown=0.2)
+    scores = scores_of(targets)
+    shown = widgets.threshold_explorer(scores, targets, NAMES, {"threshold": 0.6})
+    for c, name in enumerate(NAMES):
+        shown.controls["shown"].value = name
+        predicted = (scores[:, c] >= 0.6) & (targets[:, c] != -1)
+        right, positive = (predicted & (targets[:, c] == 1)).sum(), (targets[:, c] == 1).sum()
+        precision, recall = right / max(predicted.sum(), 1), right / max(positive, 1)
+        f1 = 2 * right / (predicted.sum() + positive)
+        found = [shown.numbers[key] for key in ("precision", "recall", "F1")]
+        assert found == pytest.approx([precision, recall, f1])
+
+
+def test_counts_of_many_thresholds_are_those_of_each():
+    targets = labels(unknown=0.2)
+    scores = scores_of(targets)
+    right, chosen = thresholds.Ranked(scores, targets).count([0.2, 0.5])
+    for place, threshold in enumerate((0.2, 0.5)):
+        predicted = (scores >= threshold) & (targets != -1)
+        assert chosen[place].tolist() == predicted.sum(0).tolist()
+        assert right[place].tolist() == (predicted & (targets == 1)).sum(0).tolist()
+
+
+def test_a_threshold_explorer_refuses_what_does_not_fit():
+    targets = labels()
+    scores = scores_of(targets)
+    for start in ({"threshold": 1.5}, {"shown": "z"}, {"class": "a"}):
+        with pytest.raises(ValueError, match=r"0\.\.1|no class 'z'|start may set"):
+            widgets.threshold_explorer(scores, targets, NAMES, start)
+    with pytest.raises(ValueError, match="probabilities"):
+        widgets.threshold_explorer(scores * 3, targets, NAMES)
+    with pytest.raises(ValueError, match="7 names for 8 classes"):
+        widgets.threshold_explorer(scores, targets, NAMES[:7])
+
+
+# ---- CAM browser -----------------------------------------------------------------------------------------------------
+
+
+def small_model(num_classes=8):
+    return build_model("resnet18", num_classes).eval()
+
+
+def pictures(count=4):
+    return np.random.default_rng(0).integers(256, size=(count, 3, 64, 64), dtype=np.uint8)
+
+
+TARGETS = np.zeros((4, 8), np.int8)
+TARGETS[0, [1, 4]] = 1
+TARGETS[2, :5] = 1
+TARGETS[3, 0] = -1
+
+
+def browser(models=None, **options):
+    return widgets.cam_browser(models or {"one": small_model()}, pictures(), [3, 0, 2], TARGETS, NAMES, **options)
+
+
+def test_a_cam_browser_shows_the_labels_of_the_image_or_the_most_probable_class():
+    model = small_model()
+    shown = browser({"one": model})
+    probabilities = torch.sigmoid(model(torch.from_numpy(pictures()) / 255).logits).detach().numpy()
+    assert shown.numbers["labels"] == [] and shown.numbers["classes"] == [NAMES[probabilities[3].argmax()]]
+    shown.controls["image"].value = 1
+    assert shown.numbers["classes"] == shown.numbers["labels"] == ["b", "e"]
+    assert shown.numbers["probabilities"] == pytest.approx(probabilities[0, [1, 4]], abs=1e-5)
+    shown.controls["image"].value = 2
+    assert shown.numbers["classes"] == ["a", "b", "c"] and len(shown.numbers["labels"]) == 5
+    shown.controls["shown"].value = "h"
+    assert shown.numbers["classes"] == ["h"]
+
+
+def test_another_model_or_image_shows_another_map_and_teachers_answer_as_one_model():
+    teachers = PartTeachers([small_model(4), small_model(4)], Partition([[0, 2, 4, 6], [1, 3, 5, 7]], 8))
+    shown = browser({"one": small_model(), "teachers": teachers}, start={"shown": "c"})
+    seen = [shown.png]
+    shown.controls["model"].value = "teachers"
+    said = torch.sigmoid(teachers(torch.from_numpy(pictures()[3:]) / 255)[0, 2]).item()
+    assert shown.numbers["probabilities"] == pytest.approx([said], abs=1e-5)
+    seen.append(shown.png)
+    shown.controls["image"].value = 1
+    assert len({*seen, shown.png}) == 3
+
+
+def test_the_maps_drawn_are_those_of_class_activation(monkeypatch):
+    model, drawn = small_model(), []
+    monkeypatch.setattr("cpsd_lib.viz.cams.MapFigure", lambda: SimpleNamespace(show=lambda *all: drawn.append(all)))
+    browser({"one": model}, start={"image": 1})
+    expected = cam.class_activation(model, torch.from_numpy(pictures()[:1]) / 255, [1, 4])[0]
+    image, maps, captions, _ = drawn[0]
+    assert np.array_equal(image, pictures()[0]) and np.allclose(maps, expected, atol=1e-5)
+    assert [caption.split(":")[0] for caption in captions] == ["b", "e"]
+
+
+def test_a_cam_browser_refuses_what_does_not_fit():
+    for start in ({"image": 3}, {"image": -1}, {"shown": "z"}, {"model": "two"}, {"row": 0}):
+        with pytest.raises(ValueError, match=r"there is no|start may set"):
+            browser(start=start)
+    with pytest.raises(ValueError, match="0 rows"):
+        widgets.cam_browser({"one": small_model()}, pictures(), [], TARGETS, NAMES)
+    with pytest.raises(ValueError, match="targets are"):
+        widgets.cam_browser({"one": small_model()}, pictures(), [0], TARGETS[:, :7], NAMES)
+
+
+# ---- with and without a front end ------------------------------------------------------------------------------------
+
+
+def test_without_a_front_end_an_explorer_shows_its_picture_and_makes_no_widget():
+    shown = parts_explorer()
+    data = shown._repr_mimebundle_()
+    assert set(data) == {"image/png", "text/plain"} and "Ncut" in data["text/plain"]
+    assert "widget" not in vars(shown) and "controls" not in vars(shown)
+    assert not plt.get_fignums()
+
+
+def test_the_picture_can_be_saved(tmp_path):
+    shown = parts_explorer()
+    shown.save(tmp_path / "figures" / "02_explorer.png")
+    assert (tmp_path / "figures" / "02_explorer.png").read_bytes() == shown.png
+
+
+def test_papermill_gets_the_picture_alone_and_a_notebook_the_controls_as_well():
+    """About 10 s: a kernel. papermill, nbconvert and nbclient tell it that nobody is there to answer (allow_stdin)."""
+    manager, client = start_new_kernel()
+    try:
+        code = "import numpy as np\nfrom cpsd_lib import viz as widgets\n"
+        code += "widgets.threshold_explorer(np.array([[0.2], [0.7]]), np.array([[0], [1]]), ['a'])"
+        found = {}
+        for somebody in (False, True):
+            sent = []
+            reply = client.execute_interactive(code, allow_stdin=somebody, output_hook=sent.append, timeout=120)
+            assert reply["content"]["status"] == "ok", reply["content"]
+            found[somebody] = sent
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    kinds = {somebody: {message["msg_type"] for message in sent} for somebody, sent in found.items()}
+    assert kinds[False] - {"status"} == {"execute_input", "execute_result"}
+    assert "comm_open" in kinds[True] and "stream" not in kinds[True]
+    for somebody, sent in found.items():
+        (data,) = [message["content"]["data"] for message in sent if message["msg_type"] == "execute_result"]
+        assert ("application/vnd.jupyter.widget-view+json" in data) == somebody and data["image/png"]
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_placed_where_there_is_room_cover_no_point_and_no_name():
+    random = np.random.default_rng(0)
+    anchors, box = random.uniform(0, 400, (60, 2)), SimpleNamespace(min=np.zeros(2), max=np.full(2, 400.0))
+    sizes = [(int(width), 10) for width in random.integers(20, 60, 60)]
+    corners = names._where_free(sizes, anchors, box)
+    placed = [(low, np.add(low, size)) for low, size in zip(corners, sizes, strict=True) if low is not None]
+    assert 20 < len(placed) < 60
+    for number, (low, high) in enumerate(placed):
+        assert (np.array(low) >= 0).all() and (high <= 400).all()
+        assert not ((anchors > low) & (anchors < high)).all(1).any()
+        for other, its_high in placed[:number]:
+            assert not ((np.array(low) < its_high) & (np.array(other) < high)).all()
+
+
+def test_only_the_moving_artists_are_drawn_again():
+    picture = explorer.Picture(2, 1)
+    axis = picture.figure.add_axes((0, 0, 1, 1))
+    still, moving = axis.axvspan(0, 0.2, color="black"), axis.axvspan(0.8, 1, color="black")
+    axis.set(xlim=(0, 1))
+    axis.axis("off")
+    first = pixels(picture.png([moving]))
+    still.set_visible(False)
+    moving.set_x(0.4)
+    second = pixels(picture.png([moving]))
+    assert first.shape == (100, 200, 3)
+    assert (first[50, [20, 100, 180]] == 0).all(1).tolist() == [True, False, True]
+    assert (second[50, [20, 100, 180]] == 0).all(1).tolist() == [True, True, False]

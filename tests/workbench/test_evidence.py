@@ -1,0 +1,97 @@
+"""Intervals, calibration and rules of decision from saved scores, on scores made by hand."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from cpsd_lib.evaluation import bootstrap, metrics, thresholds
+from cpsd_lib.evaluation.calibration import expected_calibration_error, reliability
+from cpsd_lib.viz import plots_evidence
+from cpsd_lib.workbench import evidence
+from cpsd_lib.workbench.run import MissingStage, held_out_indices, open_run, training_indices
+from cpsd_lib.workbench.scoring import score_path
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run of two seeds that never trained: its baseline guesses, its CPSD student knows the targets and adds noise."""
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path))
+    run = open_run("tiny", {"data.images": 300, "data.size": 16, "seeds": 2, "train.select": "val"})
+    table = run.dataset.table
+    for seed in (0, 1):
+        draw = np.random.default_rng(seed)
+        for split, rows in (("test", table.indices("test")), ("held_out", held_out_indices(run, seed))):
+            targets = table.targets[rows]
+            said = {
+                "baseline": draw.normal(size=targets.shape),
+                "cpsd": 2.0 * targets + draw.normal(size=targets.shape),
+            }
+            for row, logits in said.items():
+                path = score_path(run, seed, row, split)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(path, logits.astype(np.float32))
+    return run
+
+
+def test_a_gain_is_taken_seed_by_seed_on_the_same_images_and_in_percent(run):
+    targets = run.dataset.table.targets[run.dataset.table.indices("test")]
+    found = evidence.gain_intervals(run, "cpsd", "baseline", resamples=100)
+    assert found.index.tolist() == [0, 1]
+    for seed in (0, 1):
+        both = [np.load(score_path(run, seed, row, "test")) for row in ("cpsd", "baseline")]
+        expected = bootstrap.paired_bootstrap(*both, targets, 100, run.params.seed)
+        assert found.loc[seed].tolist() == pytest.approx([*(100 * value for value in expected[:3]), expected.p_value])
+    assert (found["low"] > 0).all() and (found["gain"] > 20).all()  # a model that knows the answers is better
+    none = evidence.gain_intervals(run, "cpsd", "cpsd", resamples=50)
+    assert (none[["gain", "low", "high"]] == 0).all(axis=None) and (none["p"] == 1).all()
+
+
+def test_scores_that_are_not_there_are_asked_of_05(run):
+    with pytest.raises(MissingStage, match="05_evaluation"):
+        evidence.gain_intervals(run, "sd", "baseline")
+
+
+def test_calibration_is_the_mean_over_seeds(run):
+    targets = run.dataset.table.targets[run.dataset.table.indices("test")]
+    table = evidence.calibration_errors(run, ["baseline", "cpsd"])
+    errors = [
+        100 * expected_calibration_error(expit(np.load(score_path(run, seed, "cpsd", "test")).astype(float)), targets)
+        for seed in (0, 1)
+    ]
+    assert table.loc["+ CPSD", "ECE"] == pytest.approx(np.mean(errors))
+    assert table.loc["+ CPSD", "spread"] == pytest.approx(np.std(errors, ddof=1))
+
+
+def test_thresholds_are_tuned_on_images_held_out_of_training_and_used_on_test(run):
+    table = run.dataset.table
+    found = evidence.decision_rules(run, ["cpsd"])
+    assert found.index.get_level_values("rule").tolist() == ["0.5", "0.8", "top 3", "tuned per class"]
+    test, expected = table.targets[table.indices("test")], []
+    for seed in (0, 1):
+        held_out = held_out_indices(run, seed)
+        assert not set(held_out) & set(table.indices("test")) and set(held_out) <= set(table.indices("train"))
+        assert not set(held_out) & set(training_indices(run, run.params.student, seed)[0])
+        seen, scores = (expit(np.load(score_path(run, seed, "cpsd", s)).astype(float)) for s in ("held_out", "test"))
+        tuned = thresholds.best_thresholds(seen, table.targets[held_out])
+        expected.append(100 * metrics.precision_recall_f1(scores, test, tuned)["CF1"])
+    assert found.loc[("+ CPSD", "tuned per class"), "CF1"] == pytest.approx(np.mean(expected))
+    assert found.loc[("+ CPSD", "tuned per class"), "CF1"] > found.loc[("+ CPSD", "0.5"), "CF1"]
+
+
+@pytest.mark.parametrize(
+    "more", [{"train.select": "last"}, {"protocol": "paper"}, {"teachers.select": "last"}, {"student.val_share": 0.2}]
+)
+def test_without_held_out_training_images_no_threshold_is_tuned(run, more):
+    other = open_run("tiny", {"data.images": 300, "data.size": 16, "seeds": 2, "train.select": "val"} | more)
+    assert held_out_indices(other, 0) is None
+    assert "tuned per class" not in evidence.decision_rules(other, ["cpsd"]).index.get_level_values("rule")
+
+
+def test_the_figures_show_every_class_and_every_row():
+    gain = np.array([1.0, np.nan, -2.0, 0.5])
+    figure = plots_evidence.gain_against(gain, {"images": np.arange(4), "degree": np.arange(4.0)}, "t")
+    assert len(figure.axes) == 2 and all(len(axis.lines[1].get_xdata()) == 3 for axis in figure.axes)
+    scores = np.random.default_rng(0).random((50, 3))
+    tables = {name: reliability(scores, (scores > 0.5).astype(int)) for name in ("baseline", "+ CPSD")}
+    axis = plots_evidence.reliability_curves(tables, "t").axes[0]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["perfect", "baseline", "+ CPSD"]
