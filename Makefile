@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 seeds ?= 1
 
-.PHONY: setup demo test lint lab clean
+.PHONY: setup demo test lint lab bench clean
 
 setup: .venv/installed
 
@@ -28,6 +28,10 @@ lint: setup
 
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_data.ipynb
+
+# make bench args="--quick" is a smoke test of seconds; args="--help" lists the sizes.
+bench: setup
+	PYTHONPATH=tests $(BIN)/python -m bench $(args)
 
 clean:
 	rm -rf .venv outputs/[!.]*

@@ -1,6 +1,6 @@
 """Scores, losses and updates the straightforward way: one class, one group, one tensor after the other.
 
-Ours is compared with these for time and for value. They follow METHOD's definitions and nobody's code.
+Ours is compared with these for time and for value. They follow the papers' definitions and nobody's code.
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 
 def average_precision_walked(scores, targets):
-    """Return AP [C] of tensors scores and targets [N, C]: rank each class's images, then walk down the ranking in Python."""
-    found = []
+    """Return AP [C] of arrays scores and targets [N, C]: rank each class's images, walk down the ranking in Python."""
+    scores, targets, found = torch.from_numpy(scores), torch.from_numpy(targets), []
     for c in range(scores.shape[1]):
         ranked = targets[torch.argsort(scores[:, c], descending=True), c]
         right, total = 0, 0.0
@@ -32,14 +32,13 @@ def average_precision_class_by_class(scores, targets):
     return np.array(found)
 
 
-def mean_of_known(values):
-    """Return the mean of `values` without NaNs; NaN when all are."""
-    known = values[~np.isnan(values)]
-    return known.mean() if len(known) else np.nan
+def mean_average_precision(scores, targets):
+    """Return the mean AP of the classes that have a positive."""
+    return np.nanmean(average_precision_class_by_class(scores, targets))
 
 
 def led_group_by_group(student, teacher, targets):
-    """Return (CD, ID), LED's two sums of embeddings [B, C, D], group after group (METHOD 2)."""
+    """Return (CD, ID), LED's two sums of embeddings [B, C, D], group after group (L2D, label-wise embedding distillation)."""
     of_classes, of_images = student.new_zeros(()), student.new_zeros(())
     for c in range(targets.shape[1]):
         held = targets[:, c] == 1
@@ -66,7 +65,7 @@ def _relative_distances(rows):
 
 @torch.no_grad()
 def average_tensor_by_tensor(shadow, model, decay):
-    """Move `shadow` {name: tensor} towards the model's state in place: decay * shadow + (1 - decay) * live, counts copied."""
+    """Set `shadow` {name: tensor} to decay * shadow + (1 - decay) * the model's state; counts are copied."""
     for name, live in model.state_dict().items():
         if live.is_floating_point():
             shadow[name].copy_(decay * shadow[name] + (1 - decay) * live)

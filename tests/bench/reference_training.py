@@ -1,8 +1,8 @@
-"""Training the straightforward way: one model at a time, its teachers asked anew in every step, raw and EMA validated.
+"""Training the straightforward way: one model at a time, its teachers computed in every step, raw and EMA validated.
 
 Models, losses, optimizer, schedule, precision and memory format are ours, so that the results can be compared: what
-differs is how the work is organised. Teachers are in eval mode; in train mode, as the release had them, nobody could store
-what they say.
+differs is how the work is organised. Teachers are in eval mode; in train mode, as the release had them, their logits
+would depend on the batch and nobody could store them.
 """
 
 import copy
@@ -11,90 +11,62 @@ import numpy as np
 import torch
 
 from bench import reference, reference_views
-from cpsd_lib.data.augment import views
-from cpsd_lib.objectives import Batch
-from cpsd_lib.support import pick_precision
+from bench.timing import INPUT, SOFT, VALIDATION
+from bench.workspace import SEED, TRAINING
+from cpsd_lib.data import permutation
+from cpsd_lib.training.batches import Batch
 from cpsd_lib.training.learner import optimizer_of
 
-INPUT, TEACH, ASK, LEARN, CHECK = (
-    *("photos and views", "training teachers", "asking teachers"),
-    *("training students", "validation, files"),
-)
-STAGES = (INPUT, TEACH, ASK, LEARN, CHECK)
 
+def train(w, learner, batches, stage=None, validated=False):
+    """Train a Learner for an epoch of Batches; leave the moving average of its weights in its model.
 
-def train(model, objective, epoch_of, steps, recipe, device, watch, stage, validate=None):
-    """Train `model` in place; return (averages, scores) of its epochs: the state's moving average {name: tensor}, its score.
-
-    epoch_of(number) yields that epoch's `steps` Batches. recipe: TrainParams. validate(model) -> score: asked twice an
-    epoch, of the raw weights and of the average; None scores nothing. watch: Stopwatch, whose `stage` the steps are.
+    validated: raw weights and average are scored, as the release had it. stage: what the time of the steps counts as.
     """
-    model = model.to(device, memory_format=torch.channels_last)
-    precision = pick_precision(recipe.precision, device)
-    optimizer, schedule = optimizer_of(model, recipe, steps)
+    model = learner.model.to(w.device, memory_format=torch.channels_last).train()
+    optimizer, schedule = optimizer_of(model, TRAINING, w.steps)
     averaged = copy.deepcopy(model)
     shadow = averaged.state_dict()  # its tensors are the averaged model's own
-    step, kept, scores = 0, [], []
-    for epoch in range(recipe.epochs):
-        model.train()
-        for batch in epoch_of(epoch):
-            watch.switch(stage)
-            with torch.autocast(device.type, precision, enabled=precision is not None):
-                output = model(batch.images)
-            sum(objective(output, batch).values()).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-            step += 1
-            warm = (1 + step) / (10 + step) if recipe.ema_warmup else 1.0
-            reference.average_tensor_by_tensor(shadow, model, min(recipe.ema_decay, warm))
-        if validate is not None:
-            watch.switch(CHECK)
-            validate(model.eval())
-            scores.append(validate(averaged.eval()))
-        kept.append({name: tensor.clone() for name, tensor in shadow.items()})
-    return kept, scores
+    for step, batch in enumerate(batches, 1):
+        w.switch(stage)
+        with w.autocast():
+            output = model(batch.images)
+        sum(learner.objective(output, batch.targets, batch.soft).values()).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        reference.average_tensor_by_tensor(shadow, model, min(TRAINING.ema_decay, (1 + step) / (10 + step)))
+    w.switch(VALIDATION)
+    for one in (model, averaged) if validated else ():
+        _score(w, one.eval(), learner.class_indices)
+    model.load_state_dict(shadow)
 
 
-def ask(teachers, images, precision):
-    """Return {branch: merged logits [B, C]} of `images` by {branch: (experts, partition)}, one expert after the other."""
-    with torch.no_grad(), torch.autocast(images.device.type, precision, enabled=precision is not None):
-        return {
-            branch: partition.merge([expert(images).logits.float() for expert in experts])
-            for branch, (experts, partition) in teachers.items()
-        }
-
-
-def asked(batches, teachers, precision, watch):
-    """Yield the Batches of an epoch with what the teachers say of each, asked now."""
+def with_teachers(w, batches, teachers):
+    """Yield the Batches of an epoch and soft targets of {branch: PartTeachers}, computed now, expert by expert."""
     for batch in batches:
-        watch.switch(ASK)
-        soft = ask(teachers, batch.images, precision)
+        w.switch(SOFT)
+        with torch.no_grad(), w.autocast():
+            soft = {
+                branch: one.partition.merge([expert(batch.images).logits.float() for expert in one.experts])
+                for branch, one in teachers.items()
+            }
         yield Batch(batch.images, batch.targets, batch.indices, soft)
-        watch.switch(INPUT)
+        w.switch(INPUT)
 
 
-def epoch_from_files(photos, view, recipe, size, seed, number, device, watch):
-    """Yield one epoch's Batches: every photo of it opened, resized and augmented now; view: ViewRecipe."""
-    watch.switch(INPUT)
-    rows = photos.rows[views.permutation(seed, number, photos.training)]
-    batch = min(recipe.batch_size, len(rows))
-    made = reference_views.drawn(view, seed, number, rows)
-    for start in range(0, len(rows) - batch + 1, batch):
-        chosen = range(start, start + batch)
-        pictures = [made(i, reference_views.decoded(photos.paths[rows[i]], size)) for i in chosen]
-        images = reference_views.as_tensor(pictures).to(device).contiguous(memory_format=torch.channels_last)
-        targets = torch.from_numpy(photos.targets[rows[start : start + batch]]).float().to(device)
-        yield Batch(images, targets, rows[start : start + batch])
-        watch.switch(INPUT)
+def epoch_from_files(w, view):
+    """Yield the Batches of an epoch: every photo opened, resized and augmented now; view: a name in VIEWS."""
+    w.switch(INPUT)
+    order = permutation(SEED, 0, len(w.trained_on))[: w.steps * w.settings.batch]
+    for chosen in np.split(order, w.steps):
+        images = reference_views.tensor_of(w, chosen, view)
+        yield Batch(images, torch.from_numpy(w.targets[chosen]).float().to(w.device), chosen)
+        w.switch(INPUT)
 
 
-def logits_from_files(model, photos, rows, size, device, batch_size=128, precision=None):
-    """Return logits [n, C] (numpy) of `rows`, every photo opened and resized now."""
-    found = []
-    for start in range(0, len(rows), batch_size):
-        pictures = [reference_views.decoded(photos.paths[row], size) for row in rows[start : start + batch_size]]
-        images = reference_views.as_tensor(pictures).to(device).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision is not None):
-            found.append(model(images).logits.float().cpu().numpy())
-    return np.concatenate(found)
+def _score(w, model, classes):
+    images = reference_views.tensor_of(w, w.held_out)
+    with torch.inference_mode(), w.autocast():
+        logits = model(images).logits.float().cpu().numpy()
+    return reference.mean_average_precision(logits, w.targets[w.held_out][:, classes])

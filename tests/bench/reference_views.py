@@ -1,6 +1,6 @@
 """Photos the straightforward way: open, resize and augment one file at a time in Pillow, again for every model.
 
-The numbers of a view are drawn as ours are (`views.draws`), for a whole epoch at once, so that both make the same views.
+The numbers of a view are drawn as ours are (`views.draws`), so that both make the same views.
 """
 
 import math
@@ -9,34 +9,39 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
+from bench.workspace import SEED
 from cpsd_lib.data.augment import randaugment, views
 
 
 def decoded(path, size):
     """Return the (upright) photo in `path` as an RGB Pillow picture of size x size, both sides resized."""
     with Image.open(path) as image:
-        # Ours asks the same of libjpeg where a photo is four times as large as wanted; other pixels could not be compared.
+        # Ours has libjpeg decode very large photos smaller, too; other pixels could not be compared.
         image.draft(image.mode, (2 * size, 2 * size))
         return image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
 
 
-def as_tensor(pictures):
-    """Return Pillow pictures as float32 [B, 3, S, S] in [0, 1]."""
-    return torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 for picture in pictures])
+def tensor_of(w, indices, view=None):
+    """Return photos opened now, as views of the first epoch or as they are: float32 [B, 3, S, S] in [0, 1]."""
+    pictures = [decoded(w.paths[i], w.settings.size) for i in indices]
+    if view is not None:
+        pictures = augmented(pictures, views.VIEWS[view], indices)
+    images = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255 for picture in pictures])
+    return images.to(w.device).contiguous(memory_format=torch.channels_last)
 
 
-def drawn(recipe, seed, epoch, rows):
-    """Return one function picture -> view for each of `rows`, by the draws of (seed, epoch, row); recipe: ViewRecipe."""
+def augmented(pictures, recipe, indices):
+    """Return the views of pictures in the first epoch, by our draws; recipe: ViewRecipe."""
 
     def numbers(purpose, count):
-        return views.draws(seed, epoch, rows, purpose, count)
+        return views.draws(SEED, 0, indices, purpose, count)
 
     flip, crop, light = numbers("flip", 1), numbers("crop", 3), numbers("light", 2)
     centre, colour = numbers("cutout", 2), numbers("cutout colour", 3)
     chosen = numbers("rand_augment", randaugment.DRAWS)
     steps = [randaugment.plan(chosen[:, :4]), randaugment.plan(chosen[:, 4:])]
 
-    def view(b, picture):
+    def view_of(b, picture):
         mean = np.asarray(picture).mean() if recipe.contrast else 0.0  # of the whole picture
         if recipe.flip or recipe.crop_area < 1:
             picture = _flip_crop(picture, recipe, flip[b, 0], *crop[b])
@@ -49,7 +54,7 @@ def drawn(recipe, seed, epoch, rows):
                 picture = OPERATIONS[kind[b]](picture, float(amount[b]))
         return picture
 
-    return view
+    return [view_of(b, picture) for b, picture in enumerate(pictures)]
 
 
 def _relit(picture, recipe, mean, bright, contrast):

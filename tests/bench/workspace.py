@@ -1,155 +1,149 @@
-"""What the parts with photos share: files, decoded pixels, models, recipe and partitions."""
+"""What the parts of the benchmark share: sizes, photos, decoded pixels, models, partitions, and stored soft targets."""
 
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from bench.photos import Photos, photos_of
-from bench.settings import Settings
-from cpsd_lib.data.images import cache
-from cpsd_lib.models.classifier import build_model
+from bench.timing import worst
+from cpsd_lib.data import Scenes
+from cpsd_lib.data.images.cache import CsvImages, build
+from cpsd_lib.models import build_model, fold_teachers
 from cpsd_lib.objectives import Supervised
 from cpsd_lib.partition import Partition, random_partition
-from cpsd_lib.support import derive_seed, digest, pick_device, pick_precision
-from cpsd_lib.training.batches import Batches
-from cpsd_lib.training.learner import Learner
-from cpsd_lib.training.loop import fit
-from cpsd_lib.workbench.defaults import RECIPES
-from cpsd_lib.workbench.params import TrainParams
+from cpsd_lib.support import derive_seed, pick_device, pick_precision
+from cpsd_lib.teachers import PartTeachers
+from cpsd_lib.training import Batches, Learner, Training, view_logits
 
-# The release's rate for students. At the default's 5e-4 Adam makes whole steps of the last bits of half-precision targets: after
-# 16 steps the same student lay 0.7 of its way off, at this rate 0.06 (mobilenetv2_100, 48 px). The rate costs no time.
-LR = 1e-5
-SPEAK_UP = 20  # a new head's logits hardly differ from photo to photo, and a mix-up of photos would not show
+SEED = 0
+MIN_STEPS = 4  # one or two move a model hardly more than float32 rounds, and nothing could be compared
+# The release's rate for students. At the default's 5e-4 Adam makes whole steps of the last bits of half-precision
+# targets: after 16 steps the same student lay 0.7 of its way off, at this rate 0.06 (mobilenetv2_100, 48 px).
+TRAINING = Training(epochs=1, lr=1e-5)
+HEAD_GAIN = 20  # a new head's logits hardly differ from photo to photo, and a mix-up of photos would not show
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Sizes of one benchmark."""
+
+    device: str = "auto"
+    model: str = "mobilenetv2_100"  # a timm name; random weights
+    size: int = 128  # pixels
+    k: int = 5  # parts, so 2k teachers
+    images: int = 128  # photos to train on; a quarter as many are held out
+    batch: int = 32
+    repeats: int = 5  # of each way, in turn; a median of fewer is one run's luck
+    photo_size: int = 256  # pixels of the drawn photos, both sides
+    scored: tuple = (40_137, 80)  # images x classes that are scored: MS-COCO 2014's labelled val images
+    led: tuple = (64, 80, 768)  # batch, classes and width of the embeddings: L2D's on COCO
+    averaged: str = "resnet101"  # the model whose EMA is timed
+    quick: bool = False  # a smoke test: its ratios mean nothing
+
+
+QUICK = {"model": "test_resnet", "size": 32, "k": 2, "images": 32, "batch": 8, "repeats": 2, "photo_size": 64}
+QUICK |= {"scored": (500, 6), "led": (8, 6, 16), "averaged": "resnet18", "quick": True}
+
+
 class Workspace:
-    """Settings, photos, their decoded pixels uint8 [N, 3, S, S], a device, and a folder for what a run leaves behind."""
+    """Drawn photos [N] as JPEG files, with targets [N, C] and decoded pixels, and what is made of them."""
 
-    settings: Settings
-    photos: Photos
-    images: np.ndarray
-    device: torch.device
-    folder: Path
+    def __init__(self, settings, folder):
+        count = settings.images + settings.images // 4
+        scenes = Scenes(max(100, count), settings.photo_size, SEED)
+        self.settings, self.folder, self.targets = settings, Path(folder), scenes.table.targets[:count]
+        self.paths = [self.folder / f"{i}.jpg" for i in range(count)]
+        for i, path in enumerate(self.paths):
+            Image.fromarray(np.ascontiguousarray(scenes.load(i).transpose(1, 2, 0))).save(path, quality=90)
+        self.images = self.decoded()
+        self.trained_on, self.held_out = np.split(np.arange(count), [settings.images])
+        self.device, self.steps = pick_device(settings.device), settings.images // settings.batch
+        self.precision = pick_precision("auto", self.device)
+        self.classes = list(range(self.targets.shape[1]))
+        # Random parts: which classes share a teacher costs nothing.
+        cuts = {b: random_partition(len(self.classes), settings.k, number) for number, b in enumerate(("co", "dis"))}
+        self.partitions = {"whole": Partition([self.classes], len(self.classes))} | cuts
 
-    @property
-    def classes(self):
-        """Number of classes."""
-        return self.photos.targets.shape[1]
+    def switch(self, stage):
+        """Say what the time is spent on from now on; the whole table puts a Stopwatch's in its place."""
 
-    @property
-    def partitions(self):
-        """{branch: Partition} of whole, co and dis; random parts, since which classes share a teacher costs nothing."""
-        cut = {b: random_partition(self.classes, self.settings.k, seed) for seed, b in enumerate(("co", "dis"))}
-        return {"whole": Partition([list(range(self.classes))], self.classes)} | cut
+    def autocast(self):
+        """Return the context that a forward pass runs in."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
-    def recipe(self, **change):
-        """Return the default recipe as TrainParams, an epoch long, with `change`."""
-        usual = RECIPES["default"]["train"] | {"epochs": 1, "batch_size": self.settings.batch, "lr": LR}
-        return TrainParams(**usual | change)
+    def decoded(self):
+        """Return the pixels of all photos, uint8 [N, 3, S, S], in a new cache; in one process, as the reference."""
+        root, load = tempfile.mkdtemp(dir=self.folder), CsvImages(self.paths, self.settings.size)
+        images, _ = build(load, len(self.paths), self.settings.size, "photos", root, workers=1)
+        return images
 
-    def precision(self):
-        """Return the autocast dtype, or None for float32."""
-        return pick_precision("auto", self.device)
+    def batches(self, view="default", images=None, soft=None):
+        """Return Batches of the photos to train on; images: their pixels, by default those decoded before."""
+        return Batches(
+            self.images if images is None else images,
+            self.targets,
+            self.trained_on,
+            batch_size=self.settings.batch,
+            view=view,
+            seed=SEED,
+            device=self.device,
+            soft=soft,
+        )
 
-    def image(self):
-        """Return one black image [1, 3, S, S] on the device."""
-        return torch.zeros(1, 3, self.settings.size, self.settings.size, device=self.device)
+    def student(self):
+        """Return a new student; all start from the same weights."""
+        return self._model(self.classes, "student")
 
-    def model(self, classes, name):
-        """Return a model over `classes` classes with random weights that are a function of the seed and `name`."""
-        torch.manual_seed(derive_seed(self.settings.seed, "init", name))
-        model = build_model(self.settings.model, classes, **self.settings.options)
+    def experts(self, branches):
+        """Return a new Learner for each part of some branches, named "co-0", "co-1", ..."""
+        experts = []
+        for branch in branches:
+            for number, part in enumerate(self.partitions[branch].parts):
+                name, objective = f"{branch}-{number}", Supervised(torch.tensor(part, device=self.device))
+                experts.append(Learner(name, self._model(part, name), objective, part))
+        return experts
+
+    def _model(self, classes, name):
+        torch.manual_seed(derive_seed(SEED, "init", name))
+        model = build_model(self.settings.model, len(classes))
         with torch.no_grad():
             for matrix in (p for p in model.head.parameters() if p.ndim > 1):
-                matrix.mul_(SPEAK_UP)
+                matrix.mul_(HEAD_GAIN)
         return model
 
-    def batches(self, recipe, photos=None, images=None, kind=Batches, **more):
-        """Return Batches (or a `kind` of it) of some photos, by default all."""
-        photos, images = photos or self.photos, self.images if images is None else images
-        arguments = {"batch_size": recipe.batch_size, "view": recipe.view, "seed": self.settings.seed}
-        return kind(images, photos.targets, photos.rows, device=self.device, **arguments, **more)
+    def teachers(self, experts):
+        """Return {branch: PartTeachers} of the models of experts, on the device, in eval mode."""
+        models, merged = {}, {}
+        for expert in experts:
+            models.setdefault(expert.name.split("-")[0], []).append(expert.model)
+        for branch, of_parts in models.items():
+            teachers = PartTeachers(of_parts, self.partitions[branch]).eval()
+            merged[branch] = teachers.to(self.device, memory_format=torch.channels_last)
+        return merged
 
-    def objective(self, part, recipe):
-        """Return the loss of a teacher of the classes in `part`."""
-        columns = torch.tensor(part, device=self.device)
-        return Supervised(columns, recipe.gamma_neg, recipe.gamma_pos, recipe.clip)
+    def stored(self, teachers, batches):
+        """Compute the logits of every image's view, as a run does; return how Batches read them, `soft`."""
+        folded = fold_teachers(teachers, torch.zeros(1, *batches.images.shape[1:], device=self.device))
+        stored = view_logits(folded, batches, 0, self.device, self.precision)
 
-    def teachers(self, branches):
-        """Return {teacher's name: (branch, part)} of some branches, part by part."""
-        return {
-            f"{branch}-{number}": (branch, part)
-            for branch in branches
-            for number, part in enumerate(self.partitions[branch].parts)
-        }
+        def soft(view, indices, images):
+            return {branch: torch.from_numpy(one[indices]).to(self.device).float() for branch, one in stored.items()}
 
-    def learners(self, branches, recipe):
-        """Return a new Learner for each part of some branches."""
-        return [
-            Learner(name, self.model(len(part), name), self.objective(part, recipe), part, {"name": name})
-            for name, (_, part) in self.teachers(branches).items()
-        ]
-
-    def fit(self, learners, batches, recipe, validation=None):
-        """Train by cpsd_lib's loop in a new folder; return {learner's name: what stands beside its weights}."""
-        arguments = {"seed": self.settings.seed, "about": {}, "validation": validation}
-        return fit(learners, batches, recipe, self.fresh(), **arguments)
-
-    def fresh(self):
-        """Return a new, empty folder, there until `tidy`."""
-        (self.folder / "runs").mkdir(exist_ok=True)
-        return Path(tempfile.mkdtemp(dir=self.folder / "runs"))
-
-    def tidy(self):
-        """Remove what runs have left: the weights of all models of all runs would fill a disk."""
-        shutil.rmtree(self.folder / "runs", ignore_errors=True)
+        return soft
 
 
-def open_workspace(settings, folder):
-    """Return the Workspace of Settings below `folder`; ParameterError for photos or a k that do not fit."""
-    folder, device = Path(folder), pick_device(settings.device)
-    (folder / "photos").mkdir()
-    photos = photos_of(settings, folder / "photos")
-    return Workspace(settings, photos, decode_once(photos, settings.size, folder / "cache"), device, folder)
+def apart(some, others, starts):
+    """Return how far the weights of other models lie from those of some, at most; 0 is bit for bit, NaN is not hidden.
 
-
-def decode_once(photos, size, root):
-    """Return the pixels of all photos, uint8 [N, 3, size, size], from cpsd_lib's cache; in one process, as the reference."""
-    key = digest([[str(path) for path in photos.paths], size])
-    load = cache.CsvImages(photos.paths, size)
-    return cache.build(load, len(photos.paths), size, key, root, workers=1).images
-
-
-def weights_of(model):
-    """Return copies of a model's weights {name: tensor}, float32 on the CPU, without batch norm's statistics."""
-    return {name: weight.detach().float().cpu().clone() for name, weight in model.named_parameters()}
-
-
-def apart(one, other, start):
-    """Return how far the weights `other` lie from `one`, as a share of the way from `start` to `one`; 0 is bit for bit.
-
-    one, other {name: tensor}: on any device, more names than `start` has are left out.
+    A model's distance is a share of the way from where it started to where it went.
     """
 
-    def length(a, b):
-        return sum((a[name].cpu() - b[name].cpu()).double().square().sum().item() for name in start) ** 0.5
+    def distance(one, other):
+        pairs = zip(one.parameters(), other.parameters(), strict=True)
+        return sum((a.cpu() - b.cpu()).double().square().sum().item() for a, b in pairs) ** 0.5
 
-    way, gap = length(one, start), length(one, other)
-    return gap / way if way else gap
-
-
-def distance(one, other):
-    """Return the largest difference of two lists of {name: tensor}: 0 is bit for bit."""
-    pairs = [(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in a]
-    return worst((a - b).abs().max().item() for a, b in pairs)
-
-
-def worst(differences):
-    """Return the largest of some numbers, NaN when one is: Python's own max would let a NaN pass."""
-    return float(np.max(list(differences)))
+    models = zip(some, others, starts, strict=True)
+    return worst(distance(one, other) / distance(one, start) for one, other, start in models)
