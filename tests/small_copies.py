@@ -90,7 +90,7 @@ def nuswide(
     lists="ImageList",
     labels="TrainTestLabels",
     concepts="Concepts81.txt",
-    images="Flickr",
+    photos="Flickr",
     prefix="",
     end="\n",
     content=NUS,
@@ -100,13 +100,15 @@ def nuswide(
     (root / concepts).write_text("".join(f"{name}\n" for name in CONCEPTS))
     for folder in (lists, labels):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    for split, found in content.items():
-        (root / lists / f"{split}Imagelist.txt").write_bytes("".join(f"{prefix}{line}{end}" for line in found).encode())
+    for split, images in content.items():
+        (root / lists / f"{split}Imagelist.txt").write_bytes(
+            "".join(f"{prefix}{line}{end}" for line in images).encode()
+        )
         for name in CONCEPTS:
-            text = "".join(f"{int(name in held)}{end}" for held in found.values())
+            text = "".join(f"{int(name in held)}{end}" for held in images.values())
             (root / labels / f"Labels_{name}_{split}.txt").write_bytes(text.encode())
-        for line in found:
-            picture(root / images / line.replace("\\", "/"))
+        for line in images:
+            picture(root / photos / line.replace("\\", "/"))
     return root
 
 
@@ -149,9 +151,7 @@ def held(data):
     """Return {file: names of its classes} of LabelledFiles, one dictionary a split."""
     names = np.array(data.table.names)
     return {
-        split: {
-            data.table.files[row]: names[data.table.targets[row] == 1].tolist() for row in data.table.indices(split)
-        }
+        split: {data.table.files[i]: names[data.table.targets[i] == 1].tolist() for i in data.table.indices(split)}
         for split in ("train", "test")
     }
 

@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = exports(
         "images.pixels": "take",
         "readers.coco2014": "COCO_CLASSES",
         "readers.common": "NOT_COMPARABLE",
-        "augment.views": "VIEWS permutation test_view train_view",
+        "augment.views": "VIEWS VIEWS_VERSION permutation test_view train_view",
         "scenes.scenes": "Scenes",
     },
 )

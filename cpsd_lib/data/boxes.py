@@ -3,12 +3,10 @@
 Images are resized on both sides and never cropped, so a fraction of the original is the same fraction of the cached one.
 """
 
-import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import PurePosixPath
 
-from cpsd_lib.data.readers.coco2014 import FOLDERS, INSTANCES
-from cpsd_lib.data.readers.common import read_text
+from cpsd_lib.data.readers.coco2014 import FOLDERS, INSTANCES, INSTANCES_FORM, load_json
 
 
 def boxes_of(dataset, indices):
@@ -22,50 +20,56 @@ def boxes_of(dataset, indices):
     outside = [index for index in indices if not 0 <= index < count]
     if outside:
         raise ValueError(f"there are no images {outside[:5]}; give some of 0..{count - 1}")
-    read = {"scenes": scenes_boxes, "voc2007": voc_boxes, "coco2014": coco_boxes}.get(dataset.kind)
-    return read(dataset.source, indices) if read else None
+    read = {"scenes": _scenes_boxes, "voc2007": _voc_boxes, "coco2014": _coco_boxes}.get(dataset.kind)
+    every = read(dataset.source, indices) if read else None
+    if every is None:
+        return None
+    boxes = {index: {} for index in indices}
+    for index, c, box in every:
+        if box[0] < box[2] and box[1] < box[3]:  # COCO has a few of no area, which say nothing
+            boxes[index].setdefault(c, []).append(box)
+    return boxes
 
 
-def in_pixels(boxes, rows, classes, height, width):
-    """Return [[boxes in pixels of each of `classes`] of each of `rows`], as cam.share_inside takes them.
+def in_pixels(boxes, indices, classes, height, width):
+    """Return [[boxes in pixels of each of `classes`] of each of image `indices`], as cam.share_inside takes them.
 
     boxes: what `boxes_of` returned; height and width of the map.
     """
-    scale = (width, height, width, height)
-    return [
-        [
-            [tuple(side * by for side, by in zip(box, scale, strict=True)) for box in boxes[row].get(c, [])]
-            for c in classes
-        ]
-        for row in rows
-    ]
+
+    def scaled(box):
+        return box[0] * width, box[1] * height, box[2] * width, box[3] * height
+
+    return [[[scaled(box) for box in boxes[index].get(c, [])] for c in classes] for index in indices]
 
 
-def scenes_boxes(scenes, rows):
-    """Return what `boxes_of` does for Scenes: the visible extent of each drawn thing."""
-    found = {row: {} for row in rows}
-    for row in found:
-        for c, *sides in scenes.boxes(row):
-            _add(found[row], c, sides, scenes.size, scenes.size)
-    return found
+def _fractions(left, top, right, bottom, width, height):
+    """Return a box in pixels as fractions of the image, cut at its border."""
+    return tuple(min(max(side, 0.0), 1.0) for side in (left / width, top / height, right / width, bottom / height))
 
 
-def voc_boxes(source, rows):
-    """Return what `boxes_of` does for the LabelledFiles of VOC 2007: each object's <bndbox>."""
-    found = {row: {} for row in rows}
-    for row in found:
-        path = source.paths[row].parents[1] / "Annotations" / f"{source.paths[row].stem}.xml"
+# Each yields (image index, class index, box in fractions).
+
+
+def _scenes_boxes(scenes, indices):
+    for index in indices:
+        for c, *sides in scenes.boxes(index):
+            yield index, c, _fractions(*sides, scenes.size, scenes.size)
+
+
+def _voc_boxes(source, indices):
+    for index in indices:
+        path = source.paths[index].parents[1] / "Annotations" / f"{source.paths[index].stem}.xml"
         try:
             root = ElementTree.fromstring(path.read_bytes())
-            width, height = _numbers(root, "size/width", "size/height")
+            size = _numbers(root, "size/width", "size/height")
             for thing in root.findall("object"):
                 # Pixels count from 1, and the last one is inside.
                 left, top, right, bottom = _numbers(thing, *(f"bndbox/{s}" for s in ("xmin", "ymin", "xmax", "ymax")))
                 c = source.table.names.index(thing.findtext("name", "").strip())
-                _add(found[row], c, (left - 1, top - 1, right, bottom), width, height)
+                yield index, c, _fractions(left - 1, top - 1, right, bottom, *size)
         except (ElementTree.ParseError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{path}: its boxes cannot be read ({error}): unpack the archive again") from None
-    return found
 
 
 def _numbers(element, *paths):
@@ -75,48 +79,37 @@ def _numbers(element, *paths):
     return [float(element.findtext(path)) for path in paths]
 
 
-def coco_boxes(source, rows):
-    """Return what `boxes_of` does for the LabelledFiles of MS-COCO 2014: each annotation's bbox.
-
-    None when the instances JSON of one of the rows is not there. It is read anew at each call: 10 s for train.
-    """
-    found = {row: {} for row in rows}
+def _coco_boxes(source, indices):
+    """None when the instances JSON of one of the images is not there. It is read anew at each call: 10 s for train."""
+    boxes = []
     for split, folder in FOLDERS.items():
-        row_of = {source.table.files[row]: row for row in found if source.paths[row].parent.name == folder}
-        if not row_of:
+        index_of = {source.table.files[i]: i for i in indices if source.paths[i].parent.name == folder}
+        if not index_of:
             continue
-        path = source.paths[next(iter(row_of.values()))].parents[1] / INSTANCES[split]
+        path = source.paths[next(iter(index_of.values()))].parents[1] / INSTANCES[split]
         if not path.exists():
             return None
         try:
-            _read_instances(path, source.table.names, row_of, found)
+            boxes += _instances_boxes(path, source.table.names, index_of)
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             name = type(error).__name__
             raise ValueError(f"{path}: its boxes cannot be read ({name}: {error}): unpack the archive again") from None
-    return found
+    return boxes
 
 
-def _read_instances(path, names, row_of, found):
-    what = "the instances JSON of MS-COCO 2014 (images, annotations, categories)"
-    content = json.loads(read_text(path, what), object_hook=_without_outline)
+def _instances_boxes(path, names, index_of):
+    content = load_json(path, dict, INSTANCES_FORM, object_hook=_without_outline)
     column = {category["id"]: names.index(category["name"]) for category in content["categories"]}
     images = {image["id"]: image for image in content["images"]}
     for annotation in content["annotations"]:
         image = images[annotation["image_id"]]
-        row = row_of.get(PurePosixPath(image["file_name"].replace("\\", "/")).name)
-        if row is not None:
+        index = index_of.get(PurePosixPath(image["file_name"].replace("\\", "/")).name)
+        if index is not None:
             left, top, width, height = annotation["bbox"]
-            sides = (left, top, left + width, top + height)
-            _add(found[row], column[annotation["category_id"]], sides, image["width"], image["height"])
+            box = _fractions(left, top, left + width, top + height, image["width"], image["height"])
+            yield index, column[annotation["category_id"]], box
 
 
 def _without_outline(record):
     record.pop("segmentation", None)  # most of a 330 MB file; dropped while it is read, it takes no memory
     return record
-
-
-def _add(boxes, c, sides, width, height):
-    """Add a box in pixels to {class: boxes in fractions}, cut at the border; COCO has a few of no area, which say nothing."""
-    box = tuple(min(max(side / by, 0.0), 1.0) for side, by in zip(sides, (width, height, width, height), strict=True))
-    if box[0] < box[2] and box[1] < box[3]:
-        boxes.setdefault(c, []).append(box)

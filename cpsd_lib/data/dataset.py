@@ -1,14 +1,14 @@
 """A data set ready for training: its label table beside its decoded images, every fault found before any training."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cpsd_lib.data.images import cache
-from cpsd_lib.data.images.fingerprint import fingerprint, overlap
-from cpsd_lib.data.images.pixels import OnTheFly, look_through
+from cpsd_lib.data.images.digests import file_digests, overlap
+from cpsd_lib.data.images.pixels import OnTheFly
 from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
 from cpsd_lib.data.readers.common import missing_files
 from cpsd_lib.data.readers.csv import read_csv
@@ -24,13 +24,12 @@ READERS = {
     "voc2007": lambda data: voc2007.read_voc2007(data.root, data.difficult),
     "labels": lambda data: labels.read_labels(data.root),
 }
-PUBLISHED_COUNTS = {  # labelled images by split, classes
+PUBLISHED = {  # labelled images by split, classes; others have figures for these: a part of one is not comparable
     "coco2014": (coco2014.LABELLED, len(coco2014.COCO_CLASSES)),
     "nuswide": (nuswide.LABELLED, nuswide.CONCEPTS),
     "voc2007": (voc2007.LISTED, len(voc2007.CLASSES)),
 }
-WATCHED = {module.__name__.rpartition(".")[2]: module.watched for module in (coco2014, nuswide, voc2007, labels)}
-PUBLISHED = tuple(PUBLISHED_COUNTS)  # others have figures for these: a part of one is not comparable
+WATCHED = {module.__name__.rpartition(".")[2]: module.WATCHED for module in (coco2014, nuswide, voc2007, labels)}
 
 
 class NoImages(ValueError):
@@ -39,10 +38,10 @@ class NoImages(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """N decoded images and their labels; row number = image number everywhere."""
+    """N decoded images and their labels; an image has one index in all of them."""
 
     table: LabelTable
-    # uint8 [N, 3, S, S], a read-only memory map or decoded when asked for; None for a data set of labels only
+    # uint8 [N, 3, S, S], a read-only memory map or decoded when read; None for a data set of labels only
     images: np.ndarray | OnTheFly | None
     key: str  # hash of pixels, labels, class order and splits
     notes: list[str]  # what a user should know before training
@@ -66,11 +65,37 @@ def open_dataset(data, cache_root):
 
     Raises ValueError or FileNotFoundError for anything that would spoil a training: see the readers, table and cache.
     """
-    opened = {"scenes": _open_scenes, "labels": _open_labels}.get(data.kind, _open_files)(data, cache_root)
-    notes = [*opened.notes, *check_splits(opened.table, needed_splits(data))]
-    table = opened.table
+    source, skipped, incomplete = leave_out_missing(read_source(data), data)
+    source, limited = _limited(source, data)
+    table, incomplete = source.table, [*incomplete, *limited]
+    notes = [*source.notes, *incomplete]
+    digests = file_digests(source.paths, Path(cache_root) / "fingerprints" / f"{digest(str(data.root))}.json")
+    images, bad, key = _pixels(source, digests, data, cache_root)
+    unreadable = cache.check_bad(bad, table.files, data.bad_files)
+    if unreadable:
+        table = table.skip(sorted(bad))
+        left_out = f"{counted(len(unreadable), 'file')} could not be read, left out"
+        notes.append(f"{left_out}: {listed(name for name, _ in unreadable)}")
+        incomplete.append(f"INCOMPLETE: {left_out}")
+    notes += _overlap_notes(overlap(digests, table) if digests else [], data.allow_overlap or data.kind in PUBLISHED)
+    notes += check_splits(table, needed_splits(data))
     label_key = digest([table.names, table.targets.tobytes().hex(), table.split.tolist()])
-    return replace(opened, notes=notes, key=digest([opened.key, label_key]))
+    key, skipped = digest([key, label_key]), skipped + unreadable
+    caveat = "; ".join(incomplete) if data.kind in PUBLISHED else ""
+    return Dataset(table, images, key, notes, skipped, data.kind, source, caveat)
+
+
+def _pixels(source, digests, data, cache_root):
+    """Return (images, {index: reason} of the unusable ones, key of the pixels); no images for labels alone."""
+    if data.kind == "labels":
+        return None, {}, "labels"
+    scenes, count, keep = data.kind == "scenes", len(source.table.files), data.cache != "none"
+    load = source.load if scenes else cache.CsvImages(source.paths, data.size, data.max_pixels)
+    key = source.key if scenes else digest([digests, data.size, data.max_pixels])
+    if scenes and not keep:  # nothing to look through: each of them can be drawn
+        return OnTheFly(load, count, data.size), {}, key
+    desc = "drawing scenes" if scenes else "decoding" if keep else "looking through"
+    return *cache.build(load, count, data.size, key, cache_root, desc=desc, keep=keep), key
 
 
 def read_source(data):
@@ -84,7 +109,7 @@ def count_images(data):
     The published data sets need not be there; an image that is missing or broken still counts.
     """
     if data.kind in PUBLISHED:
-        counts, classes = PUBLISHED_COUNTS[data.kind]
+        counts, classes = PUBLISHED[data.kind]
         origin = "the published data set's labelled images"
     else:
         table = read_source(data).table
@@ -92,7 +117,7 @@ def count_images(data):
         origin = "scenes are drawn" if data.kind == "scenes" else f"counted in {data.root}"
     total = sum(counts.values())
     if data.limit is not None and data.limit < total:
-        counts = {split: max(1, round(data.limit * count / total)) for split, count in counts.items()}
+        counts = {split: _share(data.limit, count, total) for split, count in counts.items()}
         origin += f", data.limit {data.limit:,}"
     return counts.get("train", 0), counts.get("test", 0) + counts.get("test_shifted", 0), classes, origin
 
@@ -102,76 +127,41 @@ def needed_splits(data):
     return ("train",) if data.kind == "labels" else ("train", "test")
 
 
-def _open_scenes(data, cache_root):
-    scenes = read_source(data)
-    if data.cache == "none":
-        return Dataset(
-            scenes.table, OnTheFly(scenes.load, data.images, data.size), scenes.key, [], [], data.kind, scenes
-        )
-    built = cache.build(scenes.load, data.images, data.size, scenes.key, cache_root, desc="drawing scenes")
-    return Dataset(scenes.table, built.images, scenes.key, [], [], data.kind, scenes)
-
-
-def _open_labels(data, _):
-    source, notes = _limited(read_source(data), data)
-    return Dataset(source.table, None, "labels", [*source.notes, *notes], [], data.kind, source)
-
-
-def _open_files(data, cache_root):
-    source, skipped, incomplete = leave_out_missing(read_source(data), data)
-    source, notes = _limited(source, data)
-    notes = [*source.notes, *incomplete, *notes]
-    incomplete = [*incomplete, *(note for note in notes if note.startswith("data.limit"))]
-    table, paths = source.table, source.paths
-    digests = fingerprint(paths, Path(cache_root) / "fingerprints" / f"{digest(str(data.root))}.json")
-    key = digest([digests, data.size, data.max_pixels])
-    load = cache.CsvImages(paths, data.size, data.max_pixels)
-    if data.cache == "none":
-        images = OnTheFly(load, len(paths), data.size)
-        bad = look_through(images, Path(cache_root) / key)
-    else:
-        built = cache.build(load, len(paths), data.size, key, cache_root)
-        images, bad = built.images, built.bad
-    unreadable = cache.check_bad(bad, table.files, data.bad_files)
-    if unreadable:
-        table = table.skip(sorted(bad))
-        names = listed(name for name, _ in unreadable)
-        notes.append(f"{counted(len(unreadable), 'file')} could not be read, left out: {names}")
-        incomplete.append(f"INCOMPLETE: {counted(len(unreadable), 'file')} could not be read, left out")
-    notes += _overlap_notes(overlap(digests, table), data.allow_overlap or data.kind in PUBLISHED)
-    caveat = "; ".join(incomplete) if data.kind in PUBLISHED else ""
-    return Dataset(table, images, key, notes, skipped + unreadable, data.kind, source, caveat)
-
-
 def leave_out_missing(source, data):
     """Return (LabelledFiles without the images that are not on disk, their (file, reason) list, a sentence in a list).
 
     Only for the published data sets: NUS-WIDE's missing images are left out, those of the others only under bad_files:
     skip; else they are an error here, before hours of decoding. A csv's are found when decoding, beside its broken files.
     """
-    gone = missing_files(source.paths) if data.kind in PUBLISHED else []
-    if not gone:
+    missing = missing_files(source.paths) if data.kind in PUBLISHED else []
+    if not missing:
         return source, [], []
-    table = source.table
-    reason = "the file does not exist"
-    if len(gone) == len(source.paths):
-        raise FileNotFoundError(f"none of {len(gone):,} images is on disk, expected {source.paths[0]} and so on")
-    policy = "skip" if data.kind == "nuswide" else data.bad_files
-    skipped = cache.check_bad({row: reason for row in gone}, table.files, policy)
-    splits = [
-        f"{(table.split[gone] == split).sum():,} of {len(table.indices(split)):,} {split}"
+    if len(missing) == len(source.paths):
+        raise FileNotFoundError(f"none of {len(missing):,} images is on disk, expected {source.paths[0]} and so on")
+    table, policy = source.table, "skip" if data.kind == "nuswide" else data.bad_files
+    skipped = cache.check_bad(dict.fromkeys(missing, "the file does not exist"), table.files, policy)
+    counts = ", ".join(
+        f"{(table.split[missing] == split).sum():,} of {len(table.indices(split)):,} {split}"
         for split in ("train", "test")
-    ]
-    sentence = f"INCOMPLETE: images that are not on disk are left out: {', '.join(splits)} images (named in data.json)"
-    return source.take(np.setdiff1d(np.arange(len(source.paths)), gone)), skipped, [sentence]
+    )
+    sentence = f"INCOMPLETE: images that are not on disk are left out: {counts} images (named in data.json)"
+    return source.take(np.setdiff1d(np.arange(len(source.paths)), missing)), skipped, [sentence]
 
 
 def _limited(source, data):
-    count = len(source.table.files)
-    if data.limit is None or data.limit >= count:
+    table, total = source.table, len(source.table.files)
+    if data.kind == "scenes" or data.limit is None or data.limit >= total:
         return source, []
-    kept = _seeded_share(source.table, data.limit, data.seed)
-    return source.take(kept), [f"data.limit: {len(kept):,} of {count:,} images are used"]
+    rng, kept = np.random.default_rng(data.seed), []
+    for split in sorted(set(table.split.tolist())):
+        indices = table.indices(split)
+        kept.extend(rng.permutation(indices)[: _share(data.limit, len(indices), total)].tolist())
+    return source.take(sorted(kept)), [f"data.limit: {len(kept):,} of {total:,} images are used"]
+
+
+def _share(limit, count, total):
+    """Return how many of a split's `count` images `limit` of all `total` leaves: its proportion, at least one."""
+    return max(1, round(limit * count / total))
 
 
 def _overlap_notes(pairs, allowed):
@@ -184,16 +174,6 @@ def _overlap_notes(pairs, allowed):
     return [text]
 
 
-def _seeded_share(table, limit, seed):
-    """Return `limit` rows, ascending, each split in its proportion."""
-    rng = np.random.default_rng(seed)
-    kept = []
-    for split in sorted(set(table.split.tolist())):
-        rows = table.indices(split)
-        kept.extend(rng.permutation(rows)[: max(1, round(limit * len(rows) / len(table.split)))].tolist())
-    return np.array(sorted(kept))
-
-
 def signature(data):
     """Return a hash that changes when the images or labels on disk may have: names, sizes and times, no pixels read.
 
@@ -204,22 +184,14 @@ def signature(data):
         return read_source(data).key
     root = Path(data.root)
     if data.kind in WATCHED:
-        texts, folders = WATCHED[data.kind](root)
-        files = [(path.relative_to(root).as_posix(), *_state(path)) for path in texts]
-        return digest([files, [(path.relative_to(root).as_posix(), _state(path)[1:]) for path in folders]])
+        paths = {path for pattern in WATCHED[data.kind] for path in root.glob(pattern)}
+        return digest(sorted(_state(path, root) for path in paths if path.exists()))
     folder = root / data.image_folder if (root / data.image_folder).is_dir() else root
-    found = sorted(
-        (file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns)
-        for file in folder.rglob("*")
-        if file.is_file()
-    )
+    files = sorted(_state(path, folder) for path in folder.rglob("*") if path.is_file())
     annotations = root / data.annotations
-    return digest([found, sha256(annotations) if annotations.is_file() else None])
+    return digest([files, sha256(annotations) if annotations.is_file() else None])
 
 
-def _state(path):
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return (None, None)
-    return (status.st_size, status.st_mtime_ns)
+def _state(path, root):
+    status = path.stat()
+    return path.relative_to(root).as_posix(), 0 if path.is_dir() else status.st_size, status.st_mtime_ns

@@ -16,7 +16,7 @@ SHOWN = 20
 class LabelTable:
     """N images and C classes: names [C], targets int8 [N, C] in {0, 1, -1 = unknown}, files [N], split [N] of str.
 
-    Row number = cache row, so rows never move: a file that is left out keeps its row, in split "skipped".
+    An image's index is its index in the cache, so images never move: one left out keeps its index, in split "skipped".
     Raises ValueError for shapes that do not agree, other values, and class or file names that are empty or occur twice.
     """
 
@@ -35,11 +35,11 @@ class LabelTable:
         if split.shape != (len(files),):
             raise ValueError(f"split has shape {split.shape}, expected one name per file = ({len(files)},)")
         if not np.isin(targets, (-1, 0, 1)).all():
-            found = np.unique(targets[~np.isin(targets, (-1, 0, 1))])
-            raise ValueError(f"targets hold {listed(found.tolist())}, expected only 0, 1 and -1 (unknown)")
-        strange = sorted(set(split.tolist()) - {*SPLITS, SKIPPED})
-        if strange:
-            raise ValueError(f"unknown split {listed(map(repr, strange))}, expected one of {', '.join(SPLITS)}")
+            other = np.unique(targets[~np.isin(targets, (-1, 0, 1))])
+            raise ValueError(f"targets hold {listed(other.tolist())}, expected only 0, 1 and -1 (unknown)")
+        unknown = sorted(set(split.tolist()) - {*SPLITS, SKIPPED})
+        if unknown:
+            raise ValueError(f"unknown split {listed(map(repr, unknown))}, expected one of {', '.join(SPLITS)}")
         for what, values in (("class", names), ("file", files)):
             if "" in values:
                 raise ValueError(f"{what} number {values.index('')} has an empty name, expected a name")
@@ -53,22 +53,22 @@ class LabelTable:
         object.__setattr__(self, "split", split.astype("U12"))
 
     def indices(self, split):
-        """Return the row numbers of `split`, ascending (int64 [n], maybe empty); an unknown split raises ValueError."""
+        """Return the image indices of `split`, ascending (int64 [n], maybe empty); an unknown split raises ValueError."""
         if split not in (*SPLITS, SKIPPED):
             raise ValueError(f"unknown split {split!r}, expected one of {', '.join((*SPLITS, SKIPPED))}")
         return np.flatnonzero(self.split == split).astype(np.int64)
 
     def skip(self, indices):
-        """Return the same table with these rows in split "skipped"; all other rows and all row numbers stay."""
+        """Return the same table with these images in split "skipped"; all other images and all indices stay."""
         split = self.split.copy()
         split[np.asarray(list(indices), dtype=np.int64)] = SKIPPED
         return replace(self, split=split)
 
-    def take(self, rows):
-        """Return a table of `rows` alone (int [n]), in that order."""
-        rows = np.asarray(rows, dtype=np.int64)
-        files = [self.files[row] for row in rows]
-        return LabelTable(self.names, self.targets[rows], files, self.split[rows])
+    def take(self, indices):
+        """Return a table of the images `indices` alone (int [n]), in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        files = [self.files[index] for index in indices]
+        return LabelTable(self.names, self.targets[indices], files, self.split[indices])
 
 
 def check_splits(table, needed=("train", "test")):
@@ -78,66 +78,62 @@ def check_splits(table, needed=("train", "test")):
     label in one of the splits that are `needed`.
     """
     if len(table.names) < 2:
-        raise ValueError(
-            f"the data set has {counted(len(table.names), 'class', 'classes')}, expected at least 2: label more than one thing"
-        )
+        count = counted(len(table.names), "class", "classes")
+        raise ValueError(f"the data set has {count}, expected at least 2: label more than one thing")
+    targets = {split: table.targets[table.indices(split)] for split in SPLITS if len(table.indices(split))}
     for split in needed:
-        rows = table.indices(split)
-        if not len(rows):
+        if split not in targets:
             raise ValueError(f"no image is in split '{split}', expected at least one: give some rows that split")
-        if not (table.targets[rows] == 1).any():
+        if not (targets[split] == 1).any():
             raise ValueError(f"no image of split '{split}' has a positive label: label some of them")
-    return [*_uneven_classes(table), *_similar_names(table), *_counts(table)]
+    return [*_uneven_classes(table.names, targets), *_similar_names(table.names), *_odd_labels(targets)]
 
 
-def _uneven_classes(table):
-    present = {
-        split: (table.targets[table.indices(split)] == 1).any(axis=0) for split in SPLITS if len(table.indices(split))
-    }
-    anywhere = np.any(list(present.values()), axis=0)
-    once = np.sum(list(present.values()), axis=0) == 1
-    no_zero = ~(table.targets[table.indices("train")] == 0).any(axis=0)
-
-    def sentence(mask, text):
-        found = [table.names[i] for i in np.flatnonzero(mask)]
-        return [f"{counted(len(found), 'class', 'classes')} {text}: {listed(found)}"] if found else []
-
-    found = sentence(~anywhere, "never positive in any split (nothing to learn, no score)")
-    if len(present) == 1:  # label statistics alone: there is no other split to compare with
-        return found
-    for split, has in present.items():
+def _uneven_classes(names, targets):
+    present = {split: (of_split == 1).any(axis=0) for split, of_split in targets.items()}
+    anywhere, once = np.any(list(present.values()), axis=0), np.sum(list(present.values()), axis=0) == 1
+    cases = [(~anywhere, "never positive in any split (nothing to learn, no score)")]
+    if len(present) > 1:  # with label statistics alone there is no other split to compare with
         cost = {"train": "it cannot be scored", "val": "it can be neither learned nor scored"}
-        found += sentence(
-            once & has, f"positive only in split '{split}' ({cost.get(split, 'it is scored but cannot be learned')})"
-        )
-    # What two splits share can still miss the one that matters.
-    found += sentence(anywhere & ~once & ~present["train"], "never positive in split 'train' (it cannot be learned)")
-    found += sentence(anywhere & ~once & ~present["test"], "never positive in split 'test' (left out of its mAP)")
-    found += sentence(present["train"] & no_zero, "never absent in split 'train' (nothing to tell apart)")
-    return found
-
-
-def _similar_names(table):
-    same = defaultdict(list)
-    for name in table.names:
-        same["".join(name.split()).casefold()].append(name)
+        for split, has in present.items():
+            text = cost.get(split, "it is scored but cannot be learned")
+            cases.append((once & has, f"positive only in split '{split}' ({text})"))
+        # What two splits share can still miss the one that matters.
+        cases += [
+            (anywhere & ~once & ~present["train"], "never positive in split 'train' (it cannot be learned)"),
+            (anywhere & ~once & ~present["test"], "never positive in split 'test' (left out of its mAP)"),
+            (
+                present["train"] & (targets["train"] != 0).all(axis=0),
+                "never absent in split 'train' (nothing to tell apart)",
+            ),
+        ]
     return [
-        f"classes {listed(map(repr, names))} differ only in case or spaces: are they one class?"
-        for names in same.values()
-        if len(names) > 1
+        f"{counted(mask.sum(), 'class', 'classes')} {text}: {listed(names[c] for c in np.flatnonzero(mask))}"
+        for mask, text in cases
+        if mask.any()
     ]
 
 
-def _counts(table):
-    found = []
-    for split in SPLITS:
-        targets = table.targets[table.indices(split)]
-        empty, unknown = int((~(targets == 1).any(axis=1)).sum()), int((targets == -1).sum())
+def _similar_names(names):
+    same = defaultdict(list)
+    for name in names:
+        same["".join(name.split()).casefold()].append(name)
+    return [
+        f"classes {listed(map(repr, group))} differ only in case or spaces: are they one class?"
+        for group in same.values()
+        if len(group) > 1
+    ]
+
+
+def _odd_labels(targets):
+    sentences = []
+    for split, of_split in targets.items():
+        empty, unknown = int((~(of_split == 1).any(axis=1)).sum()), int((of_split == -1).sum())
         if empty:
-            found.append(f"split '{split}': {empty:,} of {len(targets):,} images have no positive label (legal)")
+            sentences.append(f"split '{split}': {empty:,} of {len(of_split):,} images have no positive label (legal)")
         if unknown:
-            found.append(f"split '{split}': {unknown:,} of {targets.size:,} labels are unknown and will be masked")
-    return found
+            sentences.append(f"split '{split}': {unknown:,} of {of_split.size:,} labels are unknown and will be masked")
+    return sentences
 
 
 def listed(items, shown=SHOWN, join=", "):

@@ -8,11 +8,13 @@ from cpsd_lib.support import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "metrics": "average_precision mean_average_precision precision_recall_f1 check_probabilities",
-        "bootstrap": "bootstrap_interval paired_bootstrap",
+        "metrics": "average_precision averages check_probabilities mean_average_precision of_classes precision_recall_f1",
+        "bootstrap": "bootstrap_interval bootstrap_mean paired_bootstrap",
         "calibration": "expected_calibration_error reliability",
         "thresholds": "best_thresholds",
-        "cam": "attention_maps class_activation",
-        "partitions": "PAPER_EXPONENT match overlap singletons sizes",
+        "cam": "area_share attention_maps class_activation most_disagreeing share_inside",
+        "localisation": "ACTIVATION ATTENTION Sample inside_boxes map_captions map_kinds map_places peaks_inside pointing"
+        " stack_maps summarise_shares",
+        "partitions": "PAPER_EXPONENT match overlap partition_numbers singletons sizes",
     },
 )

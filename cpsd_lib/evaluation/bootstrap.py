@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals over the images, for one model and for the difference of two."""
+"""How sure a score is: bootstrap intervals over the images, of mAP, of the difference of two mAPs, and of a mean."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from cpsd_lib.support import bar
 
 
 class Interval(NamedTuple):
-    """A score on the images as they are, and the ends of its bootstrap interval."""
+    """A score or mean on the images as they are, and the ends of its bootstrap interval."""
 
     value: float
     low: float
@@ -33,7 +33,7 @@ def bootstrap_interval(scores, targets, resamples=1000, seed=0, level=0.95):
 
     scores, targets [N, C] as in `average_precision`. A resample is `rng.integers(N, size=N)` of default_rng(seed), one
     after the other; a class without a positive in it is left out of its mean, a resample without any positive is left
-    out. It tells the luck of the test images, not of the training's seed. Raises ValueError for tables that cannot be
+    out. It measures the luck of the test images, not of the training's seed. Raises ValueError for tables that cannot be
     scored or hold no positive, resamples below 1, or a level outside 0..1. Percentile method, Efron & Tibshirani 1993.
 
     With few positives it lies too high, as mAP itself does: a positive drawn twice enters together with itself. On made-up
@@ -57,6 +57,24 @@ def paired_bootstrap(scores_a, scores_b, targets, resamples=1000, seed=0, level=
     sides = 1 + min((differences <= 0).sum(), (differences >= 0).sum())
     difference = mean_average_precision(scores_a, targets) - mean_average_precision(scores_b, targets)
     return Paired(difference, *_ends(differences, level), min(1.0, float(2 * sides / (len(differences) + 1))))
+
+
+def bootstrap_mean(values, images, resamples=1000, seed=0, level=0.95):
+    """Return the mean of values [P] and the interval that holds `level` of its values over resamples of the images (Interval).
+
+    images [P]: the image of each value; NaN values are left out, and their images are drawn all the same, so that values with
+    different gaps have the same resamples. A resample is a multinomial draw of default_rng(seed). NaN where no value is known.
+    Raises ValueError for resamples below 1, or a level outside 0..1.
+    """
+    _check_resampling(resamples, level)
+    distinct, image = np.unique(images, return_inverse=True)
+    even = np.full(len(distinct), 1 / max(len(distinct), 1))
+    counts = np.random.default_rng(seed).multinomial(len(distinct), even, resamples)
+    known = ~np.isnan(values)
+    image, values = image[known], np.asarray(values)[known]
+    sums, drawn = (counts @ np.bincount(image, weights, len(distinct)) for weights in (values, None))
+    means = sums[drawn > 0] / drawn[drawn > 0]
+    return Interval(float(values.mean()), *_ends(means, level)) if len(means) else Interval(np.nan, np.nan, np.nan)
 
 
 def _ends(values, level):
@@ -107,13 +125,13 @@ def _ranking(scores, targets):
     cuts = np.append(0, cuts)
     parts = ((order[: cuts[-1]], cuts), (order[positives], np.append(first, len(positives))))
     shape = (len(first), len(scores))
-    return [sparse.csr_array((np.ones(len(rows), np.int32), rows, bounds), shape=shape) for rows, bounds in parts]
+    return [sparse.csr_array((np.ones(len(images), np.int32), images, ends), shape=shape) for images, ends in parts]
 
 
 def _weighted_ap(everyone, positives, counts):
     """Return AP [R] of one class (`_ranking`) where image i is there counts[i, r] times, NaN without a positive."""
-    found = positives @ counts
-    right, chosen = found.cumsum(0), (everyone @ counts).cumsum(0)
-    present = found.sum(0)
-    total = (found * (right / np.maximum(chosen, 1))).sum(0)
+    drawn = positives @ counts
+    right, chosen = drawn.cumsum(0), (everyone @ counts).cumsum(0)
+    present = drawn.sum(0)
+    total = (drawn * (right / np.maximum(chosen, 1))).sum(0)
     return np.where(present > 0, total / np.maximum(present, 1), np.nan)

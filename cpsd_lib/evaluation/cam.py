@@ -14,7 +14,7 @@ from cpsd_lib.teachers import PartTeachers, in_mode
 def class_activation(model, images, classes):
     """Return a map [B, K, H, W] float32 in [0, 1] for each of K `classes` in images [B, 3, H, W], H = W, float in [0, 1].
 
-    model: a Classifier, or Teachers, where each class is answered by its own expert; it is looked at in eval mode.
+    model: a Classifier, or PartTeachers, whose map of a class is that of the expert of its part; it is run in eval mode.
     The gap head has the exact map (Zhou et al. 2016), heads with tokens the gradient's (Selvaraju et al. 2017). Its
     positive part is enlarged to the image (bilinear) and divided by its own maximum: maps of two classes or two models
     compare in place, not in height, and a map that is nowhere positive is all 0.
@@ -25,10 +25,11 @@ def class_activation(model, images, classes):
         features = expert(images).features.float()
         # Maps are small and their gradients smaller: the caller's bfloat16 ends at the features.
         with torch.autocast(images.device.type, enabled=False):
-            found = (exact_maps if isinstance(expert.head, GapHead) else gradient_maps)(expert.head, features, columns)
-        return functional.interpolate(found.relu(), images.shape[2:], mode="bilinear", align_corners=False)
+            make = exact_maps if isinstance(expert.head, GapHead) else gradient_maps
+            maps = make(expert.head, features, columns)
+        return functional.interpolate(maps.relu(), images.shape[2:], mode="bilinear", align_corners=False)
 
-    maps = _ask_experts(model, images, classes, maps_of)
+    maps = _by_expert(model, images, classes, maps_of)
     highest = maps.amax((2, 3), keepdim=True)
     return torch.where(highest > 0, maps / highest, 0.0)
 
@@ -79,11 +80,11 @@ def attention_maps(model, images, classes):
             )
         return expert.head.attention(expert(images).features)[:, columns].float()
 
-    return _ask_experts(model, images, classes, maps_of)
+    return _by_expert(model, images, classes, maps_of)
 
 
-def _ask_experts(model, images, classes, maps_of):
-    """Return the maps [B, K, h, w] of maps_of(expert, its columns), each class by the expert that knows it."""
+def _by_expert(model, images, classes, maps_of):
+    """Return the maps [B, K, h, w] of maps_of(expert, its columns), each class from the expert that knows it."""
     _check_images(images)
     experts = _experts(model)
     known = sum(len(part) for _, part in experts)
@@ -91,19 +92,19 @@ def _ask_experts(model, images, classes, maps_of):
     outside = [c for c in classes if not 0 <= c < known]
     if outside or not classes:
         raise ValueError(f"classes {outside or classes} are not there; give some of 0..{known - 1}")
-    found = {}
+    of_class = {}
     for expert, part in experts:
         wanted = [c for c in dict.fromkeys(classes) if c in part]
         if wanted:
             with in_mode(expert, training=False), torch.no_grad():
                 maps = maps_of(expert, [part.index(c) for c in wanted])
-            found |= {c: maps[:, place] for place, c in enumerate(wanted)}
-    return torch.stack([found[c] for c in classes], 1)
+            of_class |= {c: maps[:, place] for place, c in enumerate(wanted)}
+    return torch.stack([of_class[c] for c in classes], 1)
 
 
 def _check_images(images):
     if not (torch.is_tensor(images) and images.is_floating_point()):
-        raise ValueError("images must be a float tensor in [0, 1]; make one with views.test_view")
+        raise ValueError("images must be a float tensor in [0, 1]; make one with cpsd_lib.data.test_view")
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or not len(images):
         raise ValueError(f"images must be [B, 3, S, S], not {list(images.shape)}")
 
@@ -153,8 +154,8 @@ def covered_by(boxes, images, classes, height, width):
         )
     covered = torch.zeros(images, classes, height, width, dtype=torch.float64)
     for b, image in enumerate(boxes):
-        for k, its in enumerate(image):
-            for left, top, right, bottom in its:
+        for k, sides in enumerate(image):
+            for left, top, right, bottom in sides:
                 if not (left < right and top < bottom):
                     raise ValueError(f"image {b}, class {k}: the box {(left, top, right, bottom)} has no area")
                 one = torch.outer(_overlap(top, bottom, height), _overlap(left, right, width))
@@ -173,10 +174,10 @@ def _overlap(low, high, count):
 
 
 def most_disagreeing(co_logits, dis_logits, targets, count):
-    """Return up to `count` (row, class), at most one an image: the positives whose two probabilities differ most.
+    """Return up to `count` (image, class), at most one an image: the positives whose two probabilities differ most.
 
-    co_logits, dis_logits: what the two branches' merged teachers say, [N, C]; targets [N, C] in {0, 1, -1}, of which 1
-    counts. The largest difference comes first; of equal ones the lower row, then the lower class.
+    co_logits, dis_logits: those of the two branches' merged teachers, [N, C]; targets [N, C] in {0, 1, -1}, of which 1
+    counts. The largest difference comes first; of equal ones the lower image, then the lower class.
     Raises ValueError for shapes that are not the same and for NaN.
     """
     co, dis = (torch.as_tensor(logits).detach().cpu().double().sigmoid().numpy() for logits in (co_logits, dis_logits))
@@ -188,4 +189,4 @@ def most_disagreeing(co_logits, dis_logits, targets, count):
     apart = np.where(targets == 1, abs(co - dis), -1.0)
     widest = apart.argmax(1)  # the first of equal ones
     order = np.argsort(-apart.max(1), kind="stable")
-    return [(int(row), int(widest[row])) for row in order if (targets[row] == 1).any()][:count]
+    return [(int(i), int(widest[i])) for i in order if (targets[i] == 1).any()][:count]

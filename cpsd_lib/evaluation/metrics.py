@@ -6,10 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from cpsd_lib.evaluation.ranking import count_reaching
-
-CLASSES_AT_ONCE = 8
-
 
 def average_precision(scores, targets):
     """Average precision of each class [C]: the mean, over its positives, of the precision at that positive's score.
@@ -19,21 +15,14 @@ def average_precision(scores, targets):
     Raises ValueError for other shapes, other targets or a NaN score.
     """
     scores, targets = check(scores, targets)
-    result = np.full(targets.shape[1], np.nan)
 
-    def score(start):
-        # Copied, a class's scores lie side by side; some classes at a time, or each cache line is read once for each.
-        block = slice(start, start + CLASSES_AT_ONCE)
-        for c, (mine, truth) in enumerate(
-            zip(scores[:, block].T.copy(), targets[:, block].T.copy(), strict=True), start
-        ):
-            _, right, chosen = at_each_positive(mine, truth)
-            if len(right):
-                result[c] = (right / chosen).mean()
+    def score(scores, targets):
+        _, right, chosen = at_each_positive(scores, targets)
+        return (right / chosen).mean() if len(right) else np.nan
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy sorts without the interpreter's lock
-        list(pool.map(score, range(0, targets.shape[1], CLASSES_AT_ONCE)))
-    return result
+    # Transposed, a class's scores lie side by side; numpy sorts without the interpreter's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.array(list(pool.map(score, scores.T.copy(), targets.T.copy())))
 
 
 def at_each_positive(scores, targets):
@@ -43,8 +32,8 @@ def at_each_positive(scores, targets):
     """
     positives = np.sort(scores[targets == 1])
     right = len(positives) - np.searchsorted(positives, positives, side="left")
-    chosen = count_reaching(scores if targets.min() >= 0 else scores[targets != -1], positives)
-    return positives, right, chosen
+    known = np.sort(scores if targets.min() >= 0 else scores[targets != -1])
+    return positives, right, len(known) - np.searchsorted(known, positives, side="left")
 
 
 def mean_average_precision(scores, targets):
@@ -86,16 +75,29 @@ def precision_recall_f1(scores, targets, threshold=0.5, top_k=None):
         predicted &= best
     positive = targets == 1
     right = (predicted & positive).sum(0)
-    # At least 1: the field's code avoids 0 / 0 so, and therefore OP has the extra predictions in its sum.
-    chosen, present = np.maximum(predicted.sum(0), 1), positive.sum(0)
-    cp, cr = (right / chosen).mean(), (right / np.maximum(present, 1)).mean()
-    op, or_ = right.sum() / chosen.sum(), right.sum() / max(present.sum(), 1)
-    values = {"CP": cp, "CR": cr, "CF1": _f1(cp, cr), "OP": op, "OR": or_, "OF1": _f1(op, or_)}
-    return {name: float(value) for name, value in values.items()}
+    return {name: float(value) for name, value in averages(right, predicted.sum(0), positive.sum(0)).items()}
+
+
+def of_classes(right, chosen, present):
+    """Return {"precision", "recall", "F1"} of each class, arrays [..., C], from counts that broadcast to that shape.
+
+    right: positives that are predicted; chosen: predictions; present: positives.
+    """
+    precision, recall = right / np.maximum(chosen, 1), right / np.maximum(present, 1)
+    return {"precision": precision, "recall": recall, "F1": _f1(precision, recall)}
+
+
+def averages(right, chosen, present):
+    """Return {"CP", "CR", "CF1", "OP", "OR", "OF1"} [...] from counts [..., C] as in `of_classes`."""
+    each = of_classes(right, chosen, present)
+    cp, cr = each["precision"].mean(-1), each["recall"].mean(-1)
+    # At least 1 prediction a class: the field's code avoids 0 / 0 so, and therefore OP has the extra ones in its sum.
+    op, or_ = right.sum(-1) / np.maximum(chosen, 1).sum(-1), right.sum(-1) / np.maximum(present.sum(-1), 1)
+    return {"CP": cp, "CR": cr, "CF1": _f1(cp, cr), "OP": op, "OR": or_, "OF1": _f1(op, or_)}
 
 
 def _f1(precision, recall):
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
 
 
 def _threshold(threshold, scores):

@@ -68,8 +68,7 @@ def over_exponents(counts, occurrence, branch, k, exponents, seed=0, refine=Fals
     counts [C, C] and occurrence [C] as from graph.cooccurrence; other: a partition to compare with as well, or None;
     self_loops: as in graph.affinity. The Ncut of two lines cannot be compared: each is measured on the
     exponent's own graph. A low ARI is the exponent's doing only where `stability` finds the cut again with other seeds.
-    Columns: exponent, Ncut, sizes (list, largest first), smallest part, singletons (parts of one class), ARI to p = 0.5,
-    and with `other` ARI to other.
+    Columns: exponent, those of `partition_numbers`, smallest part, ARI to p = 0.5, and with `other` ARI to other.
     """
 
     def graph_of(exponent):
@@ -79,30 +78,30 @@ def over_exponents(counts, occurrence, branch, k, exponents, seed=0, refine=Fals
     lines = []
     for exponent in exponents:
         affinity = graph_of(exponent)
-        found = cut(affinity, k, seed, refine)
-        line = {"exponent": float(exponent), "Ncut": ncut(affinity, found), "sizes": sizes(found)}
-        line |= {"smallest part": sizes(found)[-1], "singletons": singletons(found)}
-        line["ARI to p = 0.5"] = adjusted_rand(found, paper)
+        partition = cut(affinity, k, seed, refine)
+        line = {"exponent": float(exponent)} | partition_numbers(affinity, partition)
+        line["smallest part"] = line["sizes"][-1]
+        line["ARI to p = 0.5"] = adjusted_rand(partition, paper)
         if other is not None:
-            line["ARI to other"] = adjusted_rand(found, other)
+            line["ARI to other"] = adjusted_rand(partition, other)
         lines.append(line)
     return pd.DataFrame(lines)
 
 
 def stability(targets, branch, ks, exponent=PAPER_EXPONENT, seed=0, refine=False, repeats=3, self_loops=False):
-    """Measure how well a cut into k parts is found again, by another seed and on other images; targets [N, C] in {1, 0, -1}.
+    """Measure how well a cut into k parts is reproduced, by another seed and on other images; targets [N, C] in {1, 0, -1}.
 
     Columns k, kind, repeat, ari. Kind "seeds": the graph of all images, cut with seed + 1 ... seed + repeats, each
     against the cut with `seed`, the one that a run uses. Kind "halves": the images fall at random into two halves (the
     same halves for every k), each half's graph is cut with `seed`, and the two are compared. What a half lacks altogether
-    counts as any class without company does in `cut`. Raises ValueError for fewer than two images or no repeat.
+    counts as any class that occurs with no other does in `cut`. Raises ValueError for fewer than two images or no repeat.
     """
     targets = np.asarray(targets)
     if len(targets) < 2 or repeats < 1:
         raise ValueError(f"two halves need 2 images and 1 repeat at least, got {len(targets)} and {repeats}")
 
-    def graph_of(rows):
-        return graph.affinity(*graph.cooccurrence(targets[rows]), branch, float(exponent), self_loops)
+    def graph_of(indices):
+        return graph.affinity(*graph.cooccurrence(targets[indices]), branch, float(exponent), self_loops)
 
     whole, half = graph_of(slice(None)), len(targets) // 2
     orders = [np.random.default_rng([seed, repeat]).permutation(len(targets)) for repeat in range(repeats)]
@@ -127,10 +126,14 @@ def by_k(affinity, ks, seed=0, refine=False):
     """
     lines = []
     for k in ks:
-        found = cut(affinity, k, seed, refine)
-        value = ncut(affinity, found)
-        lines.append((k, value, value / k, sizes(found), singletons(found)))
-    return pd.DataFrame(lines, columns=["k", "Ncut", "Ncut / k", "sizes", "singletons"])
+        numbers = partition_numbers(affinity, cut(affinity, k, seed, refine))
+        lines.append({"k": k, "Ncut": numbers["Ncut"], "Ncut / k": numbers["Ncut"] / k} | numbers)
+    return pd.DataFrame(lines)
+
+
+def partition_numbers(affinity, partition):
+    """Return {"Ncut", "sizes" (largest first), "singletons" (parts of one class)} of a Partition on its graph [C, C]."""
+    return {"Ncut": ncut(affinity, partition), "sizes": sizes(partition), "singletons": singletons(partition)}
 
 
 def sizes(partition):

@@ -8,7 +8,7 @@ from cpsd_lib.support import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "classifier": "Classifier build_model preprocessing",
+        "classifier": "MODELS_VERSION Classifier build_model preprocessing",
         "heads": "GapHead LabelTransformer MLDecoder Query2Label",
         "label_vectors": "read_label_vectors",
         "released": "check_class_names check_preprocessing load_released",

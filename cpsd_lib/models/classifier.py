@@ -12,6 +12,8 @@ from torch import nn
 from cpsd_lib.models.heads import GapHead, LabelTransformer, MLDecoder, Query2Label
 from cpsd_lib.teachers import Output
 
+MODELS_VERSION = 1  # of this room: raised when a change of its code changes what a model computes or how it starts
+
 
 class Classifier(nn.Module):
     """A backbone without its head, then a head over C classes; the input's normalisation is part of the model."""

@@ -15,7 +15,7 @@ def _start_small(weight, bias, prior):
 
 
 class GapHead(nn.Module):
-    """Global average pooling and one linear layer (METHOD 1, R101)."""
+    """Global average pooling and one linear layer (CPSD's tables: R101)."""
 
     def __init__(self, features, num_classes, prior=0.12):
         super().__init__()
@@ -41,7 +41,7 @@ class ClassLinear(nn.Module):
 
 
 class LabelTransformer(nn.Module):
-    """Image tokens and one token a class through a pre-norm transformer (METHOD 1, R101+TF).
+    """Image tokens and one token a class through a pre-norm transformer (CPSD's tables: R101+TF).
 
     label_vectors: [C, V], a fixed vector of each class (GloVe), or "learned": 300 numbers a class, trained with the rest.
     """
@@ -92,7 +92,7 @@ class _PreNormLayer(nn.Module):
 
 
 class Query2Label(nn.Module):
-    """One learned query a class looks at the encoded image (METHOD 1, Q2L-R101; Liu et al. 2021, as in DETR)."""
+    """One learned query a class looks at the encoded image (CPSD's tables: Q2L-R101; Liu et al. 2021, as in DETR)."""
 
     def __init__(self, features, num_classes, prior=0.12, dim=2048):
         super().__init__()
@@ -212,7 +212,7 @@ def _attention(dim, heads, dropout):
 
 
 class MLDecoder(nn.Module):
-    """Fixed random queries, one a class, look at the image in one decoder layer (METHOD 2; Ridnik et al. 2021)."""
+    """Fixed random queries, one a class, look at the image in one decoder layer (ML-Decoder; Ridnik et al. 2021)."""
 
     def __init__(self, features, num_classes, prior=0.12, dim=768):
         super().__init__()

@@ -189,9 +189,9 @@ def _load(model, name, state, path):
     ]
     faults = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
     if any(faults.values()):
-        told = "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in faults.items() if keys)
+        faulty = "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in faults.items() if keys)
         hint = _looks_like(name, state, bool(missing or unknown))
-        raise ValueError(f"{hint}{path} does not fit the released {name} with these classes; {told}")
+        raise ValueError(f"{hint}{path} does not fit the released {name} with these classes; {faulty}")
     model.load_state_dict(found, strict=False)
     if name == "q2l_resnet101":
         code = sine_position(*model.head.position.shape[1:])

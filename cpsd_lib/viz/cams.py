@@ -3,7 +3,6 @@
 from functools import lru_cache
 
 import ipywidgets
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.cm import ScalarMappable
@@ -12,22 +11,24 @@ from cpsd_lib.data import test_view
 from cpsd_lib.evaluation import class_activation
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.viz.explorer import Explorer, Picture, check_start
+from cpsd_lib.viz.plots_evidence import MAP, overlay
 
 MOST_MAPS = 3  # beside the picture; more would be too small to see
 LABEL = {1: "label", 0: "no label", -1: "unknown"}
-MAP = matplotlib.colormaps["inferno"]
 
 
-def cam_browser(models, images, rows, targets, names, start=None):
+def cam_browser(models, images, indices, targets, names, start=None):
     """Return an Explorer of class activation maps: image, class, model.
 
-    models {name: Classifier or Teachers}, which are put into eval mode; images uint8 [N, 3, S, S]; rows: those to browse;
-    targets [N, C] of 1, 0, -1; names [C]. start: {"image": 0 (its place in rows), "shown": None, "model": name}, shown: the
-    name of a class, or None for the labels of the image (the first three; the most probable class where it has none).
+    models {name: Classifier or PartTeachers}, which are put into eval mode; images uint8 [N, 3, S, S]; indices: of the images
+    to browse; targets [N, C] of 1, 0, -1; names [C]. start: {"image": 0 (its place in indices), "shown": None, "model": name},
+    shown: the name of a class, or None for the labels of the image (the first three; the most probable class where it has none).
     Its numbers: "classes" shown, their "probabilities", and "labels" of the image. Raises ValueError for what does not fit.
     """
-    if not models or not len(rows):
-        raise ValueError(f"there are {len(models)} models and {len(rows)} rows to browse; give one of each at least")
+    if not models or not len(indices):
+        raise ValueError(
+            f"there are {len(models)} models and {len(indices)} images to browse; give one of each at least"
+        )
     if targets.shape != (len(images), len(names)):
         raise ValueError(f"targets are {targets.shape} for {len(images)} images and {len(names)} names")
     settings = check_start(start, {"image": 0, "shown": None, "model": next(iter(models))})
@@ -37,7 +38,7 @@ def cam_browser(models, images, rows, targets, names, start=None):
 
     def view(image, model):
         device = next(models[model].parameters()).device
-        return test_view(torch.from_numpy(np.array(images[rows[image]])[None]).to(device))
+        return test_view(torch.from_numpy(np.array(images[indices[image]])[None]).to(device))
 
     # What was there before costs a drawing only; 64 times three maps of 448 pixels are 150 MB.
     @lru_cache(512)
@@ -51,12 +52,12 @@ def cam_browser(models, images, rows, targets, names, start=None):
         return class_activation(models[model], view(image, model), classes)[0].cpu().numpy()
 
     def draw(image, shown, model):
-        if model not in models or shown not in (None, *names) or not 0 <= image < len(rows):
+        if model not in models or shown not in (None, *names) or not 0 <= image < len(indices):
             raise ValueError(
-                f"there is no image {image}, class {shown!r} or model {model!r}; images are 0..{len(rows) - 1}, "
+                f"there is no image {image}, class {shown!r} or model {model!r}; images are 0..{len(indices) - 1}, "
                 f"models {', '.join(models)}, classes {', '.join(names[:10])} ..."
             )
-        labels = np.flatnonzero(targets[rows[image]] == 1).tolist()
+        labels = np.flatnonzero(targets[indices[image]] == 1).tolist()
         probabilities = probabilities_of(image, model)
         classes = labels[:MOST_MAPS] or [int(probabilities.argmax())]
         classes = classes if shown is None else [names.index(shown)]
@@ -64,15 +65,15 @@ def cam_browser(models, images, rows, targets, names, start=None):
         numbers["labels"] = [names[c] for c in labels]
         maps = maps_of(image, model, tuple(classes))
         captions = [
-            f"{names[c]}: {probabilities[c]:.2f}, {LABEL[int(targets[rows[image], c])]}{'' if m.any() else ', map all 0'}"
+            f"{names[c]}: {probabilities[c]:.2f}, {LABEL[int(targets[indices[image], c])]}{'' if m.any() else ', map all 0'}"
             for c, m in zip(classes, maps, strict=True)
         ]
-        told = f"model {model}, image {rows[image]}; its labels: {', '.join(numbers['labels']) or 'none'}"
-        return figure.show(images[rows[image]], maps, captions, told), numbers
+        headline = f"model {model}, image {indices[image]}; its labels: {', '.join(numbers['labels']) or 'none'}"
+        return figure.show(images[indices[image]], maps, captions, headline), numbers
 
     def controls():
         return {
-            "image": ipywidgets.IntSlider(min=0, max=len(rows) - 1, description="image"),
+            "image": ipywidgets.IntSlider(min=0, max=len(indices) - 1, description="image"),
             "shown": ipywidgets.Dropdown(
                 options=[("labels of the image", None), *zip(names, names, strict=True)], description="class"
             ),
@@ -91,23 +92,18 @@ class MapFigure:
         self._axes = [figure.add_axes((0.01 + 0.235 * place, 0.02, 0.225, 0.77)) for place in range(1 + MOST_MAPS)]
         bar = figure.add_axes((0.952, 0.02, 0.012, 0.77))
         figure.colorbar(ScalarMappable(cmap=MAP), cax=bar).ax.set_title("map", fontsize=11)
-        self._images = [axis.imshow(np.zeros((2, 2, 3))) for axis in self._axes]
+        self._headline = figure.text(0.01, 0.94, "", fontsize=13, va="center")
         for axis in self._axes:
             axis.axis("off")
-        self._captions = [axis.set_title("", loc="left", fontsize=10) for axis in self._axes]
-        self._told = figure.text(0.01, 0.94, "", fontsize=13, va="center")
 
-    def show(self, image, maps, captions, told):
+    def show(self, image, maps, captions, headline):
         """Draw an image uint8 [3, S, S], its maps [K, S, S] in [0, 1] and their captions [K]; return the PNG."""
-        pixels = np.moveaxis(np.asarray(image), 0, -1) / 255
-        grey = pixels.mean(2, keepdims=True)
-        shown = [pixels, *((1 - 0.75 * m[..., None]) * grey + 0.75 * m[..., None] * MAP(m)[..., :3] for m in maps)]
-        for number, (axis, drawn, caption) in enumerate(zip(self._axes, self._images, self._captions, strict=True)):
-            drawn.set_visible(number < len(shown))
-            if number < len(shown):
-                height, width = shown[number].shape[:2]
-                drawn.set(data=np.clip(shown[number], 0, 1), extent=(0, width, height, 0))
-                axis.set(xlim=(0, width), ylim=(height, 0))
-            caption.set_text(["the picture", *captions][number] if number < len(shown) else "")
-        self._told.set_text(told)
-        return self._picture.png([*self._images, *self._captions, self._told])
+        shown = [np.moveaxis(np.asarray(image), 0, -1), *(overlay(image, heat, 0.75) for heat in maps)]
+        artists = [self._headline]
+        for axis, pixels, caption in zip(self._axes, shown, ["the picture", *captions], strict=False):
+            axis.clear()
+            axis.axis("off")
+            artists += [axis.imshow(pixels), axis.set_title(caption, loc="left", fontsize=10)]
+            axis.apply_aspect()  # else only a drawing of the whole figure would make it square
+        self._headline.set_text(headline)
+        return self._picture.png(artists)

@@ -5,19 +5,22 @@ from pathlib import Path
 
 import ipywidgets
 import numpy as np
+from matplotlib.collections import PathCollection
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import IdentityTransform
 from scipy.linalg import eigh
 
 from cpsd_lib import graph
-from cpsd_lib.evaluation import PAPER_EXPONENT, singletons, sizes
-from cpsd_lib.partition import adjusted_rand, cut, ncut
-from cpsd_lib.viz.explorer import Explorer, Picture, check_start
-from cpsd_lib.viz.names import Names, size_in_rows
+from cpsd_lib.evaluation import PAPER_EXPONENT, partition_numbers
+from cpsd_lib.partition import adjusted_rand, cut
+from cpsd_lib.viz.explorer import DPI, Explorer, Picture, check_start, label_size
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, SD
 from cpsd_lib.viz.plots_partition import BRANCHES
 
 COLOURS, MARKERS = (CO, SD, CPSD, DIS, "#CC79A7", "#56B4E9", BASELINE), "osD^vP*X"  # 56 parts before one repeats
 HEIGHT = 8  # inches
 MOST_PARTS = 16  # the papers' largest k is 13
+GAP = 7  # pixels from the middle of a point's mark to its name
 
 
 def partition_explorer(counts, occurrence, names, start=None, compare=None, folder=None, self_loops=False):
@@ -27,9 +30,11 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
     {"branch": "dis", "k": 5, "exponent": 0.5, "seed": 0, "refine": True}. compare: a Partition, or {branch: Partition}, that
     the ARI is taken to. folder: "export" writes to explored_partitions/ in it, for partition.released_co / released_dis.
     self_loops: as in graph.affinity.
-    Its numbers are those of `partition_numbers`, and "partition". Raises ValueError for what does not fit together.
+    Its numbers are those of evaluation.partition_numbers, "partition", and with compare "ARI". Raises ValueError for what
+    does not fit together.
     """
-    settings = check_start(start, {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": False})
+    first = {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": False}
+    settings = check_start(start, first)
     if len(names) != len(occurrence):
         raise ValueError(f"{len(names)} names for {len(occurrence)} classes; pass the names of the same label table")
 
@@ -48,10 +53,13 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
     def draw(branch, k, exponent, seed, refine):
         exponent = round(exponent, 6)  # a slider says 0.31000000000000005; the exported name says 0.31
         affinity, points = graph_of(branch, exponent)
-        found = cut_of(branch, k, exponent, seed, refine)
-        numbers = partition_numbers(affinity, found, compare.get(branch) if isinstance(compare, dict) else compare)
+        partition = cut_of(branch, k, exponent, seed, refine)
+        numbers = partition_numbers(affinity, partition)
+        other = compare.get(branch) if isinstance(compare, dict) else compare
+        if other is not None:
+            numbers["ARI"] = adjusted_rand(partition, other)
         title = f"{BRANCHES[branch][0]}, k = {k}, p = {exponent:g}, seed {seed}, {'refined' if refine else 'plain'} cut"
-        return figure.show(affinity, found, points, title, numbers), numbers | {"partition": found}
+        return figure.show(affinity, partition, points, title, numbers), numbers | {"partition": partition}
 
     def controls():
         branches = [(title, name) for name, (title, _) in BRANCHES.items()]
@@ -70,15 +78,6 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
     return Explorer(draw, settings, controls, buttons, live={"refine": False})
 
 
-def partition_numbers(affinity, found, other=None):
-    """Return {"Ncut", "sizes" (largest first), "singletons" (parts of one class)} of a Partition on its graph [C, C].
-
-    With another Partition of the same classes, "ARI" as well: 1 = the same parts, about 0 = chance.
-    """
-    numbers = {"Ncut": ncut(affinity, found), "sizes": sizes(found), "singletons": singletons(found)}
-    return numbers if other is None else numbers | {"ARI": adjusted_rand(found, other)}
-
-
 def export(explorer, folder):
     """Write the partition that a partition explorer shows to folder/explored_partitions and return a message naming it."""
     now = explorer.settings
@@ -92,9 +91,9 @@ def export(explorer, folder):
 
 
 def embedding(affinity):
-    """Return where each class of a graph [C, C] lies on the 2nd and 3rd eigenvector that the cut looks at, [C, 2].
+    """Return where each class of a graph [C, C] lies on the 2nd and 3rd eigenvector that the cut clusters, [C, 2].
 
-    Those of the normalised Laplacian, rescaled by D^-1/2 (METHOD 1.2); the first says nothing. NaN for a class without any
+    Those of the normalised Laplacian I - D^-1/2 P D^-1/2, rescaled by D^-1/2; the first says nothing. NaN for a class without any
     weight, zeros on an axis for which there are too few classes.
     """
     weight = affinity.sum(1)
@@ -106,7 +105,7 @@ def embedding(affinity):
         similar = scale[:, None] * affinity[np.ix_(connected, connected)] * scale
         _, vectors = eigh(similar, subset_by_index=[len(connected) - count, len(connected) - 1])
         vectors = scale[:, None] * vectors[:, -2::-1]
-        # The sign is the solver's whim; left to it, the picture would flip while a control moves.
+        # The sign is arbitrary; left to it, the picture would flip while a control moves.
         points[connected, : count - 1] = vectors * np.where((vectors**3).sum(0) < 0, -1, 1)
     return points
 
@@ -115,7 +114,7 @@ class PartitionFigure:
     """A graph ordered by part, and beside it the classes where the cut sees them; one mark and colour a part."""
 
     def __init__(self, names):
-        self.names, self._picture, self._marks = names, Picture(13.5, HEIGHT), []
+        self._names, self._picture, self._marks = names, Picture(13.5, HEIGHT), []
         figure = self._picture.figure
         self._heat, bar = figure.add_axes((0.088, 0.035, 0.488, 0.85)), (0.584, 0.035, 0.01, 0.85)
         empty = np.zeros((len(names), len(names)))
@@ -129,35 +128,43 @@ class PartitionFigure:
         )
         self._plane.set_title("Spectral embedding, arsinh scale", loc="left", fontsize=11)
         self._title = figure.text(0.01, 0.97, "", fontsize=13, va="center")
-        self._told = figure.text(0.01, 0.932, "", fontsize=11, va="center")
-        size = size_in_rows(0.85 * HEIGHT, len(names))
-        self._rows = Names(self._heat, "left", size) if size else None
-        self._margin = -0.012 * len(names) - 0.5
-        self._free = Names(self._plane, "free", 7 if len(names) > 40 else 9)
+        self._summary = figure.text(0.01, 0.932, "", fontsize=11, va="center")
+        self._margin, size = -0.012 * len(names) - 0.5, label_size(0.85 * HEIGHT, len(names))
+        # Outlines of all names in one collection that only moves: 80 texts of matplotlib's take 2 ms each, at every drawing.
+        self._rows, self._row_sizes = _outlines(self._heat, names, size or 1)
+        self._rows.set_visible(size is not None)
+        self._labels, self._label_sizes = _outlines(self._plane, names, 7 if len(names) > 40 else 9)
 
-    def show(self, affinity, found, points, title, numbers):
-        """Draw a graph [C, C], its Partition, the classes' points [C, 2] and `partition_numbers`; return the PNG."""
+    def show(self, affinity, partition, points, title, numbers):
+        """Draw a graph [C, C], its Partition, the classes' points [C, 2] and the explorer's numbers; return the PNG."""
         self._title.set_text(title)
-        told = f"Ncut {numbers['Ncut']:.4f};  parts of {', '.join(map(str, numbers['sizes']))} classes;  "
-        told += f"singletons {numbers['singletons']}"
-        self._told.set_text(told + (f";  ARI to the other partition {numbers['ARI']:.3f}" if "ARI" in numbers else ""))
-        order = [c for part in found.parts for c in part]
+        text = f"Ncut {numbers['Ncut']:.4f};  parts of {', '.join(map(str, numbers['sizes']))} classes;  "
+        text += f"singletons {numbers['singletons']}"
+        text += f";  ARI to the other partition {numbers['ARI']:.3f}" if "ARI" in numbers else ""
+        self._summary.set_text(text)
+        order = [c for part in partition.parts for c in part]
         shown = affinity[np.ix_(order, order)].astype(float)
         np.fill_diagonal(shown, np.nan)
         self._image.set_data(shown)
         points = _spread(points)
         while self._marks:
             self._marks.pop().remove()
-        for number, (part, row) in enumerate(zip(found.parts, np.cumsum([0, *map(len, found.parts)]), strict=False)):
+        row = 0
+        for number, part in enumerate(partition.parts):
             self._marks += self._draw_part(number, points[part], row, len(part))
-        if self._rows is not None:
-            self._rows.show([self.names[c] for c in order], [(self._margin, row) for row in range(len(order))])
+            row += len(part)
+        rows = np.empty(len(order))
+        rows[order] = range(len(order))
+        anchors = self._heat.transData.transform(np.column_stack([0 * rows + self._margin, rows]))
+        self._rows.set_offsets(anchors - self._row_sizes * (1, 0.5) - (GAP, 0))
         placed = np.flatnonzero(~np.isnan(points[:, 0]))
         # Outliers first: they are what one asks about, and the middle has no room for all.
         placed = placed[np.argsort(-np.abs(points[placed]).max(1), kind="stable")]
-        self._free.show([self.names[c] for c in placed], points[placed])
-        rows = [self._rows] if self._rows is not None else []
-        return self._picture.png([self._image, self._title, self._told, self._free, *rows, *self._marks])
+        corners = np.full((len(points), 2), np.nan)
+        anchors = self._plane.transData.transform(points[placed])
+        corners[placed] = where_free(self._label_sizes[placed], anchors, self._plane.bbox)
+        self._labels.set_offsets(corners)
+        return self._picture.png([self._image, self._title, self._summary, self._rows, self._labels, *self._marks])
 
     def _draw_part(self, number, points, row, size):
         """Draw a part of `size` classes, the first in `row`: its frame and marks in the graph, its points; return all."""
@@ -182,3 +189,35 @@ def _spread(points):
     scaled = np.arcsinh(far / np.where(usual > 0, usual, 1))
     low, high = np.nanmin(scaled, axis=0), np.nanmax(scaled, axis=0)
     return np.where(high > low, 0.08 + 0.84 * (scaled - low) / np.where(high > low, high - low, 1), 0.5 + 0 * scaled)
+
+
+def _outlines(axis, names, size):
+    """Return a collection of names, `size` in points, and their sizes [n, 2]; its offsets are lower left corners; in pixels."""
+    em = size * DPI / 72
+    paths = [TextPath((0, 0.2 * em), name, size=em) for name in names]  # letters such as g reach below
+    sizes = np.array([(path.get_extents().x1, 1.2 * em) for path in paths])  # alike in height, with and without a g
+    look = {"facecolor": "black", "linewidth": 0, "clip_on": False, "zorder": 5}
+    collection = PathCollection(paths, offsets=0 * sizes, offset_transform=IdentityTransform(), **look)
+    collection.set_transform(IdentityTransform())
+    return axis.add_artist(collection), sizes
+
+
+def where_free(sizes, anchors, box):
+    """Return the lower left corners [n, 2] of labels beside their points, NaN where each side is taken or out of the box.
+
+    sizes [n, 2], width and height: the first has the first choice, and none covers a point or another label; anchors
+    [n, 2]: the points; box: has min and max. All in pixels.
+    """
+    taken = np.concatenate([anchors - GAP + 1, anchors + GAP - 1], axis=1)
+    corners = np.full((len(sizes), 2), np.nan)
+    for number, ((width, height), (x, y)) in enumerate(zip(sizes, anchors, strict=True)):
+        right, left = (x + GAP, y - height / 2), (x - GAP - width, y - height / 2)
+        above, below = (x - width / 2, y + GAP), (x - width / 2, y - GAP - height)
+        for low in (right, left, above, below):
+            high = np.add(low, (width, height))
+            covers = ((taken[:, :2] < high) & (low < taken[:, 2:])).all(1).any()
+            if not covers and (low >= box.min).all() and (high <= box.max).all():
+                taken = np.concatenate([taken, [[*low, *high]]])
+                corners[number] = low
+                break
+    return corners

@@ -8,8 +8,9 @@ import seaborn as sns
 
 from cpsd_lib.support import atomic
 
-# Okabe and Ito's palette: told apart by every common kind of colour vision, and in grey by the markers beside it.
+# Okabe and Ito's palette: distinct to every common kind of colour vision, and in grey by the markers beside it.
 BASELINE, SD, CO, DIS, CPSD, GREY = "#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
+MARKERS = "osD^vP*X<>"
 ROW_COLOURS = {"baseline": BASELINE, "+ SD": SD, "+ CGPD": CO, "+ DGPD": DIS, "+ CPSD": CPSD}
 ROW_COLOURS |= {"student only": BASELINE, "+ MLD": "#CC79A7", "+ LED": "#56B4E9", "+ MLD + LED": "#882255"}
 ROW_COLOURS |= {"+ random parts": "#999933", "baseline, CPSD's compute": "#555555", "+ SD, CPSD's compute": "#AA7700"}
@@ -32,6 +33,18 @@ def save(figure, path):
     return figure
 
 
+def panels(rows, columns, width, height, **options):
+    """Return (figure, axes [rows, columns]) of width x height inches; options: of plt.subplots."""
+    return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
+
+
+def _name_lines(axis, names):
+    """Write names [n] beside the lines 0..n-1 of a chart, the first at the top."""
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+
+
 def label_frequencies(names, targets_by_split):
     """Bars of positive images a class, most frequent first; targets_by_split {split: [N, C]}."""
     first = next(iter(targets_by_split.values()))
@@ -40,16 +53,12 @@ def label_frequencies(names, targets_by_split):
     figure, axis = plt.subplots(figsize=(9, max(3.0, 0.27 * len(shown) + 1)))
     height = 0.8 / len(targets_by_split)
     for number, (split, targets) in enumerate(targets_by_split.items()):
-        share = 100 * (targets == 1).mean(0)[shown]
-        axis.barh(
-            np.arange(len(shown)) + (number - (len(targets_by_split) - 1) / 2) * height, share, height, label=split
-        )
-    axis.set_yticks(range(len(shown)), [names[i] for i in shown])
-    axis.invert_yaxis()
+        places = np.arange(len(shown)) + (number - (len(targets_by_split) - 1) / 2) * height
+        axis.barh(places, 100 * (targets == 1).mean(0)[shown], height, label=split)
+    _name_lines(axis, [names[i] for i in shown])
     more = "" if len(shown) == len(order) else f" (the {len(shown)} most frequent of {len(order)})"
     axis.set(xlabel="images that hold the class (%)", title=f"How often each class occurs{more}")
     axis.legend(title="split")
-    axis.grid(axis="y", visible=False)
     return figure
 
 
@@ -62,14 +71,9 @@ def affinity_by_part(affinities, partitions, names, titles):
         off_diagonal = affinity[np.ix_(order, order)].astype(float).copy()
         np.fill_diagonal(off_diagonal, np.nan)
         ticks = [names[c] for c in order] if len(order) <= 30 else False
+        bar = {"shrink": 0.7, "label": "affinity"}
         sns.heatmap(
-            off_diagonal,
-            ax=axis,
-            cmap="viridis",
-            square=True,
-            xticklabels=ticks,
-            yticklabels=ticks,
-            cbar_kws={"shrink": 0.7, "label": "affinity"},
+            off_diagonal, ax=axis, cmap="viridis", square=True, xticklabels=ticks, yticklabels=ticks, cbar_kws=bar
         )
         axis.grid(visible=False)  # would cross the empty diagonal
         edges = [0, *np.cumsum([len(part) for part in partition.parts])]
@@ -83,12 +87,9 @@ def affinity_by_part(affinities, partitions, names, titles):
 def training_curves(histories, value, ylabel, title, scale="linear"):
     """Lines of a column of fit's history over epochs; histories {label: DataFrame}; scale: of the value, "log" as well."""
     figure, axis = plt.subplots(figsize=(8, 4))
-    markers = "osD^vP*X<>"
     for number, (label, history) in enumerate(histories.items()):
-        colour = ROW_COLOURS.get(label)
-        axis.plot(
-            history["epoch"], history[value], marker=markers[number % 10], label=label, color=colour, markersize=5
-        )
+        style = {"marker": MARKERS[number % 10], "color": ROW_COLOURS.get(label), "markersize": 5}
+        axis.plot(history["epoch"], history[value], label=label, **style)
     axis.set(xlabel="epoch", ylabel=ylabel, title=title, yscale=scale)
     axis.xaxis.get_major_locator().set_params(integer=True)
     if scale == "log":
@@ -112,11 +113,9 @@ def components(scores, title, xlabel, against=None):
         axis.annotate(f"{values.mean():.1f}", (values.max(), place), **beside)
     if against in scores:
         axis.axvline(np.mean(scores[against]), color=GREY, linestyle=":", linewidth=1.5)
-    axis.set_yticks(range(len(scores)), list(scores))
-    axis.invert_yaxis()
+    _name_lines(axis, list(scores))
     axis.margins(x=0.15)
     axis.set(xlabel=xlabel, title=title)
-    axis.grid(axis="y", visible=False)
     return figure
 
 
@@ -138,9 +137,40 @@ def bars(names, values, xlabel, title, colour=CO):
     """Horizontal bars, one a name, in the order given, with a line at zero."""
     figure, axis = plt.subplots(figsize=(8, 0.27 * len(names) + 1.4))
     axis.barh(range(len(names)), values, color=colour)
-    axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
+    _name_lines(axis, names)
     axis.axvline(0, color=BASELINE, linewidth=1)
     axis.set(xlabel=xlabel, title=title)
-    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def ratios(rows, title):
+    """Bars of how many times faster each part is, with the spread of its ratios, and an orange mark at its goal, if any.
+
+    rows: dicts with part, ratio, spread (lowest, highest), goal (or None) and same; results that differ are grey.
+    """
+    figure, axis = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.4))
+    for place, row in enumerate(rows):
+        axis.barh(place, row["ratio"] - 1, left=1, color=CPSD if row["same"] else GREY)
+        axis.plot(row["spread"], [place, place], color=BASELINE, linewidth=1.5, marker="|")
+        if row["goal"] is not None:
+            axis.plot([row["goal"]] * 2, [place - 0.45, place + 0.45], color=DIS, linewidth=3)
+    _name_lines(axis, [row["part"] for row in rows])
+    axis.axvline(1, color=BASELINE, linewidth=1)
+    axis.set(xscale="log", xlabel="reference's seconds / ours (1: no gain)", title=title)
+    return figure
+
+
+def stacked(parts, xlabel, title):
+    """Stacked bars with the share of each part in its bar; parts {name of a bar: {name of a part: value}}, equal parts."""
+    figure, axis = plt.subplots(figsize=(9, 2.8))
+    for place, values in enumerate(parts.values()):
+        left, total = 0.0, sum(values.values())
+        for (name, value), colour in zip(values.items(), (CO, CPSD, DIS, SD, GREY), strict=False):
+            axis.barh(place, value, left=left, color=colour, label=name if place == 0 else None)
+            if value > 0.06 * total:
+                axis.text(left + value / 2, place, f"{100 * value / total:.0f} %", ha="center", va="center")
+            left += value
+    _name_lines(axis, list(parts))
+    axis.set(xlabel=xlabel, title=title)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=3, frameon=False)
     return figure

@@ -1,10 +1,100 @@
-"""Figures of notebook 07: which classes gain, and whether a probability means what it says."""
+"""Figures of notebooks 06 and 07: where models look, which classes gain, what that costs, whether a probability is honest."""
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.patheffects import Normal, Stroke
 from scipy.stats import spearmanr
 
-from cpsd_lib.viz.plots import CPSD, GREY, ROW_COLOURS
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, MARKERS, ROW_COLOURS, panels
+
+MAP = matplotlib.colormaps["inferno"]
+COLOURS = ROW_COLOURS | {"co teachers": CO, "dis teachers": DIS, "teacher": BASELINE}
+LONGEST = 22  # letters above a picture; more would run into the next one
+
+
+# ---- where a model looks ---------------------------------------------------------------------------------------------
+
+
+def overlay(image, heat, strength=0.6):
+    """Return a map [S, S] in [0, 1] over the grey copy of an image uint8 [3, S, S], float [S, S, 3] in [0, 1]."""
+    heat = np.asarray(heat)
+    grey = np.moveaxis(np.asarray(image), 0, -1).mean(2, keepdims=True) / 255
+    strength = strength * heat[..., None]
+    return np.clip((1 - strength) * grey + strength * MAP(heat)[..., :3], 0, 1)
+
+
+def looking(images, words, maps, captions, boxes, title):
+    """A column a picture: itself, then each model's map over its grey copy, the boxes of the class outlined in all.
+
+    images uint8 [n, 3, S, S]; words [n]; maps {model: [n, S, S] in [0, 1]}; captions {model: [n]}; boxes: of each picture
+    [(left, top, right, bottom) in pixels, ...], or None where nobody knows them.
+    """
+    count, size = len(images), images.shape[-1]
+    lines = {"picture": (np.moveaxis(np.asarray(images), 1, -1), words)}
+    for name, heats in maps.items():
+        lines[name] = ([overlay(image, heat) for image, heat in zip(images, heats, strict=True)], captions[name])
+    figure, axes = panels(len(lines), count, 1.62 * count + 2.2, 1.78 * len(lines) + 0.4)
+    for line, (name, (pictures, texts)) in zip(axes, lines.items(), strict=True):
+        for axis, pixels, text, sides in zip(line, pictures, texts, boxes or [[]] * count, strict=True):
+            axis.imshow(pixels, extent=(0, size, size, 0))
+            for left, top, right, bottom in sides:
+                _outline(axis, left, top, right, bottom)
+            axis.set_title(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…", fontsize=10, loc="center")
+            axis.set(xticks=[], yticks=[], xlim=(0, size), ylim=(size, 0))
+            axis.grid(visible=False)
+        colour = COLOURS.get(name, BASELINE)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=12, color=colour, fontweight="bold")
+    bar = figure.colorbar(ScalarMappable(cmap=MAP), ax=axes[1:], shrink=0.5, aspect=30)
+    bar.set_label("map / its own maximum")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+    return figure
+
+
+def _outline(axis, left, top, right, bottom):
+    # White on black is seen on every ground.
+    effects = [Stroke(linewidth=2.6, foreground="black"), Normal()]
+    sides = {"fill": False, "edgecolor": "white", "linewidth": 1.2, "path_effects": effects}
+    axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, **sides))
+
+
+def shares_inside(tables, title):
+    """A panel a split, a dot and an interval a model and seed, beside chance and the best its maps could do.
+
+    tables {split: DataFrame of localisation.summarise with a line a (seed, strategy, map)}.
+    """
+    lines = list(dict.fromkeys(next(iter(tables.values())).index.droplevel("seed")))
+    figure, axes = panels(1, len(tables), 5.6 * len(tables) + 1.6, 0.5 * len(lines) + 2.2, sharex=True, sharey=True)
+    for axis, (split, table) in zip(axes[0], tables.items(), strict=True):
+        for place, (strategy, kind) in enumerate(lines):
+            seeds = table.xs((strategy, kind), level=("strategy", "map"))
+            _draw_seeds(axis, place, seeds, COLOURS.get(strategy, GREY))
+        level = table.groupby(["strategy", "map"], sort=False)[["chance", "best"]].mean()
+        (chance,) = axis.plot(level["chance"], range(len(lines)), ":", color=GREY, linewidth=2.5, zorder=1)
+        (best,) = axis.plot(level["best"], range(len(lines)), "|", color=GREY, markersize=20, markeredgewidth=3)
+        axis.set(xlabel="share of the map inside the boxes (%)", title=split)
+        axis.margins(x=0.08)
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].set_yticks(range(len(lines)), [s if kind == "activation" else f"{s}, {kind}" for s, kind in lines])
+    axes[0, 0].set_ylim(len(lines) - 0.4, -0.6)
+    texts = ["chance: the area of the boxes", "the best that maps of so few places could do"]
+    figure.legend([chance, best], texts, loc="outside lower center", ncol=2, fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+    return figure
+
+
+def _draw_seeds(axis, place, seeds, colour):
+    offsets = np.linspace(-0.2, 0.2, len(seeds)) if len(seeds) > 1 else [0.0]
+    for y, (_, line) in zip(place + np.array(offsets), seeds.iterrows(), strict=True):
+        axis.plot([line["share_low"], line["share_high"]], [y, y], color=colour, linewidth=2.5)
+        axis.plot(line["share"], y, "o", color=colour, markersize=7)
+    if seeds["share"].notna().any():
+        beside = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 11}
+        axis.annotate(f"{seeds['share'].mean():.1f}", (seeds["share_high"].max(), place), **beside)
+
+
+# ---- gains, cost, calibration ----------------------------------------------------------------------------------------
 
 
 def rank_correlations(gain, properties):
@@ -12,11 +102,11 @@ def rank_correlations(gain, properties):
 
     A class whose gain is NaN is left out; where all gains, or all values of a property, are alike the result is None.
     """
-    known, found = ~np.isnan(gain), {}
+    known, correlations = ~np.isnan(gain), {}
     for label, values in properties.items():
         both = np.asarray(values)[known], gain[known]
-        found[label] = spearmanr(*both) if all(len(set(one)) > 1 for one in both) else None
-    return found
+        correlations[label] = spearmanr(*both) if all(len(set(one)) > 1 for one in both) else None
+    return correlations
 
 
 def gain_against(gain, properties, title):
@@ -25,13 +115,13 @@ def gain_against(gain, properties, title):
     gain [C] in AP points, NaN for a class without a score.
     """
     known, correlations = ~np.isnan(gain), rank_correlations(gain, properties)
-    figure, axes = plt.subplots(1, len(properties), figsize=(5.6 * len(properties), 4.2), sharey=True, squeeze=False)
+    figure, axes = panels(1, len(properties), 5.6 * len(properties), 4.2, sharey=True)
     for axis, (label, values) in zip(axes[0], properties.items(), strict=True):
         axis.axhline(0, color=GREY, linewidth=1.5)
         axis.plot(np.asarray(values)[known], gain[known], "o", color=CPSD, alpha=0.8, markersize=7)
-        found = correlations[label]
-        told = f"rank correlation {found.statistic:+.2f} (p = {found.pvalue:.2f})" if found else "all classes alike"
-        axis.set(xlabel=label, title=told)
+        rank = correlations[label]
+        text = f"rank correlation {rank.statistic:+.2f} (p = {rank.pvalue:.2f})" if rank else "all classes alike"
+        axis.set(xlabel=label, title=text)
     axes[0][0].set_ylabel("gain (AP points)")
     figure.suptitle(title, fontsize=12)
     return figure
@@ -44,7 +134,7 @@ def map_against_work(lines, title):
     """
     figure, axis = plt.subplots(figsize=(7.5, 4.4))
     for number, (row, line) in enumerate(lines.iterrows()):
-        style = {"fmt": "osD^vP*X"[number % 8], "color": ROW_COLOURS.get(row, GREY), "markersize": 9, "capsize": 3}
+        style = {"fmt": MARKERS[number % 8], "color": ROW_COLOURS.get(row, GREY), "markersize": 9, "capsize": 3}
         axis.errorbar(line["work"], line["mAP"], np.nan_to_num(line["spread"]), label=row, **style)
     axis.set_xlim(left=0)
     axis.set(xlabel="work from scratch (trainings of one baseline)", ylabel="mAP (%)", title=title)
@@ -58,10 +148,9 @@ def reliability_curves(tables, title):
     axis.plot([0, 1], [0, 1], ":", color=GREY, linewidth=2, label="perfect")
     for number, (row, table) in enumerate(tables.items()):
         filled = table[table["count"] > 0]
-        style = {"marker": "osD^vP*X"[number % 8], "color": ROW_COLOURS.get(row), "markersize": 6}
+        style = {"marker": MARKERS[number % 8], "color": ROW_COLOURS.get(row), "markersize": 6}
         axis.plot(filled["confidence"], filled["share_positive"], label=row, **style)
-    axis.set(
-        xlabel="mean probability of a bin", ylabel="share of positives in it", title=title, xlim=(0, 1), ylim=(0, 1)
-    )
+    axis.set(xlabel="mean probability of a bin", ylabel="share of positives in it", title=title)
+    axis.set(xlim=(0, 1), ylim=(0, 1))
     axis.legend(fontsize=9)
     return figure

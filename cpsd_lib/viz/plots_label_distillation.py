@@ -1,6 +1,5 @@
-"""Figures of 08_label_distillation: what MLD asks of one logit, and what LED compares, distances among embeddings."""
+"""Figures of 08_label_distillation: MLD over one logit, and what LED compares, distances among embeddings."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
@@ -8,7 +7,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import pdist, squareform
 
 from cpsd_lib import losses
-from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, panels
 
 ANNOTATED = 8  # a matrix of more rows than this has no room for its numbers
 
@@ -16,7 +15,7 @@ ANNOTATED = 8  # a matrix of more rows than this has no room for its numbers
 def relative_distances(embeddings):
     """Return the Euclidean distances [n, n] (float64) among embeddings [n, D], divided by the mean of those above 0.
 
-    What LED compares (METHOD 2). A group whose distances are all 0 keeps them.
+    What L2D's label-wise embedding distillation (LED) compares. A group whose distances are all 0 keeps them.
     """
     distances = pdist(np.asarray(torch.as_tensor(embeddings).cpu(), dtype=np.float64))
     mean = distances[distances > 0].mean() if (distances > 0).any() else 1.0
@@ -34,16 +33,14 @@ def mean_huber(student, teacher):
 
 def neighbours_first(distances):
     """Return an order [n] of the members of distances [n, n] that puts near ones side by side (average linkage)."""
-    return (
-        leaves_list(linkage(squareform(distances, checks=False), "average"))
-        if len(distances) > 2
-        else np.arange(len(distances))
-    )
+    if len(distances) <= 2:
+        return np.arange(len(distances))
+    return leaves_list(linkage(squareform(distances, checks=False), "average"))
 
 
 def binary_kl(probabilities):
     """MLD of one class over the student's logit, and its gradient beside it; a line a teacher's probability."""
-    figure, (value, slope) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
+    figure, ((value, slope),) = panels(1, 2, 11.5, 4.6)
     student = torch.linspace(-6, 6, 241).requires_grad_()
     looks = zip(probabilities, (CO, BASELINE, DIS, CPSD), ("-", "--", "-.", ":"), strict=False)
     for probability, colour, line in looks:
@@ -51,9 +48,8 @@ def binary_kl(probabilities):
         each = torch.stack([losses.mld(one[None, None], logit[None, None]) for one in student])
         (gradient,) = torch.autograd.grad(each.sum(), student)
         for axis, curve in ((value, each), (slope, gradient)):
-            axis.plot(
-                *(student.detach(), curve.detach(), line), color=colour, linewidth=2.5, label=f"{probability:.0%}"
-            )
+            style = {"color": colour, "linewidth": 2.5, "label": f"{probability:.0%}"}
+            axis.plot(student.detach(), curve.detach(), line, **style)
             axis.plot(logit, 0, "o", color=colour, markersize=9, zorder=3)
     value.set(title="MLD of one class", xlabel="student's logit", ylabel="MLD (nats)")
     slope.set(title="Its gradient", xlabel="student's logit", ylabel="gradient by the student's logit, p - q")
@@ -64,7 +60,7 @@ def binary_kl(probabilities):
 
 def triangles(points):
     """Groups of three embeddings as triangles, each side with its relative distance; points {title: [3, 2]}."""
-    figure, axes = plt.subplots(1, len(points), figsize=(3.9 * len(points), 4.3), squeeze=False, layout="constrained")
+    figure, axes = panels(1, len(points), 3.9 * len(points), 4.3)
     for axis, (title, corners) in zip(axes[0], points.items(), strict=True):
         corners = np.asarray(corners, dtype=float)
         distances, centre = relative_distances(corners), corners.mean(0)
@@ -92,36 +88,30 @@ def _outside(axis, place, centre, text, points, **look):
 def distance_matrices(matrices, member, about, names=None):
     """Heatmaps of relative distances on one scale, the first one the teacher's; matrices {title: [n, n]}.
 
-    Every other title carries its mean Huber distance to the first. member: what a row is; names [n]: the rows' own names.
+    Every other title carries its mean Huber distance to the first. member: what a line of a matrix is; names [n]: theirs.
     """
-    count, teacher = len(matrices), next(iter(matrices.values()))
+    teacher = next(iter(matrices.values()))
     # The zeros of the diagonal say nothing and would take half of the colours.
     shown = {title: np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix) for title, matrix in matrices.items()}
     pairs = [squareform(matrix, checks=False) for matrix in matrices.values()]
     # A group of two has no distance but 1, and a scale needs two ends.
     low, high = (pick(np.concatenate([*pairs, [end]])) for pick, end in ((np.min, 0.99), (np.max, 1.01)))
-    figure, axes = plt.subplots(
-        1, count, figsize=(3.7 * count + 0.9, 5.0), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = panels(1, len(matrices), 3.7 * len(matrices) + 0.9, 5.0, sharey=True)
     for number, (axis, (title, matrix)) in enumerate(zip(axes[0], shown.items(), strict=True)):
         image = axis.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
-        told = f"Huber to the teacher {mean_huber(matrices[title], teacher):.4f}" if number else "to be copied"
-        axis.set_title(f"{title}\n{told}", loc="left")
-        _name_rows(axis, member, names)
+        distance = f"Huber to the teacher {mean_huber(matrices[title], teacher):.4f}" if number else "to be copied"
+        axis.set_title(f"{title}\n{distance}", loc="left")
+        axis.set_xlabel(member)
+        axis.set_xticks(range(len(names or [])), names or [], rotation=40, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(len(names or [])), names or [])
+        axis.grid(visible=False)
+        axis.set_facecolor("#D9D9D9")  # shows through the diagonal
         if len(matrix) <= ANNOTATED:
             _write_numbers(axis, matrix, 0.55 * low + 0.45 * high)
     axes[0, 0].set_ylabel(member)
     figure.colorbar(image, ax=axes, label="distance / the group's mean", shrink=0.75)
     figure.suptitle(about, x=0.01, ha="left", fontsize=13)
     return figure
-
-
-def _name_rows(axis, member, names):
-    axis.set_xlabel(member)
-    axis.set_xticks(range(len(names)) if names else [], names or [], rotation=40, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(names)) if names else [], names or [])
-    axis.grid(visible=False)
-    axis.set_facecolor("#D9D9D9")  # shows through the diagonal
 
 
 def _write_numbers(axis, matrix, bright):

@@ -1,4 +1,4 @@
-"""Figures of partition_study: what the exponent does, how stable a cut is, where two partitions differ."""
+"""Figures of evaluation.partitions: what the exponent does, how stable a cut is, where two partitions differ."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 
 from cpsd_lib.evaluation import PAPER_EXPONENT, match, overlap
-from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, panels
 
 BRANCHES = {"co": ("CGP (cuts P+)", CO), "dis": ("DGP (cuts P-)", DIS)}
 LABELLED = 0.06  # a share of the classes below this leaves no room for its number inside the bar
@@ -18,16 +18,8 @@ def exponent_effect(tables, other_name="the released file"):
 
     The largest part is at the bottom, and darkest. A key other than "co" and "dis" is its panel's title, as it is.
     """
-    figure, axes = plt.subplots(
-        2,
-        len(tables),
-        figsize=(6.0 * len(tables) + 0.5, 7.0),
-        height_ratios=[2.2, 1],
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
+    shared = {"sharex": "col", "sharey": "row", "height_ratios": [2.2, 1]}
+    figure, axes = panels(2, len(tables), 6.0 * len(tables) + 0.5, 7.0, **shared)
     for (bars, lines), (branch, table) in zip(axes.T, tables.items(), strict=True):
         name, colour = BRANCHES.get(branch, (branch, CPSD))
         _stack(bars, table["sizes"], colour)
@@ -36,8 +28,7 @@ def exponent_effect(tables, other_name="the released file"):
         ticks = [f"{p:.2g}\n(paper)" if p == PAPER_EXPONENT else f"{p:.2g}" for p in table["exponent"]]
         lines.set_xticks(range(len(table)), ticks)
         lines.set_xlabel("exponent p of the label graph")
-    low = min(table.filter(like="ARI").min().min() for table in tables.values())
-    axes[1, 0].set_ylim(min(-0.05, low - 0.05), 1.05)
+    _show_ari(axes[1, 0], min(table.filter(like="ARI").min().min() for table in tables.values()))
     axes[0, 0].set_ylabel("classes in each part (number)")
     axes[0, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1, 0].set_ylabel("ARI\n(1 = same parts)")
@@ -45,11 +36,16 @@ def exponent_effect(tables, other_name="the released file"):
     return figure
 
 
-def _stack(axis, sizes, colour):
-    shades = _shades(colour, max(map(len, sizes)))
-    for place, found in enumerate(sizes):
-        bottom, total, alone = 0, sum(found), found.count(1)
-        for size, shade in zip(found, shades, strict=False):
+def _show_ari(axis, low):
+    """Show agreements from `low`, the lowest, to 1, and 0 in any case."""
+    axis.set_ylim(min(-0.05, low - 0.05), 1.05)
+
+
+def _stack(axis, partitions, colour):
+    shades = _shades(colour, max(map(len, partitions)))
+    for place, sizes in enumerate(partitions):
+        bottom, total, alone = 0, sum(sizes), sizes.count(1)
+        for size, shade in zip(sizes, shades, strict=False):
             axis.bar(place, size, 0.8, bottom, color=shade, edgecolor="white", linewidth=0.8)
             if size >= LABELLED * total:
                 ink = "white" if np.dot(shade, (0.3, 0.59, 0.11)) < 0.55 else "black"
@@ -58,7 +54,7 @@ def _stack(axis, sizes, colour):
         if alone:
             axis.text(place, total * 1.01, f"{alone} × 1", ha="center", va="bottom", fontsize=10)
     axis.margins(x=0.02)
-    axis.set_ylim(0, max(map(sum, sizes)) * 1.09)
+    axis.set_ylim(0, max(map(sum, partitions)) * 1.09)
     axis.grid(axis="x", visible=False)
 
 
@@ -81,10 +77,7 @@ def stability_by_k(tables):
 
     A key other than "co" and "dis" is its panel's title, as it is.
     """
-    count = len(tables)
-    figure, axes = plt.subplots(
-        1, count, figsize=(6.0 * count + 0.5, 4.8), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = panels(1, len(tables), 6.0 * len(tables) + 0.5, 4.8, sharey=True)
     for axis, (branch, table) in zip(axes[0], tables.items(), strict=True):
         name, colour = BRANCHES.get(branch, (branch, CPSD))
         # The larger marker lies below, so that both are seen where they agree.
@@ -100,8 +93,7 @@ def stability_by_k(tables):
         axis.set_xlabel("number of parts k")
         axis.set_title(name, loc="left")
         axis.legend(fontsize=10, loc="best")
-    low = min(table["ari"].min() for table in tables.values())
-    axes[0, 0].set_ylim(min(-0.05, low - 0.05), 1.05)
+    _show_ari(axes[0, 0], min(table["ari"].min() for table in tables.values()))
     axes[0, 0].set_ylabel("ARI of two cuts\n(1 = same parts, 0 = chance)")
     figure.suptitle("Is the same partition found again?\n(mean; band from worst to best repeat)", fontsize=13)
     return figure
@@ -110,7 +102,7 @@ def stability_by_k(tables):
 def comparison_matrix(ours, other, ours_name="our cut", other_name="released"):
     """Heatmap of the classes that each part of ours shares with each part of other; a frame around matched parts.
 
-    The columns are ordered and numbered as partition_study.match says: equal partitions fill the diagonal only.
+    The columns are ordered and numbered by evaluation.match: equal partitions fill the diagonal only.
     """
     numbers = match(ours, other)
     order = np.argsort(numbers)

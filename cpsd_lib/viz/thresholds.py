@@ -3,9 +3,8 @@
 import ipywidgets
 import numpy as np
 
-from cpsd_lib.evaluation import metrics
-from cpsd_lib.viz.explorer import Explorer, Picture, check_start
-from cpsd_lib.viz.names import Names, size_in_rows
+from cpsd_lib.evaluation import averages, check_probabilities, of_classes
+from cpsd_lib.viz.explorer import Explorer, Picture, check_start, label_size
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY
 
 GRID = np.linspace(0, 1, 101)
@@ -18,7 +17,7 @@ def threshold_explorer(scores, targets, names, start=None):
 
     scores [N, C]: probabilities; targets [N, C] of 1, 0, -1 = unknown (that entry is left out); names [C]. start:
     {"threshold": 0.5, "shown": None}, shown: the name of a class, or None. Its numbers are fractions: those of
-    metrics.precision_recall_f1, and with a class its "precision", "recall", "F1".
+    evaluation.precision_recall_f1, and with a class its "precision", "recall", "F1".
     A threshold is to be chosen on held-out TRAINING images; on the test split this is a look at the answers.
     Raises ValueError for tables that cannot be scored, scores outside 0..1, other names, a threshold outside 0..1.
     """
@@ -55,7 +54,7 @@ class Ranked:
     """
 
     def __init__(self, scores, targets):
-        scores, targets = metrics.check_probabilities(scores, targets)
+        scores, targets = check_probabilities(scores, targets)
         self._known = [np.sort(scores[targets[:, c] != -1, c]) for c in range(scores.shape[1])]
         self._positive = [np.sort(scores[targets[:, c] == 1, c]) for c in range(scores.shape[1])]
         self.present = np.array([len(positive) for positive in self._positive])
@@ -66,27 +65,9 @@ class Ranked:
 
 
 def _reaching(columns, thresholds):
-    # In the precision of the scores, as metrics compares them: a float32 0.7 reaches a threshold of 0.7.
+    # In the precision of the scores, as precision_recall_f1 compares them: a float32 0.7 reaches a threshold of 0.7.
     thresholds = np.asarray(thresholds, columns[0].dtype)
     return np.stack([len(column) - np.searchsorted(column, thresholds) for column in columns], axis=1)
-
-
-def of_classes(right, chosen, present):
-    """Return {"precision", "recall", "F1"} of each class, arrays [..., C], from counts of that shape."""
-    precision, recall = right / np.maximum(chosen, 1), right / np.maximum(present, 1)
-    return {"precision": precision, "recall": recall, "F1": _f1(precision, recall)}
-
-
-def averages(right, chosen, present):
-    """Return {"CP", "CR", "CF1", "OP", "OR", "OF1"} [...] from counts [..., C], as metrics.precision_recall_f1 has them."""
-    each = of_classes(right, chosen, present)
-    cp, cr = each["precision"].mean(-1), each["recall"].mean(-1)
-    op, or_ = right.sum(-1) / np.maximum(chosen, 1).sum(-1), right.sum(-1) / max(present.sum(), 1)
-    return {"CP": cp, "CR": cr, "CF1": _f1(cp, cr), "OP": op, "OR": or_, "OF1": _f1(op, or_)}
-
-
-def _f1(precision, recall):
-    return 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
 
 
 class ThresholdFigure:
@@ -95,47 +76,50 @@ class ThresholdFigure:
     def __init__(self, ranked, names):
         self._ranked, self._names, self._picture = ranked, names, Picture(13.5, HEIGHT)
         figure = self._picture.figure
-        counts = *ranked.count(GRID), ranked.present
-        each, mean = of_classes(*counts), averages(*counts)
+        right, chosen = ranked.count(GRID)
+        each, mean = of_classes(right, chosen, ranked.present), averages(right, chosen, ranked.present)
         # What is shown, as a column of each of these: a class, or after them all classes.
         together = {"precision": mean["CP"], "recall": mean["CR"], "F1": mean["CF1"]}
         self._curves = {name: 100 * np.column_stack([each[name], together[name]]) for name in STYLES}
         self._order = np.argsort(-ranked.present, kind="stable")
-        left, right = figure.add_axes((0.06, 0.07, 0.44, 0.79)), figure.add_axes((0.605, 0.07, 0.385, 0.79))
-        left.set(xlim=(0, 1), ylim=(-1, 103), xlabel="threshold (probability)", ylabel="percent")
-        left.set_title("solid: what is shown; dotted: all decisions together (OP, OR, OF1)", loc="left", fontsize=11)
-        right.set(xlim=(-1, 103), ylim=(len(names) - 0.4, -0.6), yticks=[], xlabel="percent")
-        right.set_title("each class at this threshold, frequent classes first", loc="left", fontsize=11)
+        curves, classes = figure.add_axes((0.06, 0.07, 0.44, 0.79)), figure.add_axes((0.605, 0.07, 0.385, 0.79))
+        curves.set(xlim=(0, 1), ylim=(-1, 103), xlabel="threshold (probability)", ylabel="percent")
+        curves.set_title("solid: what is shown; dotted: all decisions together (OP, OR, OF1)", loc="left", fontsize=11)
+        classes.set(xlim=(-1, 103), ylim=(len(names) - 0.4, -0.6), yticks=[], xlabel="percent")
+        classes.set_title("each class at this threshold, frequent classes first", loc="left", fontsize=11)
         self._lines, self._dots, self._classes = {}, {}, {}
         for (name, (colour, mark)), overall in zip(STYLES.items(), ("OP", "OR", "OF1"), strict=True):
-            left.plot(GRID, 100 * mean[overall], ":", color=colour, linewidth=1.5)
-            (self._lines[name],) = left.plot(GRID, 0 * GRID, color=colour, linewidth=2.5)
-            (self._dots[name],) = left.plot([0], [0], mark, color=colour, markersize=9, label=name)
-            (self._classes[name],) = right.plot(0.0 * self._order, range(len(names)), mark, color=colour, markersize=5)
+            curves.plot(GRID, 100 * mean[overall], ":", color=colour, linewidth=1.5)
+            (self._lines[name],) = curves.plot(GRID, 0 * GRID, color=colour, linewidth=2.5)
+            (self._dots[name],) = curves.plot([0], [0], mark, color=colour, markersize=9, label=name)
+            (self._classes[name],) = classes.plot(
+                0.0 * self._order, range(len(names)), mark, color=colour, markersize=5
+            )
         # Above the curves, which may be anywhere.
         figure.legend(loc="upper right", bbox_to_anchor=(0.99, 1.0), ncols=3, fontsize=11, frameon=False)
-        self._here = left.axvline(0, color=BASELINE, linewidth=1)
-        self._band = right.axhline(-9, color=GREY, alpha=0.35, linewidth=8, zorder=1)
+        self._here = curves.axvline(0, color=BASELINE, linewidth=1)
+        self._band = classes.axhline(-9, color=GREY, alpha=0.35, linewidth=8, zorder=1)
         self._title = figure.text(0.01, 0.97, "", fontsize=13, va="center")
-        self._told = figure.text(0.01, 0.932, "", fontsize=11, va="center")
-        size = size_in_rows(0.79 * HEIGHT, len(names))
+        self._summary = figure.text(0.01, 0.932, "", fontsize=11, va="center")
+        size = label_size(0.79 * HEIGHT, len(names))
         if size:
-            Names(right, "left", size, [names[c] for c in self._order], [(-1, row) for row in range(len(names))])
+            classes.set_yticks(range(len(names)), [names[c] for c in self._order], fontsize=size)
+            classes.tick_params(axis="y", length=0, pad=5)
 
     def show(self, threshold, shown):
         """Draw all classes (shown None) or class `shown` at a threshold; return the PNG and the numbers, fractions."""
         right, chosen = self._ranked.count([threshold])
         each = of_classes(right, chosen, self._ranked.present)
         numbers = {name: float(value[0]) for name, value in averages(right, chosen, self._ranked.present).items()}
-        told = "   ".join(f"{name} {100 * value:.1f}" for name, value in numbers.items())
-        told = f"{told}  (%; CP CR CF1: classes averaged, OP OR OF1: all decisions)"
+        text = "   ".join(f"{name} {100 * value:.1f}" for name, value in numbers.items())
+        text = f"{text}  (%; CP CR CF1: classes averaged, OP OR OF1: all decisions)"
         if shown is not None:
             numbers |= {name: float(values[0, shown]) for name, values in each.items()}
-            told = "   ".join(f"{name} {100 * numbers[name]:.1f}" for name in STYLES)
-            found = f"{right[0, shown]:,} of {self._ranked.present[shown]:,} positives found"
-            told = f"{told}  (%; {found}, predicted in {chosen[0, shown]:,} images)"
+            text = "   ".join(f"{name} {100 * numbers[name]:.1f}" for name in STYLES)
+            positives = f"{right[0, shown]:,} of {self._ranked.present[shown]:,} positives found"
+            text = f"{text}  (%; {positives}, predicted in {chosen[0, shown]:,} images)"
         self._title.set_text(f"{'all classes' if shown is None else self._names[shown]}, threshold {threshold:.2f}")
-        self._told.set_text(told)
+        self._summary.set_text(text)
         self._here.set_xdata([threshold] * 2)
         self._band.set_ydata([-9 if shown is None else np.flatnonzero(self._order == shown)[0]] * 2)
         now = {"precision": numbers["CP"], "recall": numbers["CR"], "F1": numbers["CF1"]} | numbers
@@ -144,4 +128,4 @@ class ThresholdFigure:
             self._dots[name].set_data([threshold], [100 * now[name]])
             self._classes[name].set_xdata(100 * each[name][0, self._order])
         moving = [*self._lines.values(), *self._dots.values(), *self._classes.values()]
-        return self._picture.png([*moving, self._here, self._band, self._title, self._told]), numbers
+        return self._picture.png([*moving, self._here, self._band, self._title, self._summary]), numbers

@@ -17,14 +17,14 @@ SIZE = "<size><width>10</width><height>8</height><depth>3</depth></size>"  # as 
 
 
 def voc(root, change=lambda text: text):
-    """Write the small VOC with the pictures' size in its XML, each file changed by `change`; return its LabelledFiles."""
+    """Write the small VOC with the pictures' size in held XML, each file changed by `change`; return held LabelledFiles."""
     for path in (small_copies.voc(root) / "VOCdevkit/VOC2007/Annotations").glob("*.xml"):
         path.write_text(change(path.read_text().replace("</filename>", "</filename>" + SIZE)))
     return read_voc2007(root)
 
 
 def coco(root, change=lambda content: None, form="both"):
-    """Write the small COCO, each instances JSON changed by `change`; return its LabelledFiles."""
+    """Write the small COCO, each instances JSON changed by `change`; return held LabelledFiles."""
     small_copies.coco(root, form)
     for path in (root / "annotations").glob("instances_*.json"):
         content = json.loads(path.read_text())
@@ -33,30 +33,34 @@ def coco(root, change=lambda content: None, form="both"):
     return read_coco2014(root)
 
 
-def named(source, found):
-    """{file: {class name: boxes}} of what was found."""
+def boxes_in(kind, source, indices):
+    return boxes.boxes_of(SimpleNamespace(table=source.table, source=source, kind=kind), indices)
+
+
+def named(source, by_index):
+    """{file: {class name: boxes}} of {image index: {class index: boxes}}."""
     return {
-        source.table.files[row]: {source.table.names[c]: its for c, its in by_class.items()}
-        for row, by_class in found.items()
+        source.table.files[index]: {source.table.names[c]: held for c, held in by_class.items()}
+        for index, by_class in by_index.items()
     }
 
 
 def test_scenes_know_the_extent_of_every_thing():
     scenes = Scenes(images=100, size=32, seed=1)
-    rows = [7, 0, 99]
-    found = boxes.scenes_boxes(scenes, rows)
-    assert list(found) == rows
-    for row in rows:
-        assert sorted(found[row]) == np.flatnonzero(scenes.table.targets[row]).tolist()
-        flat = [(c, *(round(side * 32) for side in box)) for c, its in found[row].items() for box in its]
-        assert sorted(flat) == sorted(scenes.boxes(row))
+    indices = [7, 0, 99]
+    boxes_by_file = boxes_in("scenes", scenes, indices)
+    assert list(boxes_by_file) == indices
+    for index in indices:
+        assert sorted(boxes_by_file[index]) == np.flatnonzero(scenes.table.targets[index]).tolist()
+        flat = [(c, *(round(side * 32) for side in box)) for c, held in boxes_by_file[index].items() for box in held]
+        assert sorted(flat) == sorted(scenes.boxes(index))
 
 
 def test_vocs_boxes_count_from_one_and_hold_their_last_pixel(tmp_path):
     source = voc(tmp_path)
-    found = named(source, boxes.voc_boxes(source, range(5)))
+    boxes_by_file = named(source, boxes_in("voc2007", source, range(5)))
     box = (0, 0, 5 / 10, 5 / 8)  # 1..5 of 10 x 8 pixels
-    assert found == {
+    assert boxes_by_file == {
         "000005.jpg": {"chair": [box, box]},  # one of them difficult
         "000007.jpg": {"car": [box], "person": [box]},
         "000001.jpg": {"dog": [box], "person": [box]},
@@ -73,11 +77,11 @@ def test_a_part_of_a_thing_is_not_the_thing_and_fractions_of_a_pixel_count(tmp_p
         return text.replace("<ymax>5<", "<ymax>8<")
 
     source = voc(tmp_path, change)
-    assert named(source, boxes.voc_boxes(source, [3])) == {"000002.jpg": {"train": [(0.25, 0, 0.5, 1)]}}
+    assert named(source, boxes_in("voc2007", source, [3])) == {"000002.jpg": {"train": [(0.25, 0, 0.5, 1)]}}
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "expected"),
     [
         (SIZE, "", "it has no <size><width>"),
         ("<xmax>5</xmax>", "", "it has no <bndbox><xmax>"),
@@ -85,23 +89,25 @@ def test_a_part_of_a_thing_is_not_the_thing_and_fractions_of_a_pixel_count(tmp_p
         ("<width>10<", "<width>0<", "division by zero"),
     ],
 )
-def test_a_voc_file_without_readable_boxes_is_named(tmp_path, old, new, said):
+def test_a_voc_file_without_readable_boxes_is_named(tmp_path, old, new, expected):
     source = voc(tmp_path, lambda text: text.replace(old, new))
-    with pytest.raises(ValueError, match=rf"00000\d\.xml: its boxes cannot be read \(.*{said}.*\): unpack the archive"):
-        boxes.voc_boxes(source, [2])
+    with pytest.raises(
+        ValueError, match=rf"00000\d\.xml: its boxes cannot be read \(.*{expected}.*\): unpack the archive"
+    ):
+        boxes_in("voc2007", source, [2])
 
 
 def test_cocos_boxes_are_left_top_width_height(tmp_path):
     source = coco(tmp_path)
-    found = named(source, boxes.coco_boxes(source, range(len(source.paths))))
+    boxes_by_file = named(source, boxes_in("coco2014", source, range(len(source.paths))))
     box = (1.5 / 8, 1 / 8, 5.5 / 8, 4.75 / 8)
-    assert {file: {name: len(its) for name, its in by_name.items()} for file, by_name in found.items()} == {
+    assert {file: {name: len(held) for name, held in by_name.items()} for file, by_name in boxes_by_file.items()} == {
         small_copies.coco_file(split, number): {name: 1 + (name == names[0]) for name in names}
         for split, content in small_copies.COCO.items()
         for number, names in content.items()
         if names
     }
-    assert all(its in ([box], [box, box]) for by_name in found.values() for its in by_name.values())
+    assert all(held in ([box], [box, box]) for by_name in boxes_by_file.values() for held in by_name.values())
 
 
 def test_coco_boxes_are_cut_at_the_border_and_those_without_area_are_left_out(tmp_path):
@@ -113,14 +119,14 @@ def test_coco_boxes_are_cut_at_the_border_and_those_without_area_are_left_out(tm
             annotation["iscrowd"], annotation["segmentation"] = 1, {"counts": [1, 2], "size": [4, 16]}
 
     source = coco(tmp_path, change, form="instances")
-    row = source.table.files.index(small_copies.coco_file("train", 25))  # two giraffes, annotations 0 and 1
-    assert boxes.coco_boxes(source, [row]) == {row: {COCO_CLASSES.index("giraffe"): [(0.25, 0.25, 1, 0.75)]}}
+    index = source.table.files.index(small_copies.coco_file("train", 25))  # two giraffes, annotations 0 and 1
+    assert boxes_in("coco2014", source, [index]) == {index: {COCO_CLASSES.index("giraffe"): [(0.25, 0.25, 1, 0.75)]}}
 
 
 def test_cocos_short_form_has_no_boxes(tmp_path):
     source = coco(tmp_path, form="short")
-    assert boxes.coco_boxes(source, [0]) is None
-    assert boxes.coco_boxes(source, []) == {}
+    assert boxes_in("coco2014", source, [0]) is None
+    assert boxes_in("coco2014", source, []) == {}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +142,7 @@ def test_cocos_short_form_has_no_boxes(tmp_path):
 def test_a_coco_file_without_readable_boxes_is_named(tmp_path, change):
     source = coco(tmp_path, change)
     with pytest.raises(ValueError, match=r"instances_\w+2014\.json: its boxes cannot be read .*unpack"):
-        boxes.coco_boxes(source, range(len(source.paths)))
+        boxes_in("coco2014", source, range(len(source.paths)))
 
 
 @pytest.mark.parametrize("kind", ["voc2007", "coco2014", "scenes"])
@@ -147,14 +153,14 @@ def test_an_opened_data_set_has_the_boxes_of_its_own_rows(tmp_path, kind):
     else:
         {"voc2007": voc, "coco2014": coco}[kind](root)
         data = DataParams(kind=kind, root=str(root), size=16, bad_files="skip")
-        # A row that is not on disk is left out, and the rows after it move up.
+        # An image that is not on disk is left out, and the ones after it move up.
         next(root.rglob("*000005.jpg" if kind == "voc2007" else "*000009.jpg")).unlink()
     dataset = open_dataset(data, tmp_path / "cache")
-    rows = np.arange(len(dataset.table.files))[::-1]
-    found = boxes.boxes_of(dataset, rows)
-    assert list(found) == rows.tolist() and all(type(row) is int for row in found)
-    for row in rows:
-        assert sorted(found[row]) == np.flatnonzero(dataset.table.targets[row] == 1).tolist()
+    indices = np.arange(len(dataset.table.files))[::-1]
+    boxes_by_file = boxes.boxes_of(dataset, indices)
+    assert list(boxes_by_file) == indices.tolist() and all(type(index) is int for index in boxes_by_file)
+    for index in indices:
+        assert sorted(boxes_by_file[index]) == np.flatnonzero(dataset.table.targets[index] == 1).tolist()
     with pytest.raises(ValueError, match=r"there are no images \[-1, 100\]; give some of 0\.\."):
         boxes.boxes_of(dataset, [0, -1, 100])
 
@@ -166,8 +172,8 @@ def test_data_sets_without_boxes_say_none(kind):
 
 
 def test_boxes_in_pixels_are_what_the_maps_are_held_against():
-    found = {4: {1: [(0, 0.5, 0.25, 1)]}, 9: {0: [(0.5, 0, 1, 1)], 1: [(0, 0, 1, 1), (0, 0, 0.5, 0.5)]}}
-    made = boxes.in_pixels(found, [9, 4], [1, 0], height=4, width=8)
-    assert made == [[[(0, 0, 8, 4), (0, 0, 4, 2)], [(4, 0, 8, 4)]], [[(0, 2, 2, 4)], []]]
-    assert area_share(made, 4, 8)[:, 0].tolist() == [1, 1 / 8]
-    assert share_inside(np.ones((2, 2, 4, 8)), made)[0].tolist() == [1, 0.5]
+    boxes_by_file = {4: {1: [(0, 0.5, 0.25, 1)]}, 9: {0: [(0.5, 0, 1, 1)], 1: [(0, 0, 1, 1), (0, 0, 0.5, 0.5)]}}
+    scaled = boxes.in_pixels(boxes_by_file, [9, 4], [1, 0], height=4, width=8)
+    assert scaled == [[[(0, 0, 8, 4), (0, 0, 4, 2)], [(4, 0, 8, 4)]], [[(0, 2, 2, 4)], []]]
+    assert area_share(scaled, 4, 8)[:, 0].tolist() == [1, 1 / 8]
+    assert share_inside(np.ones((2, 2, 4, 8)), scaled)[0].tolist() == [1, 0.5]

@@ -18,8 +18,8 @@ from cpsd_lib.workbench.yaml_files import ParameterError, repo_root
 
 
 @pytest.fixture
-def ask(tmp_path, monkeypatch, capsys):
-    """Run `cpsd data check tiny` on a folder; return (status, lines) and leave the run folder in `ask.folder`."""
+def check(tmp_path, monkeypatch, capsys):
+    """Run `cpsd data check tiny` on a folder; return (status, lines) and leave the run folder in `check.folder`."""
     monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "outputs"))
 
     def run(kind, root, *words):
@@ -32,19 +32,19 @@ def ask(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("copy", [coco, nuswide, voc])
-def test_a_whole_copy_can_train_and_its_counts_and_frequencies_are_shown(ask, tmp_path, copy):
+def test_a_whole_copy_can_train_and_its_counts_and_frequencies_are_shown(check, tmp_path, copy):
     kind = {"coco": "coco2014", "nuswide": "nuswide", "voc": "voc2007"}[copy.__name__]
-    status, lines = ask(kind, copy(tmp_path / "data"))
+    status, lines = check(kind, copy(tmp_path / "data"))
     assert status == 0 and lines[-1].startswith("verdict: it can train; decoded at 32 px it takes 0 MiB of disk; ")
     assert "the photos were looked for, not opened" in lines[-1]
     assert lines[0] == f"{kind}: 5 images, {dict(coco2014=80, nuswide=81, voc2007=20)[kind]} classes"
     assert any("0 images not on disk" in line for line in lines)
     assert any(f"{kind} count:" in line and "expected" in line for line in lines)
-    assert not ask.folder.exists()  # nothing decoded, nothing missing: nothing written
+    assert not check.folder.exists()  # nothing decoded, nothing missing: nothing written
 
 
-def test_the_most_frequent_class_of_train_comes_first(ask, tmp_path):
-    _, lines = ask("voc2007", voc(tmp_path / "voc"))
+def test_the_most_frequent_class_of_train_comes_first(check, tmp_path):
+    _, lines = check("voc2007", voc(tmp_path / "voc"))
     head = next(number for number, line in enumerate(lines) if line.split() == ["class", "train", "test"])
     assert [line.split() for line in lines[head + 1 : head + 4]] == [
         ["car", "1", "1"],
@@ -53,56 +53,56 @@ def test_the_most_frequent_class_of_train_comes_first(ask, tmp_path):
     ]
 
 
-def test_missing_images_are_an_error_for_coco_unless_bad_files_are_skipped(ask, tmp_path):
+def test_missing_images_are_an_error_for_coco_unless_bad_files_are_skipped(check, tmp_path):
     root = coco(tmp_path / "coco")
     path = root / "train2014" / coco_file("train", 9)
     path.unlink()
-    status, lines = ask("coco2014", root)
+    status, lines = check("coco2014", root)
     assert status == 1 and "cannot train: 1 image is not on disk" in lines[-1] and "bad_files=skip" in lines[-1]
-    assert (ask.folder / "missing_files.txt").read_text() == f"train\t{path}\n"
+    assert (check.folder / "missing_files.txt").read_text() == f"train\t{path}\n"
     assert any("not on disk: 1 of 5 images: " in line and "missing_files.txt" in line for line in lines)
-    status, lines = ask("coco2014", root, "data.bad_files=skip")
+    status, lines = check("coco2014", root, "data.bad_files=skip")
     assert status == 0 and "INCOMPLETE" in lines[-1]
     (root / "val2014" / coco_file("val", 42)).rename(path)
     (root / "val2014" / coco_file("val", 42)).write_bytes(path.read_bytes())
-    assert ask("coco2014", root)[0] == 0 and not (ask.folder / "missing_files.txt").exists()
+    assert check("coco2014", root)[0] == 0 and not (check.folder / "missing_files.txt").exists()
 
 
-def test_missing_images_of_nuswide_are_counted_by_split_named_and_stamped(ask, tmp_path):
+def test_missing_images_of_nuswide_are_counted_by_split_named_and_marked(check, tmp_path):
     root = nuswide(tmp_path / "nus")
     (root / "Flickr" / "zoo" / "0009_9.jpg").unlink()
-    status, lines = ask("nuswide", root)
+    status, lines = check("nuswide", root)
     assert status == 0 and "INCOMPLETE" in lines[-1]
     assert lines[2].startswith("  test: 2 images, 3 labels, 1.50 an image; 1 image not on disk")
-    assert "0009_9.jpg" in (ask.folder / "missing_files.txt").read_text()
+    assert "0009_9.jpg" in (check.folder / "missing_files.txt").read_text()
 
 
-def test_no_image_at_all_cannot_train(ask, tmp_path):
+def test_no_image_at_all_cannot_train(check, tmp_path):
     root = nuswide(tmp_path / "nus")
     (root / "Flickr").rename(tmp_path / "elsewhere")
     (root / "Flickr").mkdir()
-    status, lines = ask("nuswide", root)
+    status, lines = check("nuswide", root)
     assert status == 1 and "no image is in split 'train'" in lines[-1] and "5 images are not on disk" in lines[-1]
 
 
-def test_what_a_reader_refuses_is_the_verdict(ask, tmp_path):
+def test_what_a_reader_refuses_is_the_verdict(check, tmp_path):
     root = coco(tmp_path / "coco")
     (root / "annotations" / "instances_val2014.json").write_text("{")
-    status, lines = ask("coco2014", root)
+    status, lines = check("coco2014", root)
     assert status == 1 and len(lines) > 0
     assert lines[0].startswith("verdict: it cannot train: ") and "not valid JSON" in lines[0]
 
 
-def test_drawn_scenes_and_own_photos_are_looked_at_too(ask, tmp_path):
-    status, lines = ask("scenes", None)
+def test_drawn_scenes_and_own_photos_are_looked_at_too(check, tmp_path):
+    status, lines = check("scenes", None)
     assert status == 0 and lines[0] == "scenes: 400 images, 20 classes" and lines[-1] == "verdict: it can train"
     (tmp_path / "mine" / "images").mkdir(parents=True)
     (tmp_path / "mine" / "annotations.csv").write_text("file_name,split,labels\na.jpg,train,x;y\nb.jpg,test,x\n")
-    status, lines = ask("csv", tmp_path / "mine")
+    status, lines = check("csv", tmp_path / "mine")
     assert status == 1 and "2 images are not on disk" in lines[-1]
 
 
-def test_a_wrong_parameter_ends_with_status_2(ask, tmp_path, capsys):
+def test_a_wrong_parameter_ends_with_status_2(check, tmp_path, capsys):
     assert cli.main(["data", "check", "tiny", "data.kind=coco2014"]) == 2
     assert "kind coco2014 needs data.root, the folder that holds train2014/" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -123,8 +123,8 @@ def test_the_data_alone_is_looked_at_and_no_model_file_is_needed(tmp_path, monke
     assert "verdict: it can train" in capsys.readouterr().out
     monkeypatch.delenv("COCO2014")
     assert cli.main(["data", "check", "coco_resnet101_tf"]) == 2
-    told = capsys.readouterr().err
-    assert "data.root: the environment variable COCO2014 is not set" in told and "GLOVE" not in told
+    error = capsys.readouterr().err
+    assert "data.root: the environment variable COCO2014 is not set" in error and "GLOVE" not in error
 
 
 def test_a_check_loads_no_torch(tmp_path):
@@ -215,13 +215,13 @@ def test_a_limit_keeps_a_seeded_share_of_labels(tmp_path):
     assert len(dataset.table.files) == 20 and any("20 of 50" in note for note in dataset.notes)
 
 
-def test_a_table_of_one_split_is_not_told_that_its_classes_lack_another(tmp_path):
+def test_a_table_of_one_split_gets_no_note_that_its_classes_lack_another(tmp_path):
     table = LabelTable(["a", "b"], np.array([[1, 0]]), ["x"], np.array(["train"]))
     assert check_splits(table, ("train",)) == ["1 class never positive in any split (nothing to learn, no score): b"]
 
 
-def test_the_real_label_table_of_coco_is_checked_and_cut(ask, shared_data, tmp_path):
-    status, lines = ask("labels", shared_data / "coco_val2014_labels")
+def test_the_real_label_table_of_coco_is_checked_and_cut(check, shared_data, tmp_path):
+    status, lines = check("labels", shared_data / "coco_val2014_labels")
     assert status == 1 and lines[0] == "labels: 40,137 images, 80 classes"
     assert lines[-1].endswith("it has labels and no images: 01_data and 02_partition work on it")
     data = DataParams(kind="labels", root=str(shared_data / "coco_val2014_labels"))
@@ -232,5 +232,5 @@ def test_the_real_label_table_of_coco_is_checked_and_cut(ask, shared_data, tmp_p
 
 
 def test_check_itself_returns_its_lines_and_whether_a_training_could_start(tmp_path):
-    found = check_data(DataParams(kind="voc2007", root=str(voc(tmp_path / "voc"))), tmp_path / "run")
-    assert found.trainable and found.lines[-1].startswith("verdict: it can train")
+    checked = check_data(DataParams(kind="voc2007", root=str(voc(tmp_path / "voc"))), tmp_path / "run")
+    assert checked.trainable and checked.lines[-1].startswith("verdict: it can train")

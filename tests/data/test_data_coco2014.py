@@ -170,7 +170,7 @@ def test_category_id_order_is_found_by_the_share_of_persons_when_enough_images_s
     [
         (list(CATEGORIES), ["class_names.json says so", "category-id order"]),
         ([*COCO_CLASSES, "background"], ["81 class names, expected the 80", "'background'"]),
-        (COCO_CLASSES[:-1], ["79 class names", "ends after ['wine glass']"]),
+        (COCO_CLASSES[:-1], ["79 class names", "number 79: 'nothing', expected 'zebra'"]),
         ([*COCO_CLASSES[:-2], COCO_CLASSES[-1], COCO_CLASSES[-2]], ["number 78: 'zebra', expected 'wine glass'"]),
         ({"0": "airplane"}, ["expected a list of the 80 class names"]),
     ],
@@ -231,7 +231,7 @@ def opened(root, **more):
     return open_dataset(DataParams(kind="coco2014", root=str(root), size=16, **more), root.parent / "cache")
 
 
-def test_a_copy_opens_with_pixels_in_the_rows_of_its_table(tmp_path):
+def test_a_copy_opens_with_pixels_in_the_order_of_its_table(tmp_path):
     dataset = opened(coco(tmp_path / "coco"))
     assert dataset.images.shape == (5, 3, 16, 16) and dataset.incomplete == "" and dataset.skipped == []
     assert len(np.unique(dataset.images.reshape(5, -1), axis=0)) == 5
@@ -239,7 +239,7 @@ def test_a_copy_opens_with_pixels_in_the_rows_of_its_table(tmp_path):
     assert opened(coco(tmp_path / "short", "short")).key == dataset.key  # the same labels and pixels in another form
 
 
-def test_missing_images_are_an_error_before_decoding_or_are_left_out_and_the_figures_stamped(tmp_path):
+def test_missing_images_are_an_error_before_decoding_or_are_left_out_and_the_figures_get_a_caveat(tmp_path):
     root = coco(tmp_path / "coco")
     (root / "train2014" / coco_file("train", 30)).unlink()
     with pytest.raises(ValueError, match=r"1 of 5 image files cannot be used.*\n.*30\.jpg: the file does not exist"):
@@ -251,7 +251,7 @@ def test_missing_images_are_an_error_before_decoding_or_are_left_out_and_the_fig
     assert dataset.incomplete in dataset.notes
 
 
-def test_a_broken_image_that_is_left_out_stamps_the_figures_too(tmp_path):
+def test_a_broken_image_that_is_left_out_gives_a_caveat_too(tmp_path):
     root = coco(tmp_path / "coco")
     (root / "train2014" / coco_file("train", 30)).write_bytes(b"")
     dataset = opened(root, bad_files="skip")

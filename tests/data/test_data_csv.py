@@ -73,16 +73,6 @@ def test_unknown_labels_become_minus_one(tmp_path):
     assert table.targets.tolist() == [[1, -1, -1], [0, 0, 1]]
 
 
-def test_a_given_list_of_classes_fixes_their_order_and_may_hold_more(tmp_path):
-    table = read_csv(write(tmp_path / "d", GOOD), classes=["dog", "cow", "cat"]).table
-    assert table.names == ["dog", "cow", "cat"]
-    assert table.targets.tolist() == [[1, 0, 1], [0, 0, 1], [0, 0, 0]]
-
-
-def test_a_class_outside_the_given_list_is_named_with_its_line_and_the_nearest_name(tmp_path):
-    refused(tmp_path / "d", GOOD, "line 2: 'dog' (did you mean 'dogs'?)", classes=["dogs", "cat"])
-
-
 def test_images_directly_in_the_root_are_accepted(tmp_path):
     root = write(tmp_path / "d", GOOD, images=False)
     (root / "a.jpg").touch()
@@ -98,14 +88,16 @@ def test_a_missing_image_folder_is_named(tmp_path):
 def test_a_missing_root_or_annotations_file_says_what_to_write(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         read_csv(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"no file .*labels\.csv: write one with the columns file_name, split"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no file .*labels\.csv, expected a table .* with the columns file_name, split"
+    ):
         read_csv(tmp_path, annotations="labels.csv")
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", ["is empty, expected the columns file_name, split, labels"]),
+        ("", ["is empty, expected a table", "with the columns file_name, split, labels"]),
         ("\n\n", ["is empty"]),
         ("file_name,split,labels\n", ["no rows"]),
         ("filename,split,labels\na,train,x\n", ["no column 'file_name'", "did you mean 'filename'?"]),
@@ -121,7 +113,7 @@ def test_a_missing_root_or_annotations_file_says_what_to_write(tmp_path):
         ),
         (GOOD + "d.jpg,skipped,cat\n", ["line 5: 'skipped'"]),
         (GOOD + "./a.jpg,train,cat\n", ["duplicate file name", "a.jpg: line 2 (train), line 5 (train)"]),
-        (GOOD + "a.jpg,test,cat\n", ["same file is in two splits", "a.jpg: line 2 (train), line 5 (test)"]),
+        (GOOD + "a.jpg,test,cat\n", ["expected one line a file, in one split", "a.jpg: line 2 (train), line 5 (test)"]),
         (GOOD + "../x.jpg,test,cat\n", ["inside the image folder", "line 5: ../x.jpg"]),
         (GOOD + "y/..\\..\\x.jpg,test,cat\n", ["inside the image folder", "line 5"]),
         (GOOD + "/etc/x.jpg,test,cat\n", ["inside the image folder", "line 5: /etc/x.jpg"]),
@@ -134,7 +126,7 @@ def test_a_file_without_a_single_meaning_is_refused_with_the_lines_and_what_to_d
 
 
 def test_a_file_that_is_not_utf8_is_refused_with_the_line(tmp_path):
-    with pytest.raises(ValueError, match=r"not UTF-8 \(line 2\): save it again"):
+    with pytest.raises(ValueError, match=r"not UTF-8 text \(line 2\), expected a table saved as 'CSV UTF-8'"):
         read_csv(write(tmp_path / "d", GOOD.replace("dog", "Hündin"), encoding="latin-1"))
 
 
@@ -150,7 +142,7 @@ def table(targets, split, names=None):
     return LabelTable(names, targets, [f"{i}.jpg" for i in range(len(targets))], np.array(split))
 
 
-def test_skipped_rows_keep_their_number_and_leave_their_split():
+def test_skipped_images_keep_their_index_and_leave_their_split():
     before = table([[1, 0], [0, 1], [1, 1]], ["train", "test", "train"])
     after = before.skip([2])
     assert after.indices("train").tolist() == [0] and after.indices("skipped").tolist() == [2]
@@ -184,7 +176,7 @@ def test_a_sound_table_has_no_warnings():
 
 
 def test_uneven_classes_and_odd_labels_are_named_in_plain_sentences():
-    found = check_splits(
+    notes = check_splits(
         table(
             #  both, train, test, never, always, Dog, "dog "
             [
@@ -197,7 +189,7 @@ def test_uneven_classes_and_odd_labels_are_named_in_plain_sentences():
             ["both", "in train", "in test", "never", "always", "Dog", "dog "],
         )
     )
-    assert found == [
+    assert notes == [
         "1 class never positive in any split (nothing to learn, no score): never",
         "1 class positive only in split 'train' (it cannot be scored): in train",
         "1 class positive only in split 'test' (it is scored but cannot be learned): in test",
@@ -210,9 +202,9 @@ def test_uneven_classes_and_odd_labels_are_named_in_plain_sentences():
 
 def test_a_class_in_several_splits_but_not_in_train_or_test_is_named():
     split = ["train", "train", "val", "test", "test_shifted"]
-    found = check_splits(table([[1, 0, 1], [0, 0, 0], [1, 1, 1], [1, 1, 0], [0, 0, 1]], split))
-    assert "1 class never positive in split 'train' (it cannot be learned): c1" in found
-    assert "1 class never positive in split 'test' (left out of its mAP): c2" in found
+    notes = check_splits(table([[1, 0, 1], [0, 0, 0], [1, 1, 1], [1, 1, 0], [0, 0, 1]], split))
+    assert "1 class never positive in split 'train' (it cannot be learned): c1" in notes
+    assert "1 class never positive in split 'test' (left out of its mAP): c2" in notes
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ LAYOUTS = [
         "labels": "Groundtruth/TrainTestLabels",
         "concepts": "ConceptsList/Concepts81.txt",
     },
-    {"lists": ".", "labels": "Groundtruth", "images": "Flickr/Flickr", "end": "\r\n"},
+    {"lists": ".", "labels": "Groundtruth", "photos": "Flickr/Flickr", "end": "\r\n"},
     {"prefix": "Flickr\\", "end": " \n"},
-    {"prefix": "C:\\ImageData\\Flickr\\", "images": "images"},
-    {"content": {split: {k.replace("\\", "/"): v for k, v in found.items()} for split, found in NUS.items()}},
+    {"prefix": "C:\\ImageData\\Flickr\\", "photos": "images"},
+    {"content": {split: {k.replace("\\", "/"): v for k, v in images.items()} for split, images in NUS.items()}},
 ]
 
 
@@ -124,12 +124,12 @@ def opened(root, **more):
     return open_dataset(DataParams(kind="nuswide", root=str(root), size=16, **more), root.parent / "cache")
 
 
-def test_a_whole_copy_opens_with_pixels_and_no_stamp(root):
+def test_a_whole_copy_opens_with_pixels_and_no_caveat(root):
     dataset = opened(root)
     assert dataset.images.shape == (5, 3, 16, 16) and dataset.incomplete == "" and dataset.skipped == []
 
 
-def test_images_that_are_not_on_disk_are_left_out_counted_named_and_the_figures_stamped(root):
+def test_images_that_are_not_on_disk_are_left_out_counted_named_and_the_figures_get_a_caveat(root):
     (root / "Flickr" / "actor" / "0001_2124494179.jpg").unlink()
     (root / "Flickr" / "zoo" / "0009_9.jpg").unlink()
     (root / "Flickr" / "actor" / "0002_1.jpg").unlink()  # has no label: nobody misses it

@@ -39,7 +39,7 @@ def test_split_and_merged_folders_give_the_same_table(tmp_path, layout):
     assert all(path.is_file() for path in data.paths)
 
 
-def test_a_class_with_difficult_objects_only_is_present_or_unknown_as_asked(root):
+def test_a_class_with_difficult_objects_only_is_present_or_unknown_as_set(root):
     person, chair, train = (CLASSES.index(name) for name in ("person", "chair", "train"))
     assert (read_voc2007(root).table.targets != -1).all()
     table = read_voc2007(root, difficult=False).table
@@ -105,13 +105,13 @@ def test_an_object_without_the_word_difficult_is_a_plain_one(root):
     assert (read_voc2007(root, difficult=False).table.targets[3] != -1).all()
 
 
-def test_fetching_asks_torchvision_for_both_archives(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("torchvision.datasets.VOCDetection", lambda root, **what: asked.append((root, what)))
+def test_fetching_calls_torchvision_for_both_archives(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("torchvision.datasets.VOCDetection", lambda root, **what: calls.append((root, what)))
     assert fetch_voc2007(tmp_path / "new" / "voc") == tmp_path / "new" / "voc"
-    assert [what["image_set"] for _, what in asked] == ["trainval", "test"]
+    assert [what["image_set"] for _, what in calls] == ["trainval", "test"]
     assert all(
-        what["download"] and what["year"] == "2007" and root == str(tmp_path / "new/voc") for root, what in asked
+        what["download"] and what["year"] == "2007" and root == str(tmp_path / "new/voc") for root, what in calls
     )
     assert (tmp_path / "new" / "voc").is_dir()
 

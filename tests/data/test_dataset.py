@@ -64,13 +64,13 @@ def test_other_scenes_have_another_key_and_another_signature(tmp_path, change):
     assert signature(first) != signature(other)
 
 
-def test_a_folder_of_photos_opens_with_one_row_a_line(tmp_path):
+def test_a_folder_of_photos_opens_with_one_image_a_line(tmp_path):
     dataset = opened(photos(tmp_path / "photos"))
     assert dataset.table.names == ["cat", "dog"]
     assert dataset.table.targets[:2].tolist() == [[0, 1], [1, 0]]
     assert dataset.table.indices("test").tolist() == [6, 7, 8]
     assert dataset.images.shape == (9, 3, 16, 16)
-    assert dataset.images[:, 0, 4, 4].tolist() == list(range(9))  # row number = image number
+    assert dataset.images[:, 0, 4, 4].tolist() == list(range(9))  # an image has one index everywhere
     assert dataset.notes == [] and dataset.skipped == []
 
 
@@ -93,7 +93,7 @@ def test_the_key_stays_when_the_folder_is_moved_renamed_or_touched(tmp_path):
         lambda lines: [lines[0].replace(",train,", ",val,"), *lines[1:]],
         lambda lines: [lines[0].replace(",train,", ",test,"), *lines[1:]],
         lambda lines: lines[1:],
-        lambda lines: [lines[1], lines[0], *lines[2:]],  # rows are numbers, so their order counts
+        lambda lines: [lines[1], lines[0], *lines[2:]],  # indices follow the lines, so their order counts
     ],
     ids=["label more", "label less", "class order", "val", "test", "image less", "row order"],
 )
@@ -217,7 +217,7 @@ def test_bad_files_are_an_error_before_anything_else_is_looked_at(tmp_path):
         assert part in str(caught.value)
 
 
-def test_skipped_files_keep_their_rows_and_are_named(tmp_path):
+def test_skipped_files_keep_their_indices_and_are_named(tmp_path):
     root = photos(tmp_path / "photos")
     (root / "images" / "train0.png").write_bytes(b"no image")
     dataset = opened(root, bad_files="skip")

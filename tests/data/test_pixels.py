@@ -1,4 +1,4 @@
-"""A cache larger than memory is streamed; without a cache the same pixels are decoded when they are asked for."""
+"""A cache larger than memory is streamed; without a cache the same pixels are decoded when they are read."""
 
 import subprocess
 import sys
@@ -11,8 +11,7 @@ from small_copies import picture
 from cpsd_lib.data.dataset import open_dataset
 from cpsd_lib.data.images import pixels
 from cpsd_lib.data.images.cache import BadFiles
-from cpsd_lib.data.images.decode import BadImage
-from cpsd_lib.data.images.pixels import OnTheFly, look_through, take
+from cpsd_lib.data.images.pixels import OnTheFly, take
 from cpsd_lib.data.scenes.scenes import Scenes
 from cpsd_lib.training.batches import Batches, predict_logits
 from cpsd_lib.workbench.params import DataParams
@@ -34,16 +33,18 @@ def without_cache(data):
     return data.model_copy(update={"cache": "none"})
 
 
-def test_rows_come_in_the_order_they_are_asked_for_from_a_map_and_from_an_array(tmp_path):
+def test_images_come_in_the_order_of_their_indices_from_a_map_and_from_an_array(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (30, 3, 8, 8), np.uint8)
     images.tofile(tmp_path / "images.u8")
-    mapped, rows = np.memmap(tmp_path / "images.u8", np.uint8, "r", shape=images.shape), np.array([7, 0, 29, 7, 12])
-    assert np.array_equal(take(mapped, rows), images[rows]) and np.array_equal(take(images, rows), images[rows])
-    assert type(take(mapped, rows)) is np.ndarray and take(mapped, []).shape == (0, 3, 8, 8)
+    mapped, indices = np.memmap(tmp_path / "images.u8", np.uint8, "r", shape=images.shape), np.array([7, 0, 29, 7, 12])
+    assert np.array_equal(take(mapped, indices), images[indices]) and np.array_equal(
+        take(images, indices), images[indices]
+    )
+    assert type(take(mapped, indices)) is np.ndarray and take(mapped, []).shape == (0, 3, 8, 8)
     with open(tmp_path / "images.u8", "r+b") as file:
         file.truncate(images.nbytes - 1)
     with pytest.raises(OSError, match=r"images\.u8 ends before image 29"):
-        take(mapped, rows)
+        take(mapped, indices)
 
 
 @pytest.mark.parametrize("kind", ["csv", "scenes"])
@@ -51,32 +52,26 @@ def test_without_a_cache_key_views_and_logits_are_the_same_bit_for_bit(tmp_path,
     data = photos if kind == "csv" else DataParams(kind="scenes", size=16, images=100)
     cached, fly = open_dataset(data, tmp_path / "cache"), open_dataset(without_cache(data), tmp_path / "none")
     assert cached.key == fly.key and isinstance(fly.images, OnTheFly) and not list(tmp_path.glob("none/**/images.u8"))
-    rows = cached.table.indices("train")
-    one, other = (Batches(d.images, d.table.targets, rows, **SETTINGS) for d in (cached, fly))
+    indices = cached.table.indices("train")
+    one, other = (Batches(d.images, d.table.targets, indices, **SETTINGS) for d in (cached, fly))
     for batch, same in zip(one.epoch(1), other.epoch(1), strict=True):
         assert np.array_equal(batch.indices, same.indices) and np.array_equal(batch.images, same.images)
-    looks = [predict_logits(lambda x: x.flatten(1), d.images, rows, "cpu", batch_size=20) for d in (cached, fly)]
+    looks = [predict_logits(lambda x: x.flatten(1), d.images, indices, "cpu", batch_size=20) for d in (cached, fly)]
     assert np.array_equal(*looks)
 
 
-def test_it_is_indexed_like_an_array():
+def test_its_first_axis_is_indexed_like_that_of_an_array(monkeypatch):
+    monkeypatch.setattr(pixels, "POOL_SECONDS", 0)
     scenes = Scenes(images=100, size=16)
-    images, expected = OnTheFly(scenes.load, 100, 16, workers=2), np.stack([scenes.load(row) for row in range(100)])
-    assert images.shape == expected.shape and len(images) == 100 and np.array_equal(images, expected)
-    for key in (
-        5,
-        -1,
-        slice(3, 90, 7),
-        [4, 4, 0],
-        np.array([9]),
-        (slice(2), 0),
-        (3, 1, slice(4)),
-        np.arange(100) % 9 == 0,
-    ):
+    expected = np.stack([scenes.load(index) for index in range(100)])
+    images = OnTheFly(scenes.load, 100, 16, workers=2)
+    assert images.shape == expected.shape and len(images) == 100 and np.array_equal(images[:], expected)
+    for key in (5, -1, slice(3, 90, 7), [4, 4, 0], np.array([9]), np.arange(100) % 9 == 0):
         assert np.array_equal(images[key], expected[key]) and images[key].dtype == np.uint8
     assert images[[]].shape == (0, 3, 16, 16)
     with pytest.raises(IndexError):
         images[100]
+    images.close()
 
 
 def test_a_broken_photo_is_found_before_a_training_with_or_without_a_cache(tmp_path, photos):
@@ -90,29 +85,6 @@ def test_a_broken_photo_is_found_before_a_training_with_or_without_a_cache(tmp_p
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak memory is read from /proc")
-def test_a_killed_look_goes_on_where_it_was(tmp_path, monkeypatch):
-    asked, die_at = [], 9
-
-    def load(row):
-        asked.append(row)
-        if row == die_at:
-            raise KeyboardInterrupt
-        if row in (2, 13):
-            raise BadImage(f"number {row}")
-        return np.zeros((3, 4, 4), np.uint8)
-
-    monkeypatch.setattr(pixels, "BLOCK", 4)
-    images = OnTheFly(load, 15, 4, workers=1)
-    with pytest.raises(KeyboardInterrupt):
-        look_through(images, tmp_path / "key")
-    assert asked == list(range(10))
-    asked.clear()
-    die_at = None
-    for _ in range(2):
-        assert look_through(images, tmp_path / "key") == {2: "number 2", 13: "number 13"}
-    assert asked == list(range(8, 15))
-
-
 def test_a_cache_of_49_gb_does_not_need_its_size_in_memory(tmp_path):
     """82,081 images of 448 pixels, in a sparse file: 600 batches of 32 read 12 GB of it."""
     program = """
@@ -129,8 +101,8 @@ def test_a_cache_of_49_gb_does_not_need_its_size_in_memory(tmp_path):
         def peak():  # of this program alone; getrusage tells that of the process it was started from as well
             return next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
         before = peak()
-        for rows in batches.order(0)[:600]:
-            batches._gather(rows)
+        for indices in batches.order(0)[:600]:
+            batches._gather(indices)
         for batch, _ in zip(batches.epoch(1), range(3)):
             assert batch.images.shape == (32, 3, 448, 448)
         print(before, peak())

@@ -25,7 +25,7 @@ def targets_of(table, split):
     return table.targets[table.split == split]
 
 
-def company(targets, groups):
+def ratio_to_chance(targets, groups):
     """Pairs of classes seen together, against independent classes: (within a group, across groups)."""
     together = targets.T.astype(float) @ targets
     occurrence = np.diag(together)
@@ -63,7 +63,7 @@ def test_the_same_index_gives_the_same_picture_in_any_order():
 
 def test_another_process_draws_the_same_bytes():
     code = (
-        "import sys, hashlib; from cpsd_lib.data.scenes import Scenes; "
+        "import sys, hashlib; from cpsd_lib.data import Scenes; "
         "print(hashlib.sha256(Scenes(images=100, seed=5).load(7).tobytes()).hexdigest(), 'torch' in sys.modules)"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -113,10 +113,10 @@ def test_a_box_of_any_class_holds_more_contrast_than_noise():
 def test_the_cut_of_the_co_occurrence_graph_finds_the_planted_groups(seed):
     scenes = Scenes(seed=seed)
     affinity = graph.affinity(*graph.cooccurrence(targets_of(scenes.table, "train")), "co")
-    found = np.empty(len(NAMES), int)
+    assigned = np.empty(len(NAMES), int)
     for number, part in enumerate(partition.cut(affinity, 4, seed=seed).parts):
-        found[list(part)] = number
-    assert adjusted_rand_score(scenes.groups_of_classes, found) == 1.0
+        assigned[list(part)] = number
+    assert adjusted_rand_score(scenes.groups_of_classes, assigned) == 1.0
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -127,15 +127,15 @@ def test_class_frequencies_have_a_long_tail_and_every_class_can_be_learned(seed)
     assert counts[:5].sum() > 0.4 * counts.sum()
 
 
-def test_the_shifted_split_breaks_company_up_and_keeps_all_counts(scenes, table):
+def test_the_shifted_split_breaks_co_occurrence_up_and_keeps_all_counts(scenes, table):
     groups = scenes.groups_of_classes
     test, shifted = targets_of(table, "test"), targets_of(table, "test_shifted")
     assert np.array_equal(test.sum(axis=0), shifted.sum(axis=0))  # each class as often
     assert np.array_equal(test.sum(axis=1), shifted.sum(axis=1))  # each picture with as many labels
     for split in ("train", "test"):
-        within, across = company(targets_of(table, split), groups)
+        within, across = ratio_to_chance(targets_of(table, split), groups)
         assert within > 2 and across < 0.5
-    within, across = company(shifted, groups)
+    within, across = ratio_to_chance(shifted, groups)
     assert abs(within - across) < 0.15
 
 

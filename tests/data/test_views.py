@@ -21,18 +21,18 @@ OPERATIONS = pytest.mark.parametrize("name", list(randaugment.OPERATIONS))
 def pictures(count=12, size=32, seed=0):
     """Smooth noise of different contrast, then a black, a grey, a two-level and a one-colour picture."""
     rng = np.random.default_rng(seed)
-    found = []
+    result = []
     for i in range(count):
         coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
         picture = np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)).astype(float)
         picture = picture + rng.normal(0, 12, picture.shape)
         low, high = [(0, 255), (60, 140), (-40, 330)][i % 3]
-        found.append(np.clip(low + picture / 255 * (high - low), 0, 255).astype(np.uint8))
+        result.append(np.clip(low + picture / 255 * (high - low), 0, 255).astype(np.uint8))
     flat = [np.full((size, size, 3), level, np.uint8) for level in (0, 128)]
     halves = np.repeat(np.where(np.arange(size) < 5, 10, 200), size).reshape(size, size, 1) * np.ones(3)
     colour = np.ones((size, size, 1)) * [250, 3, 90]
-    found += [*flat, halves.astype(np.uint8), colour.astype(np.uint8)]
-    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+    result += [*flat, halves.astype(np.uint8), colour.astype(np.uint8)]
+    return torch.from_numpy(np.stack(result)).permute(0, 3, 1, 2).contiguous()
 
 
 def in_pillow(name, picture, amount):
@@ -74,16 +74,16 @@ def to_tensor(picture):
 def amounts_of(name):
     """The 9 amounts an operation can draw, with both signs where it has a sign."""
     low, high, signed = randaugment.OPERATIONS[name][1:]
-    found = [low + (high - low) * m / 9 for m in range(1, 10)]
-    return found + [-amount for amount in found] if signed else found
+    result = [low + (high - low) * m / 9 for m in range(1, 10)]
+    return result + [-amount for amount in result] if signed else result
 
 
 # --- draws
 
 
-def test_draws_are_uniform_and_independent_across_rows_epochs_seeds_purposes_and_numbers():
-    rows = np.arange(20_000)
-    base = views.draws(3, 5, rows, "crop", 4)
+def test_draws_are_uniform_and_independent_across_images_epochs_seeds_purposes_and_numbers():
+    indices = np.arange(20_000)
+    base = views.draws(3, 5, indices, "crop", 4)
     assert base.shape == (20_000, 4) and base.dtype == np.float64
     assert base.min() >= 0 and base.max() < 1 and len(np.unique(base)) == base.size
     # standard errors: mean .29/sqrt(80,000) = .001, variance .0003, a correlation of 20,000 pairs .007
@@ -92,22 +92,22 @@ def test_draws_are_uniform_and_independent_across_rows_epochs_seeds_purposes_and
     neighbours = [
         (base[:-1, 0], base[1:, 0]),
         (base[:, 0], base[:, 1]),
-        (base[:, 0], views.draws(3, 6, rows, "crop", 4)[:, 0]),
-        (base[:, 0], views.draws(4, 5, rows, "crop", 4)[:, 0]),
-        (base[:, 0], views.draws(5, 3, rows, "crop", 4)[:, 0]),
-        (base[:, 0], views.draws(3, 5, rows, "flip", 4)[:, 0]),
+        (base[:, 0], views.draws(3, 6, indices, "crop", 4)[:, 0]),
+        (base[:, 0], views.draws(4, 5, indices, "crop", 4)[:, 0]),
+        (base[:, 0], views.draws(5, 3, indices, "crop", 4)[:, 0]),
+        (base[:, 0], views.draws(3, 5, indices, "flip", 4)[:, 0]),
     ]
     for one, other in neighbours:
         assert abs(np.corrcoef(one, other)[0, 1]) < 0.035
         assert not np.any(one == other)
 
 
-def test_a_row_draws_the_same_numbers_in_any_company_and_more_draws_extend_fewer():
-    rows = np.array([7, 0, 123_456, 7, 41])
-    together = views.draws(1, 2, rows, "light", 3)
-    alone = np.concatenate([views.draws(1, 2, [row], "light", 3) for row in rows])
+def test_an_image_draws_the_same_numbers_in_any_batch_and_more_draws_extend_fewer():
+    indices = np.array([7, 0, 123_456, 7, 41])
+    together = views.draws(1, 2, indices, "light", 3)
+    alone = np.concatenate([views.draws(1, 2, [index], "light", 3) for index in indices])
     assert np.array_equal(together, alone)
-    assert np.array_equal(together, views.draws(1, 2, torch.from_numpy(rows), "light", 9)[:, :3])
+    assert np.array_equal(together, views.draws(1, 2, torch.from_numpy(indices), "light", 9)[:, :3])
 
 
 def test_draws_do_not_change_from_one_version_to_the_next():
@@ -130,17 +130,17 @@ def test_permutation_is_a_permutation_that_depends_on_seed_and_epoch():
 
 @RECIPES
 def test_a_view_is_bitwise_the_same_alone_in_a_batch_and_in_another_order(recipe):
-    images, rows = pictures(size=33), np.arange(16) * 977 + 5
-    together = views.train_view(images, recipe, 1, 4, rows)
+    images, indices = pictures(size=33), np.arange(16) * 977 + 5
+    together = views.train_view(images, recipe, 1, 4, indices)
     assert together.dtype == torch.float32 and together.shape == images.shape
     assert together.min() >= 0 and together.max() <= 1
-    alone = torch.cat([views.train_view(images[i : i + 1], recipe, 1, 4, rows[i : i + 1]) for i in range(16)])
+    alone = torch.cat([views.train_view(images[i : i + 1], recipe, 1, 4, indices[i : i + 1]) for i in range(16)])
     assert torch.equal(together, alone)
     order = np.random.default_rng(0).permutation(16)
-    assert torch.equal(together[order], views.train_view(images[order], recipe, 1, 4, torch.from_numpy(rows[order])))
+    assert torch.equal(together[order], views.train_view(images[order], recipe, 1, 4, torch.from_numpy(indices[order])))
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
-    assert torch.equal(together, views.train_view(images, recipe, 1, 4, rows))
+    assert torch.equal(together, views.train_view(images, recipe, 1, 4, indices))
     torch.set_num_threads(threads)
 
 
@@ -162,7 +162,7 @@ def test_images_handed_in_stay_as_they_were(recipe):
 
 
 @pytest.mark.parametrize("recipe", [DEFAULT, RELEASE])
-def test_views_differ_between_epochs_seeds_and_rows(recipe):
+def test_views_differ_between_epochs_seeds_and_images(recipe):
     same = pictures(1)[:1].expand(64, -1, -1, -1).contiguous()
     one = views.train_view(same, recipe, 0, 0, range(64))
     assert len(torch.unique(one.flatten(1), dim=0)) == 64
@@ -181,10 +181,10 @@ def test_the_plain_recipe_and_the_test_view_are_the_image_over_255():
 
 
 def test_the_default_view_is_what_a_naive_loop_over_images_and_pixels_makes():
-    images, rows, size = pictures(4, size=16), [3, 1, 4, 15, 9, 2, 6, 5], 16
+    images, indices, size = pictures(4, size=16), [3, 1, 4, 15, 9, 2, 6, 5], 16
 
     def drawn(purpose, count):
-        return views.draws(2, 7, rows, purpose, count)
+        return views.draws(2, 7, indices, purpose, count)
 
     flip, crop, light, centre = drawn("flip", 1), drawn("crop", 3), drawn("light", 2), drawn("cutout", 2)
     expected = np.zeros((8, 3, size, size))
@@ -208,16 +208,17 @@ def test_the_default_view_is_what_a_naive_loop_over_images_and_pixels_makes():
                 lower = image[:, j + 1, i] * (i + 1 - u) + image[:, j + 1, i + 1] * (u - i)
                 level = upper * (j + 1 - v) + lower * (v - j)
                 expected[b, :, y, x] = np.clip(bright * (image.mean() + contrast * (level - image.mean())), 0, 255)
-    found = views.train_view(images, DEFAULT, 2, 7, rows)
-    assert np.abs(found.numpy() * 255 - expected).max() < 1e-2
+    result = views.train_view(images, DEFAULT, 2, 7, indices)
+    assert np.abs(result.numpy() * 255 - expected).max() < 1e-2
     assert (flip < 0.5).any() and not (flip < 0.5).all()
 
 
 def test_the_release_view_is_what_pillow_makes_image_by_image_from_the_same_draws():
     images, size = pictures(60, size=40), 40
-    rows = range(100, 164)
+    indices = range(100, 164)
     centre, colour, chosen = (
-        views.draws(0, 3, rows, *key) for key in (("cutout", 2), ("cutout colour", 3), ("rand_augment", 8))
+        views.draws(0, 3, indices, purpose, count)
+        for purpose, count in (("cutout", 2), ("cutout colour", 3), ("rand_augment", 8))
     )
     used = set()
     expected = torch.zeros_like(images)
@@ -234,7 +235,7 @@ def test_the_release_view_is_what_pillow_makes_image_by_image_from_the_same_draw
                 picture = in_pillow(name, picture, -amount if signed and sign < 0.5 else amount)
         expected[b] = to_tensor(picture)
     assert len(used) == 14
-    assert torch.equal(views.train_view(images, RELEASE, 0, 3, rows), expected.float() / 255)
+    assert torch.equal(views.train_view(images, RELEASE, 0, 3, indices), expected.float() / 255)
 
 
 def test_flip_and_cutout_alone_move_and_hide_the_pixels_they_say():
@@ -255,9 +256,9 @@ def test_flip_and_cutout_alone_move_and_hide_the_pixels_they_say():
 def test_each_operation_equals_pillows_image_by_image(name):
     images = pictures(size=31)
     for amount in amounts_of(name):
-        found = randaugment.OPERATIONS[name][0](images, torch.full((16,), amount, dtype=torch.float64))
+        result = randaugment.OPERATIONS[name][0](images, torch.full((16,), amount, dtype=torch.float64))
         expected = torch.stack([to_tensor(in_pillow(name, to_pillow(image), amount)) for image in images])
-        assert found.dtype == torch.uint8 and torch.equal(found, expected), f"amount {amount}"
+        assert result.dtype == torch.uint8 and torch.equal(result, expected), f"amount {amount}"
 
 
 def test_autocontrast_and_equalize_equal_pillows_for_every_width_of_range():
@@ -266,13 +267,13 @@ def test_autocontrast_and_equalize_equal_pillows_for_every_width_of_range():
     images = np.stack([rng.integers(low, high, (3, 24, 24), endpoint=True, dtype=np.uint8) for low, high in ranges])
     images = torch.from_numpy(images)
     for name in ("autocontrast", "equalize"):
-        found = randaugment.OPERATIONS[name][0](images, torch.zeros(len(images), dtype=torch.float64))
+        result = randaugment.OPERATIONS[name][0](images, torch.zeros(len(images), dtype=torch.float64))
         expected = torch.stack([to_tensor(in_pillow(name, to_pillow(image), 0)) for image in images])
-        assert torch.equal(found, expected), name
+        assert torch.equal(result, expected), name
 
 
 @OPERATIONS
-def test_each_operation_takes_its_own_amount_per_image(name):
+def test_each_operation_takes_an_amount_per_image(name):
     images, amounts = pictures(), torch.tensor(amounts_of(name) * 2, dtype=torch.float64)[:16]
     images = images[: len(amounts)]
     operation = randaugment.OPERATIONS[name][0]
@@ -298,9 +299,9 @@ def test_operations_on_levels_agree_with_torchvision(name):
         "invert": lambda x, amount: reference.invert(x),
     }[name]
     for amount in amounts_of(name):
-        found = randaugment.OPERATIONS[name][0](images, torch.full((16,), amount, dtype=torch.float64))
+        result = randaugment.OPERATIONS[name][0](images, torch.full((16,), amount, dtype=torch.float64))
         expected = torch.stack([apply(image, amount) for image in images])
-        assert (found.int() - expected.int()).abs().max() <= 2, f"amount {amount}"
+        assert (result.int() - expected.int()).abs().max() <= 2, f"amount {amount}"
 
 
 def test_operations_magnitudes_and_signs_are_drawn_evenly_and_half_are_left_out():
@@ -308,9 +309,9 @@ def test_operations_magnitudes_and_signs_are_drawn_evenly_and_half_are_left_out(
     counts = np.bincount(kind, minlength=15) / len(kind)
     assert counts[:14] == pytest.approx(1 / 28, abs=0.004) and counts[14] == pytest.approx(0.5, abs=0.01)
     for i, name in enumerate(randaugment.OPERATIONS):
-        found, times = np.unique(np.round(amount[kind == i], 9), return_counts=True)
-        assert found == pytest.approx(np.unique(np.round(amounts_of(name), 9)))
-        assert times / times.sum() == pytest.approx(1 / len(found), rel=0.35)
+        result, times = np.unique(np.round(amount[kind == i], 9), return_counts=True)
+        assert result == pytest.approx(np.unique(np.round(amounts_of(name), 9)))
+        assert times / times.sum() == pytest.approx(1 / len(result), rel=0.35)
 
 
 # --- bad input and recipes
@@ -328,13 +329,13 @@ def test_images_of_another_type_or_shape_are_refused(images):
         views.test_view(images)
 
 
-def test_rows_that_do_not_fit_are_refused():
+def test_indices_that_do_not_fit_are_refused():
     images = pictures()
     with pytest.raises(ValueError, match="each of the 16 images"):
         views.train_view(images, DEFAULT, 0, 0, range(15))
-    for rows in ([0.5] * 16, [[0] * 16], 3, [True] * 16):
+    for indices in ([0.5] * 16, [[0] * 16], 3, [True] * 16):
         with pytest.raises(ValueError, match="list of integers"):
-            views.train_view(images, DEFAULT, 0, 0, rows)
+            views.train_view(images, DEFAULT, 0, 0, indices)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from cpsd_lib.models.classifier import Classifier, build_model
 from cpsd_lib.models.heads import GapHead, LabelTransformer, MLDecoder, Query2Label
 from cpsd_lib.partition import Partition
 from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
-from cpsd_lib.training.soft_targets import SoftTargets, TargetSource
 
 TOKENS = {"label_transformer": LabelTransformer, "query2label": Query2Label, "ml_decoder": MLDecoder}
 
@@ -65,14 +64,14 @@ def _seed():
 def naive_cam(features, weight, size):
     """One image, one class, one place at a time; then enlarged, and divided by its maximum."""
     images, channels, rows, columns = features.shape
-    found = torch.zeros(images, len(weight), rows, columns)
+    small_map = torch.zeros(images, len(weight), rows, columns)
     for b in range(images):
         for c in range(len(weight)):
             for y in range(rows):
                 for x in range(columns):
                     total = sum(weight[c, f] * features[b, f, y, x] for f in range(channels))
-                    found[b, c, y, x] = max(0.0, total)
-    large = functional.interpolate(found, size, mode="bilinear", align_corners=False)
+                    small_map[b, c, y, x] = max(0.0, total)
+    large = functional.interpolate(small_map, size, mode="bilinear", align_corners=False)
     for b in range(images):
         for c in range(len(weight)):
             if large[b, c].max() > 0:
@@ -120,8 +119,8 @@ def test_the_gradients_map_of_a_gap_head_is_the_exact_one_by_the_number_of_place
     model = shaken(build_model(name, 4, **options))
     with torch.no_grad():
         features = model(torch.rand(2, 3, 64, 64)).features
-    exact, found = exact_maps(model.head, features, [1, 3]), gradient_maps(model.head, features, [1, 3])
-    torch.testing.assert_close(found * features[0, 0].numel(), exact)
+    exact, gradient = exact_maps(model.head, features, [1, 3]), gradient_maps(model.head, features, [1, 3])
+    torch.testing.assert_close(gradient * features[0, 0].numel(), exact)
 
 
 @pytest.mark.parametrize("head", TOKENS)
@@ -129,7 +128,7 @@ def test_the_gradients_map_weighs_each_feature_by_how_much_it_moves_the_logit(he
     model = TOKENS[head](5, 3, dim=16).double()
     features = torch.randn(2, 5, 2, 3, dtype=torch.float64)
     shaken(model)
-    found = gradient_maps(model, features, [2, 0])
+    maps = gradient_maps(model, features, [2, 0])
     step = 1e-6
     for b in range(2):
         for k, c in enumerate([2, 0]):
@@ -144,7 +143,7 @@ def test_the_gradients_map_weighs_each_feature_by_how_much_it_moves_the_logit(he
                         with torch.no_grad():
                             slopes.append((model(up)[0][b, c] - model(down)[0][b, c]).item() / (2 * step))
                 expected += sum(slopes) / 6 * features[b, f]
-            torch.testing.assert_close(found[b, k], expected, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(maps[b, k], expected, rtol=1e-5, atol=1e-7)
 
 
 def red_decoder():
@@ -190,9 +189,9 @@ def test_the_callers_context_is_welcome_and_the_model_is_left_as_it_was(head, fr
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     with context():
-        found = class_activation(model, images.clone().requires_grad_(), [1, 1, 3])
-    assert torch.equal(found, expected) and not found.requires_grad
-    assert found.min() >= 0 and found.amax((2, 3)).eq(1).all()
+        maps = class_activation(model, images.clone().requires_grad_(), [1, 1, 3])
+    assert torch.equal(maps, expected) and not maps.requires_grad
+    assert maps.min() >= 0 and maps.amax((2, 3)).eq(1).all()
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(value.requires_grad is not frozen for value in model.parameters())
@@ -205,9 +204,9 @@ def test_bfloat16_of_the_caller_changes_little(head):
     model, images = small(head), torch.rand(2, 3, 64, 64)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         model(images)
-        found = class_activation(model, images, [0, 1])
-    assert found.dtype == torch.float32
-    assert (found - class_activation(model, images, [0, 1])).abs().mean() < 0.1
+        maps = class_activation(model, images, [0, 1])
+    assert maps.dtype == torch.float32
+    assert (maps - class_activation(model, images, [0, 1])).abs().mean() < 0.1
 
 
 def test_an_image_has_the_same_map_alone_and_in_company():
@@ -265,14 +264,13 @@ def test_train_mode_teachers_look_in_eval_mode_and_go_back():
 
 
 @pytest.mark.parametrize("head", ["gap", *TOKENS])
-def test_teachers_that_were_moved_in_inference_mode_still_have_maps(head, tmp_path):
+def test_teachers_that_were_moved_in_inference_mode_still_have_maps(head):
     teachers, images = PartTeachers([small(head, 3)], Partition([[0, 1, 2]], 3)), torch.rand(2, 3, 64, 64)
     expected = class_activation(teachers, images, [0, 2])
-    store = SoftTargets(tmp_path / "co.f16", {"a": 1}, [0, 1], 3, 1)
-    TargetSource({"co": store}, lambda: {"co": teachers}, "cpu")(0, [0, 1], images)  # this makes inference tensors
-    with torch.inference_mode():
+    with torch.inference_mode():  # as soft targets are computed
         for value in teachers.parameters():
-            value.data = value.data.clone()  # and so does a GPU
+            value.data = value.data.clone()  # moving to a GPU does the same
+        teachers.soft_targets(images)
         teachers.to(torch.float64).to(torch.float32)
     assert all(value.is_inference() for value in teachers.parameters())
     torch.testing.assert_close(class_activation(teachers, images, [0, 2]), expected, atol=1e-4, rtol=1e-4)
@@ -300,21 +298,21 @@ def softmax_by_hand(module, q, k):
 
 def test_ml_decoders_attention_is_the_softmax_of_its_weights():
     model, images = small("ml_decoder"), torch.rand(2, 3, 64, 96)[..., :64]
-    found = attention_maps(model, images, [3, 1])
+    maps = attention_maps(model, images, [3, 1])
     with torch.no_grad():
         features = model(images).features
         image = linear(model.head.project.weight, model.head.project.bias, features.flatten(2).transpose(1, 2)).relu()
         labels = model.head.norm(model.head.queries)[[3, 1]].expand(2, 2, 16)
         expected = softmax_by_hand(model.head.decoder.attention, labels, image)
-    assert found.shape == (2, 2, *features.shape[2:])
-    torch.testing.assert_close(found, expected.view_as(found))
-    torch.testing.assert_close(found.sum((2, 3)), torch.ones(2, 2))
+    assert maps.shape == (2, 2, *features.shape[2:])
+    torch.testing.assert_close(maps, expected.view_as(maps))
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 2))
 
 
 def test_query2labels_attention_is_the_softmax_of_its_last_layer():
     model = small("query2label", name="test_convnext")
     images, head = torch.rand(2, 3, 96, 96), model.head
-    found = attention_maps(model, images, [0, 2])
+    maps = attention_maps(model, images, [0, 2])
     seen = []
     handle = head.decoder[0].register_forward_hook(lambda module, given, answer: seen.append((given[2], answer)))
     with torch.no_grad():
@@ -323,9 +321,9 @@ def test_query2labels_attention_is_the_softmax_of_its_last_layer():
     keys, labels = seen[0]  # what the second layer gets
     with torch.no_grad():
         expected = softmax_by_hand(head.decoder[1].attention, (labels + head.queries)[:, [0, 2]], keys)
-    assert found.shape == (2, 2, *features.shape[2:]) and found.shape[2] > 1
-    torch.testing.assert_close(found, expected.view_as(found))
-    torch.testing.assert_close(found.sum((2, 3)), torch.ones(2, 2))
+    assert maps.shape == (2, 2, *features.shape[2:]) and maps.shape[2] > 1
+    torch.testing.assert_close(maps, expected.view_as(maps))
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 2))
 
 
 def test_a_query_that_asks_for_red_attends_to_the_red_corner():
@@ -353,8 +351,8 @@ def test_attention_needs_no_eval_mode_of_the_caller_and_gives_it_back(head, cont
     expected = attention_maps(model, images, [0, 1])
     model.train()
     with context():
-        found = attention_maps(model, images, [0, 1])
-    assert torch.equal(found, expected) and not found.requires_grad
+        maps = attention_maps(model, images, [0, 1])
+    assert torch.equal(maps, expected) and not maps.requires_grad
     assert all(module.training for module in model.modules())
 
 
@@ -376,9 +374,9 @@ def test_the_share_inside_is_what_lies_in_the_boxes():
     maps[0, 1] = 1
     maps[0, 2, 0, 0] = 1
     boxes = [[[(2, 1, 3, 2)], [(0, 0, 2, 2), (1, 1, 3, 3)], [], [(0, 0, 1, 1)]]]
-    found, chance = share(maps, boxes)[0], area_share(boxes, 4, 5)[0]
-    assert found[:2].tolist() == [0.75, 7 / 20]  # the overlap of two boxes counts once
-    assert found[2:].isnan().all()  # no box; a map of zeros
+    shares, chance = share(maps, boxes)[0], area_share(boxes, 4, 5)[0]
+    assert shares[:2].tolist() == [0.75, 7 / 20]  # the overlap of two boxes counts once
+    assert shares[2:].isnan().all()  # no box; a map of zeros
     assert chance[[0, 1, 3]].tolist() == [1 / 20, 7 / 20, 1 / 20] and chance[2].isnan()
     assert share(maps.numpy(), boxes)[0, 0] == 0.75
 
@@ -426,8 +424,8 @@ def test_the_pictures_on_which_the_branches_differ_most_come_first():
     # Row 2's .98 is no positive, row 3 has none.
     targets = torch.tensor([[1, 0, 1], [1, 1, 0], [0, 0, 1], [0, -1, 0], [0, 0, 1]])
     assert most_disagreeing(co, dis, targets, 2) == [(0, 0), (2, 2)]
-    found = most_disagreeing(co.numpy(), dis.numpy(), targets.numpy().astype(np.int8), 9)
-    assert found == most_disagreeing(dis, co, targets, 9) == [(0, 0), (2, 2), (1, 1), (4, 2)]
+    pairs = most_disagreeing(co.numpy(), dis.numpy(), targets.numpy().astype(np.int8), 9)
+    assert pairs == most_disagreeing(dis, co, targets, 9) == [(0, 0), (2, 2), (1, 1), (4, 2)]
 
 
 def test_of_equal_differences_the_first_row_and_class_are_taken():

@@ -324,8 +324,8 @@ def test_an_80_percent_interval_holds_the_true_map_about_that_often():
         return random.normal(size=(n, 3)) + 2 * targets, targets
 
     truth = metrics.mean_average_precision(*images(999, 100_000))
-    found = [bootstrap.bootstrap_interval(*images(seed, 300), 100, seed, 0.8) for seed in range(60)]
-    assert 0.6 < np.mean([interval.low <= truth <= interval.high for interval in found]) < 0.95
+    intervals = [bootstrap.bootstrap_interval(*images(seed, 300), 100, seed, 0.8) for seed in range(60)]
+    assert 0.6 < np.mean([interval.low <= truth <= interval.high for interval in intervals]) < 0.95
 
 
 def test_a_bar_shows_the_resamples(monkeypatch, tmp_path):

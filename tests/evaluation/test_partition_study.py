@@ -42,16 +42,16 @@ def test_overlap_counts_the_classes_in_common():
 def test_the_same_groups_in_another_order_have_moved_nothing():
     other = Partition([[5], [0, 1, 2], [3, 4]], 6)
     assert study.match(OURS, other).tolist() == [2, 0, 1]
-    found = study.compare(np.ones((6, 6)), OURS, other, NAMES)
-    assert found.ari == 1.0 and found.ncut_ours == pytest.approx(found.ncut_other)
-    assert found.moved.empty and list(found.moved.columns) == ["class", "ours", "other"]
+    comparison = study.compare(np.ones((6, 6)), OURS, other, NAMES)
+    assert comparison.ari == 1.0 and comparison.ncut_ours == pytest.approx(comparison.ncut_other)
+    assert comparison.moved.empty and list(comparison.moved.columns) == ["class", "ours", "other"]
 
 
 def test_one_class_elsewhere_is_the_one_that_moved():
     other = Partition([[2, 3, 4], [5], [0, 1]], 6)
-    found = study.compare(np.ones((6, 6)), OURS, other, NAMES)
-    assert found.moved.values.tolist() == [["c", 0, 1]]
-    assert 0 < found.ari < 1
+    comparison = study.compare(np.ones((6, 6)), OURS, other, NAMES)
+    assert comparison.moved.values.tolist() == [["c", 0, 1]]
+    assert 0 < comparison.ari < 1
 
 
 def test_parts_without_a_partner_get_the_next_numbers():
@@ -63,9 +63,9 @@ def test_parts_without_a_partner_get_the_next_numbers():
 
 
 def test_classes_of_a_part_that_the_other_partition_lacks_have_all_moved():
-    found = study.compare(np.ones((6, 6)), OURS, Partition([range(6)], 6), NAMES)
-    assert found.moved.values.tolist() == [["d", 1, 0], ["e", 1, 0], ["f", 2, 0]]
-    assert (found.ari, found.ncut_other) == (0.0, 0.0)
+    comparison = study.compare(np.ones((6, 6)), OURS, Partition([range(6)], 6), NAMES)
+    assert comparison.moved.values.tolist() == [["d", 1, 0], ["e", 1, 0], ["f", 2, 0]]
+    assert (comparison.ari, comparison.ncut_other) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (2, 4), (4, 2)])
@@ -80,8 +80,8 @@ def test_no_other_numbering_keeps_more_classes_in_place(sizes, seed):
 def test_ncut_is_measured_on_the_graph_given():
     affinity = np.kron(np.eye(2), np.ones((3, 3)))
     along, across = Partition([[0, 1, 2], [3, 4, 5]], 6), Partition([[0, 1, 3], [2, 4, 5]], 6)
-    found = study.compare(affinity, along, across, NAMES)
-    assert (found.ncut_ours, found.ncut_other) == (0, pytest.approx(partition.ncut(affinity, across)))
+    comparison = study.compare(affinity, along, across, NAMES)
+    assert (comparison.ncut_ours, comparison.ncut_other) == (0, pytest.approx(partition.ncut(affinity, across)))
 
 
 def test_partitions_or_names_of_other_classes_are_refused():
@@ -94,9 +94,9 @@ def test_partitions_or_names_of_other_classes_are_refused():
 @pytest.mark.parametrize("k", [2, 3, 5, 8])
 def test_the_plain_cut_of_coco_and_the_released_cgp_file_differ_in_no_class(golden, k):
     affinity = graph.affinity(*coco_counts(golden), "co")
-    found = study.compare(affinity, partition.cut(affinity, k), released(golden, "co", k), range(80))
-    assert found.ari == 1.0 and found.moved.empty
-    assert found.ncut_ours == pytest.approx(found.ncut_other)
+    comparison = study.compare(affinity, partition.cut(affinity, k), released(golden, "co", k), range(80))
+    assert comparison.ari == 1.0 and comparison.moved.empty
+    assert comparison.ncut_ours == pytest.approx(comparison.ncut_other)
 
 
 # --- exponents

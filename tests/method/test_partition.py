@@ -8,7 +8,7 @@ import torch
 from cpsd_lib import graph, partition
 from cpsd_lib.partition import Partition
 
-# Ncut of METHOD.md: what refinement must reach.
+# Ncut on the COCO labels: what refinement must reach.
 REFINED = {"co": {2: 0.5711, 3: 1.3830, 5: 3.0248, 8: 5.6819}, "dis": {2: 0.9861, 3: 1.9758, 5: 3.9620, 8: 6.9449}}
 # Ncut of the released files, which fixes the definition (the diagonal of P- counts).
 RELEASED = {"co": {2: 0.5711, 3: 1.3904, 5: 3.0296, 8: 5.6819}, "dis": {2: 0.9906, 3: 1.9849, 5: 3.9754, 8: 6.9632}}

@@ -16,7 +16,7 @@ COCO = ["airplane", "apple", "backpack", "banana"]
 
 
 def filled(layout):
-    """The state dict of METHOD 4's filling rule."""
+    """The state dict of the filling rule of the golden numbers."""
     return {key: torch.as_tensor(_fill(key, *entry)) for key, entry in layout["keys"].items()}
 
 

@@ -42,9 +42,9 @@ def test_led_of_one_group_is_the_mean_huber_distance_times_the_other_members(n, 
     # One student far from the others: some gaps are above 1, where Huber is no longer a square.
     student, teacher = group(0, n, 5), group(1, n, 3)
     student[0] *= scale
-    found = tour.mean_huber(tour.relative_distances(student), tour.relative_distances(teacher))
+    huber = tour.mean_huber(tour.relative_distances(student), tour.relative_distances(teacher))
     led = losses.led(student[:, None], teacher[:, None], torch.ones(n, 1))[0].item()
-    assert (n - 1) * found == pytest.approx(led, rel=1e-4, abs=1e-6)
+    assert (n - 1) * huber == pytest.approx(led, rel=1e-4, abs=1e-6)
 
 
 def test_one_member_has_no_distance_to_anything():

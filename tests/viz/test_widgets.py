@@ -14,7 +14,7 @@ from cpsd_lib.evaluation import cam, metrics
 from cpsd_lib.models.classifier import build_model
 from cpsd_lib.partition import Partition, adjusted_rand, cut, ncut
 from cpsd_lib.teachers import PartTeachers
-from cpsd_lib.viz import explorer, names, parts, thresholds
+from cpsd_lib.viz import explorer, parts, thresholds
 
 NAMES = list("abcdefgh")
 
@@ -45,11 +45,11 @@ def test_the_partition_shown_is_the_one_that_a_run_cuts(branch, refine):
     start = {"branch": branch, "k": 3, "exponent": 0.4, "seed": 5, "refine": refine}
     shown = parts_explorer(start=start, compare=other).numbers
     affinity = graph.affinity(*graph.cooccurrence(labels()), branch, 0.4)
-    found = cut(affinity, 3, 5, refine)
-    assert shown["partition"] == found and shown["Ncut"] == ncut(affinity, found)
-    assert shown["ARI"] == adjusted_rand(found, other)
-    assert shown["singletons"] == sum(len(part) == 1 for part in found.parts)
-    assert shown["sizes"] == sorted(map(len, found.parts), reverse=True)
+    partition = cut(affinity, 3, 5, refine)
+    assert shown["partition"] == partition and shown["Ncut"] == ncut(affinity, partition)
+    assert shown["ARI"] == adjusted_rand(partition, other)
+    assert shown["singletons"] == sum(len(part) == 1 for part in partition.parts)
+    assert shown["sizes"] == sorted(map(len, partition.parts), reverse=True)
 
 
 def test_a_partition_for_each_branch_is_compared_with_that_branch():
@@ -92,7 +92,7 @@ def test_what_is_exported_can_be_loaded_and_leaves_the_runs_own_partition_alone(
     assert "export" not in parts_explorer().buttons
 
 
-def test_an_export_that_cannot_be_written_says_so_beside_the_controls(tmp_path):
+def test_an_export_that_cannot_be_written_is_reported_beside_the_controls(tmp_path):
     (tmp_path / "explored_partitions").write_text("a file where a folder must be")
     shown = parts_explorer(folder=tmp_path)
     shown.buttons["export"].click()
@@ -123,7 +123,7 @@ def test_the_embedding_is_that_of_the_normalised_laplacian():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("present", [0, 1])
-def test_few_classes_or_classes_without_company_are_drawn(count, present):
+def test_few_classes_or_classes_that_never_co_occur_are_drawn(count, present):
     targets = np.zeros((5, count + 1), np.int8)
     targets[:, :count] = present
     for branch in ("co", "dis"):
@@ -186,8 +186,8 @@ def test_a_class_is_counted_by_itself():
         right, positive = (predicted & (targets[:, c] == 1)).sum(), (targets[:, c] == 1).sum()
         precision, recall = right / max(predicted.sum(), 1), right / max(positive, 1)
         f1 = 2 * right / (predicted.sum() + positive)
-        found = [shown.numbers[key] for key in ("precision", "recall", "F1")]
-        assert found == pytest.approx([precision, recall, f1])
+        numbers = [shown.numbers[key] for key in ("precision", "recall", "F1")]
+        assert numbers == pytest.approx([precision, recall, f1])
 
 
 def test_counts_of_many_thresholds_are_those_of_each():
@@ -252,8 +252,8 @@ def test_another_model_or_image_shows_another_map_and_teachers_answer_as_one_mod
     shown = browser({"one": small_model(), "teachers": teachers}, start={"shown": "c"})
     seen = [shown.png]
     shown.controls["model"].value = "teachers"
-    said = torch.sigmoid(teachers(torch.from_numpy(pictures()[3:]) / 255)[0, 2]).item()
-    assert shown.numbers["probabilities"] == pytest.approx([said], abs=1e-5)
+    probability = torch.sigmoid(teachers(torch.from_numpy(pictures()[3:]) / 255)[0, 2]).item()
+    assert shown.numbers["probabilities"] == pytest.approx([probability], abs=1e-5)
     seen.append(shown.png)
     shown.controls["image"].value = 1
     assert len({*seen, shown.png}) == 3
@@ -273,7 +273,7 @@ def test_a_cam_browser_refuses_what_does_not_fit():
     for start in ({"image": 3}, {"image": -1}, {"shown": "z"}, {"model": "two"}, {"row": 0}):
         with pytest.raises(ValueError, match=r"there is no|start may set"):
             browser(start=start)
-    with pytest.raises(ValueError, match="0 rows"):
+    with pytest.raises(ValueError, match="0 images"):
         widgets.cam_browser({"one": small_model()}, pictures(), [], TARGETS, NAMES)
     with pytest.raises(ValueError, match="targets are"):
         widgets.cam_browser({"one": small_model()}, pictures(), [0], TARGETS[:, :7], NAMES)
@@ -297,24 +297,24 @@ def test_the_picture_can_be_saved(tmp_path):
 
 
 def test_papermill_gets_the_picture_alone_and_a_notebook_the_controls_as_well():
-    """About 10 s: a kernel. papermill, nbconvert and nbclient tell it that nobody is there to answer (allow_stdin)."""
+    """About 10 s: a kernel. papermill, nbconvert and nbclient set allow_stdin to False: nobody is there to answer."""
     manager, client = start_new_kernel()
     try:
         code = "import numpy as np\nfrom cpsd_lib import viz as widgets\n"
         code += "widgets.threshold_explorer(np.array([[0.2], [0.7]]), np.array([[0], [1]]), ['a'])"
-        found = {}
+        sent_to = {}
         for somebody in (False, True):
             sent = []
             reply = client.execute_interactive(code, allow_stdin=somebody, output_hook=sent.append, timeout=120)
             assert reply["content"]["status"] == "ok", reply["content"]
-            found[somebody] = sent
+            sent_to[somebody] = sent
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    kinds = {somebody: {message["msg_type"] for message in sent} for somebody, sent in found.items()}
+    kinds = {somebody: {message["msg_type"] for message in sent} for somebody, sent in sent_to.items()}
     assert kinds[False] - {"status"} == {"execute_input", "execute_result"}
     assert "comm_open" in kinds[True] and "stream" not in kinds[True]
-    for somebody, sent in found.items():
+    for somebody, sent in sent_to.items():
         (data,) = [message["content"]["data"] for message in sent if message["msg_type"] == "execute_result"]
         assert ("application/vnd.jupyter.widget-view+json" in data) == somebody and data["image/png"]
 
@@ -325,15 +325,14 @@ def test_papermill_gets_the_picture_alone_and_a_notebook_the_controls_as_well():
 def test_names_placed_where_there_is_room_cover_no_point_and_no_name():
     random = np.random.default_rng(0)
     anchors, box = random.uniform(0, 400, (60, 2)), SimpleNamespace(min=np.zeros(2), max=np.full(2, 400.0))
-    sizes = [(int(width), 10) for width in random.integers(20, 60, 60)]
-    corners = names._where_free(sizes, anchors, box)
-    placed = [(low, np.add(low, size)) for low, size in zip(corners, sizes, strict=True) if low is not None]
-    assert 20 < len(placed) < 60
-    for number, (low, high) in enumerate(placed):
-        assert (np.array(low) >= 0).all() and (high <= 400).all()
-        assert not ((anchors > low) & (anchors < high)).all(1).any()
-        for other, its_high in placed[:number]:
-            assert not ((np.array(low) < its_high) & (np.array(other) < high)).all()
+    sizes = np.column_stack([random.integers(20, 60, 60), np.full(60, 10)])
+    corners = parts.where_free(sizes, anchors, box)
+    room = ~np.isnan(corners[:, 0])
+    low, high = corners[room], (corners + sizes)[room]
+    assert 20 < len(low) < 60 and (low >= 0).all() and (high <= 400).all()
+    for number in range(len(low)):
+        assert not ((anchors > low[number]) & (anchors < high[number])).all(1).any()
+        assert not ((low[:number] < high[number]) & (low[number] < high[:number])).all(1).any()
 
 
 def test_only_the_moving_artists_are_drawn_again():

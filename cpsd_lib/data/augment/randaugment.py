@@ -1,6 +1,6 @@
 """RandAugment on a batch of uint8 images: two random operations each, drawn from 14, no Python loop over images.
 
-Every operation reproduces Pillow's, in integers or in float32 in Pillow's own order of arithmetic (tests/test_views.py
+Every operation reproduces Pillow's, in integers or in float32 in Pillow's own order of arithmetic (tests/data/test_views.py
 compares them level by level), so an image's result depends neither on the batch it is in nor on the device.
 """
 
@@ -16,25 +16,25 @@ def rand_augment(images, draws):
 
     draws: numpy [B, 8] uniform in [0, 1), see `plan`. The second operation works on the first one's result.
     """
-    place = np.arange(len(images))  # images are kept sorted by operation; place tells where each one came from
+    place = np.arange(len(images))  # images are kept sorted by operation; place is where each one came from
     for step in (draws[:, :4], draws[:, 4:]):
         kind, amount = plan(step[place])
         # Each operation's images are one slice, known on the host: a GPU never waits for an index.
         order = np.argsort(kind, kind="stable")
         place, bounds = place[order], np.searchsorted(kind[order], np.arange(len(OPERATIONS) + 1))
-        images, amount = images[_to(images, order)], _to(images, amount[order])
+        images, amount = images[move(order, images)], move(amount[order], images)
         for i, (operation, *_) in enumerate(OPERATIONS.values()):
-            mine = slice(bounds[i], bounds[i + 1])
-            if mine.start < mine.stop:
-                images[mine] = operation(images[mine], amount[mine])
-    return images[_to(images, np.argsort(place))]
+            part = slice(bounds[i], bounds[i + 1])
+            if part.start < part.stop:
+                images[part] = operation(images[part], amount[part])
+    return images[move(np.argsort(place), images)]
 
 
 def plan(draws):
     """Turn draws [B, 4] uniform in [0, 1) into (kind int64 [B], amount float64 [B]) of one operation per image.
 
     kind: place in OPERATIONS, or their number for "leave as is" (half of the images). The magnitude is uniform in 1..9 on
-    ten points of the operation's range (METHOD "Recipe of the release"; AutoAugment's ranges, arXiv 1805.09501).
+    ten points of the operation's range (as in CPSD's release; AutoAugment's ranges, arXiv 1805.09501).
     """
     which, whether, magnitude, sign = draws.T
     kind = np.floor(which * len(OPERATIONS)).astype(np.int64)
@@ -44,38 +44,18 @@ def plan(draws):
     return np.where(whether < 0.5, kind, len(OPERATIONS)), amount
 
 
+def move(array, images, dtype=None):
+    """Return a numpy array as a tensor on the images' device, without waiting for a GPU."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(images.device, dtype, non_blocking=True)
+
+
 # Operations: images uint8 [b, 3, S, S], amount float64 [b] -> uint8 [b, 3, S, S].
-
-
-def shear_x(images, amount):
-    """Read x + amount * y: rows slide sideways by `amount` pixels a row, the top one stays."""
-    return _warp(images, b=amount)
-
-
-def shear_y(images, amount):
-    """Read y + amount * x: columns slide by `amount` pixels a column, the left one stays."""
-    return _warp(images, d=amount)
-
-
-def translate_x(images, amount):
-    """Shift left by `amount` sides."""
-    return _warp(images, c=amount * images.shape[-1])
-
-
-def translate_y(images, amount):
-    """Shift up by `amount` sides."""
-    return _warp(images, f=amount * images.shape[-1])
 
 
 def rotate(images, amount):
     """Turn counter-clockwise by `amount` degrees about the centre."""
     cos, sin, half = torch.cos(torch.deg2rad(amount)), torch.sin(torch.deg2rad(amount)), images.shape[-1] / 2
     return _warp(images, cos, -sin, half * (1 - cos + sin), sin, cos, half * (1 - cos - sin))
-
-
-def color(images, amount):
-    """Saturation times 1 + amount."""
-    return _blend(_grey(images), images, amount)
 
 
 def contrast(images, amount):
@@ -93,11 +73,6 @@ def sharpness(images, amount):
     blurred = images.float()
     blurred[:, :, 1:-1, 1:-1] = ((around + 4 * wide[:, :, 1:-1, 1:-1]) / 13 + 0.5).floor()
     return _blend(blurred, images, amount)
-
-
-def brightness(images, amount):
-    """Brightness times 1 + amount."""
-    return _blend(torch.zeros_like(images), images, amount)
 
 
 def posterize(images, amount):
@@ -133,27 +108,23 @@ def equalize(images, _):
     return _look_up(images, torch.where(step > 0, table, torch.arange(256, device=images.device)))
 
 
-def invert(images, _):
-    """Turn level v into 255 - v."""
-    return 255 - images
-
-
-# name: operation, its amount at magnitude 0 and at 9, and whether the sign is random
+# name: operation, its amount at magnitude 0 and at 9, and whether the sign is random. A shear moves each row (column) on by
+# `amount` pixels and leaves the first where it is; a translation is a share of the side, to the left and up.
 OPERATIONS = {
-    "shear_x": (shear_x, 0, 0.3, True),
-    "shear_y": (shear_y, 0, 0.3, True),
-    "translate_x": (translate_x, 0, 150 / 331, True),
-    "translate_y": (translate_y, 0, 150 / 331, True),
+    "shear_x": (lambda images, amount: _warp(images, b=amount), 0, 0.3, True),
+    "shear_y": (lambda images, amount: _warp(images, d=amount), 0, 0.3, True),
+    "translate_x": (lambda images, amount: _warp(images, c=amount * images.shape[-1]), 0, 150 / 331, True),
+    "translate_y": (lambda images, amount: _warp(images, f=amount * images.shape[-1]), 0, 150 / 331, True),
     "rotate": (rotate, 0, 30, True),
-    "color": (color, 0, 0.9, True),
+    "color": (lambda images, amount: _blend(_grey(images), images, amount), 0, 0.9, True),  # saturation
     "contrast": (contrast, 0, 0.9, True),
     "sharpness": (sharpness, 0, 0.9, True),
-    "brightness": (brightness, 0, 0.9, True),
+    "brightness": (lambda images, amount: _blend(torch.zeros_like(images), images, amount), 0, 0.9, True),
     "posterize": (posterize, 8, 4, False),
     "solarize": (solarize, 256, 0, False),
     "autocontrast": (autocontrast, 0, 0, False),
     "equalize": (equalize, 0, 0, False),
-    "invert": (invert, 0, 0, False),
+    "invert": (lambda images, _: 255 - images, 0, 0, False),
 }
 
 
@@ -195,7 +166,3 @@ def _blend(degenerate, images, amount):
 def _look_up(images, table):
     # table: [b, 3, 256], cut off to whole levels
     return table.to(torch.uint8).gather(2, images.flatten(2).long()).view_as(images)
-
-
-def _to(like, array):
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device, non_blocking=True)

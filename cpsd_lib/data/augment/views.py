@@ -1,4 +1,4 @@
-"""Augmentation on the batch; every random draw is a function of (seed, epoch, image row, purpose) and of nothing else.
+"""Augmentation on the batch; every random draw is a function of (seed, epoch, image index, purpose) and of nothing else.
 
 A view is therefore the same whatever batch, order, device or number of workers it is made with, and a teacher's logits
 for it can be stored once and read by every student.
@@ -12,20 +12,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cpsd_lib.data.augment.randaugment import DRAWS, GREY, rand_augment
+from cpsd_lib.data.augment.randaugment import DRAWS, GREY, move, rand_augment
+
+VIEWS_VERSION = 1  # of this folder: raised when a change of its code changes a pixel of a view
 
 
-def draws(seed, epoch, rows, purpose, count):
-    """Return float64 [B, count] (numpy) uniform in [0, 1) for image rows [B]: the same row always gets the same numbers.
+def draws(seed, epoch, indices, purpose, count):
+    """Return float64 [B, count] (numpy) uniform in [0, 1) for image indices [B]: an index always gets the same numbers.
 
     A counter-based hash: splitmix64's finaliser (Steele, Lea, Flood 2014) chained over seed, epoch, purpose (any text),
-    row and the number of the draw. Raises ValueError for rows that are not a list of integers.
+    index and the number of the draw. Raises ValueError for indices that are not a list of integers.
     """
-    rows = _rows(rows)
+    indices = _as_indices(indices)
     key = np.zeros(1, np.uint64)
     for part in (operator.index(seed), operator.index(epoch), zlib.crc32(purpose.encode())):
         key = _mix(key ^ np.array([part % 2**64], np.uint64))
-    key = _mix(key ^ rows.astype(np.uint64))[:, None]
+    key = _mix(key ^ indices.astype(np.uint64))[:, None]
     bits = _mix(key ^ np.arange(count, dtype=np.uint64))
     return (bits >> np.uint64(11)) * 2.0**-53  # the upper 53 bits are all that a float64 below 1 holds
 
@@ -68,19 +70,19 @@ RELEASE = ViewRecipe(cutout=0.5, cutout_fill="random", rand_augment=True)  # CPS
 VIEWS = {"default": DEFAULT, "release": RELEASE, "flip": FLIP, "plain": PLAIN}  # the names in parameter files
 
 
-def train_view(images, recipe, seed, epoch, rows):
-    """Return the view float32 [B, 3, S, S] in [0, 1] that (seed, epoch, row) has of each image, on the images' device.
+def train_view(images, recipe, seed, epoch, indices):
+    """Return the view float32 [B, 3, S, S] in [0, 1] that (seed, epoch, index) has of each image, on the images' device.
 
-    images: uint8 [B, 3, S, S]. rows [B]: the images' numbers in the data set. On the CPU an image's view is bitwise the
-    same alone and in any batch. Raises ValueError for other types and shapes.
+    images: uint8 [B, 3, S, S]. indices [B]: the images' numbers in the data set. On the CPU an image's view is bitwise
+    the same alone and in any batch. Raises ValueError for other types and shapes.
     """
     _check(images)
-    rows = _rows(rows)
-    if len(rows) != len(images):
-        raise ValueError(f"rows must name each of the {len(images)} images once, got {len(rows)} rows")
+    indices = _as_indices(indices)
+    if len(indices) != len(images):
+        raise ValueError(f"indices must name each of the {len(images)} images once, got {len(indices)} indices")
 
     def drawn(purpose, count):
-        return draws(seed, epoch, rows, purpose, count)
+        return draws(seed, epoch, indices, purpose, count)
 
     view = images
     if recipe.flip or recipe.crop_area < 1:
@@ -112,7 +114,7 @@ def _flip_crop(images, recipe, flip, crop):
     step = np.repeat(side, 2, axis=1)
     if recipe.flip:
         step[:, 0] *= np.where(flip[:, 0] < 0.5, -1, 1)
-    window = _to(images, np.stack([step, 2 * corner + side - 1], axis=1), torch.float32)  # [B, step or centre, x or y]
+    window = move(np.stack([step, 2 * corner + side - 1], axis=1), images, torch.float32)  # [B, step or centre, x or y]
     middles = (torch.arange(size, device=images.device) * 2 + 1) / size - 1
     # Both axes by hand and not by affine_grid: its matrix product may round differently for another batch size.
     axes = middles[None, :, None] * window[:, :1] + window[:, 1:]  # [B, S, x or y]
@@ -125,8 +127,8 @@ def _relight(view, images, recipe, light):
     brightness, contrast = (1 + np.array([recipe.brightness, recipe.contrast]) * (2 * light - 1)).T
     # The mean is the whole image's, in integers: a float sum would depend on how the batch is cut into threads.
     mean = images.sum((1, 2, 3), dtype=torch.int64).double() / images.shape[1:].numel()
-    gain = _to(images, brightness * contrast)
-    offset = _to(images, brightness * (1 - contrast)) * mean
+    gain = move(brightness * contrast, images)
+    offset = move(brightness * (1 - contrast), images) * mean
     gain, offset = gain.float()[:, None, None, None], offset.float()[:, None, None, None]
     return (view * gain).add_(offset).clamp_(0, 255)
 
@@ -135,21 +137,17 @@ def _cutout(view, recipe, centre, colour):
     size = view.shape[-1]
     side = round(recipe.cutout * size)
     start = np.floor(centre * size).astype(np.int64) - side // 2  # left and top; both may lie outside
-    offset = torch.arange(size, device=view.device) - _to(view, start)[:, :, None]  # [B, x or y, S]
+    offset = torch.arange(size, device=view.device) - move(start, view)[:, :, None]  # [B, x or y, S]
     inside = (offset >= 0) & (offset < side)
     mask = inside[:, 0, None, None, :] & inside[:, 1, None, :, None]
     if recipe.cutout_fill == "grey":
         return view.masked_fill(mask, GREY)
-    fill = _to(view, np.floor(colour * 256), view.dtype)[:, :, None, None]
+    fill = move(np.floor(colour * 256), view, view.dtype)[:, :, None, None]
     return torch.where(mask, fill, view)
 
 
 def _unit(view):
     return view.float() / 255
-
-
-def _to(like, array, dtype=None):
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device, dtype, non_blocking=True)
 
 
 def _mix(bits):
@@ -160,11 +158,11 @@ def _mix(bits):
     return bits ^ (bits >> np.uint64(31))
 
 
-def _rows(rows):
-    rows = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else np.asarray(rows)
-    if rows.ndim != 1 or not (np.issubdtype(rows.dtype, np.integer) or rows.size == 0):
-        raise ValueError(f"rows must be a list of integers [B], got {rows.dtype} {list(rows.shape)}")
-    return rows
+def _as_indices(indices):
+    indices = indices.cpu().numpy() if isinstance(indices, torch.Tensor) else np.asarray(indices)
+    if indices.ndim != 1 or not (np.issubdtype(indices.dtype, np.integer) or indices.size == 0):
+        raise ValueError(f"indices must be a list of integers [B], got {indices.dtype} {list(indices.shape)}")
+    return indices
 
 
 def _check(images):

@@ -29,39 +29,28 @@ def decode(path, size, max_pixels=MAX_PIXELS):
     for a file that is missing, unreadable, empty, truncated, no image, or larger than `max_pixels` (width x height).
     """
     try:
-        with _open_file(path) as file, _strict_pillow():
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
+            raise BadImage("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        if status.st_size == 0:
+            raise BadImage("the file is empty (0 bytes)")
+        with open(path, "rb") as file, _strict_pillow():
             return _decode(file, size, max_pixels)
     except (BadImage, MemoryError):
         raise
-    except UnidentifiedImageError:
-        raise BadImage(f"not an image of a kind that can be read ({', '.join(FORMATS)})") from None
-    except Exception as error:  # a broken file can raise anything in Pillow: OSError, SyntaxError, struct.error, ...
-        if isinstance(error, OSError) and error.errno in _MACHINE:
-            error.filename = os.fspath(path)
-            raise
-        raise BadImage(f"broken image ({str(error) or type(error).__name__})") from error
-
-
-def _open_file(path):
-    try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise BadImage("a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
-            raise BadImage("not a regular file")
-        if status.st_size == 0:
-            raise BadImage("the file is empty (0 bytes)")
-        return open(path, "rb")
     except FileNotFoundError:
         raise BadImage("the file does not exist") from None
     except PermissionError:
         raise BadImage("no permission to read the file") from None
-    except ValueError as error:  # a NUL in the name
-        raise BadImage(f"not a possible file name ({error})") from None
-    except OSError as error:
-        if error.errno in _MACHINE:
+    except UnidentifiedImageError:
+        raise BadImage(f"not an image of a kind that can be read ({', '.join(FORMATS)})") from None
+    except Exception as error:  # a broken file can raise anything in Pillow: OSError, SyntaxError, struct.error, ...
+        number = getattr(error, "errno", None)  # of the system; Pillow's own errors have none
+        if number in _MACHINE:
+            error.filename = os.fspath(path)
             raise
-        raise BadImage(f"the file cannot be opened ({error.strerror})") from None
+        reason = f"the file cannot be read ({error.strerror})" if number else None
+        raise BadImage(reason or f"broken image ({str(error) or type(error).__name__})") from error
 
 
 @contextmanager

@@ -1,43 +1,42 @@
-"""Pixels of the rows a batch needs: read from the cache's file, or decoded anew where there is no room for a cache."""
+"""Pixels of the images a batch needs: read from the cache's file, or decoded anew where there is no room for a cache."""
 
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
-from cpsd_lib import support
-from cpsd_lib.data.images import cache
-from cpsd_lib.data.images.decode import BadImage
-from cpsd_lib.support import bar
-
-TASK = 8  # images a worker is handed at once
-BLOCK = 256  # images looked at before what was found is written down
+CHUNK = 8  # images a task: handing one over costs about a millisecond, decoding one 0.3 (170 px) to 30 ms (12 Mpx)
+POOL_SECONDS = 4.0  # less work than this is done before worker processes have started
 
 
-def take(images, rows):
-    """Return the pixels uint8 [B, 3, S, S] of `rows` [B] of images [N, 3, S, S], in that order.
+def take(images, indices):
+    """Return the pixels uint8 [B, 3, S, S] of `indices` [B] of images [N, 3, S, S], in that order.
 
     A memory map's file is read instead: pages that are mapped count as this process's memory, and an epoch touches all of
-    a cache, however large.
+    a cache, however large. Raises OSError for a file that ends too early.
     """
-    rows = np.asarray(rows)
+    indices = np.asarray(indices)
     if not isinstance(images, np.memmap):
-        return images[rows]
-    found = np.empty((len(rows), *images.shape[1:]), images.dtype)
-    length = found[:1].nbytes
+        return images[indices]
+    pixels = np.empty((len(indices), *images.shape[1:]), images.dtype)
+    length = pixels[:1].nbytes
     with open(images.filename, "rb", buffering=0) as file:
-        for place in np.argsort(rows):  # in the order of the file: the disk likes it
-            if os.preadv(file.fileno(), [found[place]], images.offset + int(rows[place]) * length) != length:
-                raise OSError(f"{images.filename} ends before image {rows[place]}: delete it, and it is made again")
-    return found
+        for place in np.argsort(indices):  # in the order of the file: the disk likes it
+            if os.preadv(file.fileno(), [pixels[place]], images.offset + int(indices[place]) * length) != length:
+                raise OSError(f"{images.filename} ends before image {indices[place]}: delete it, and it is made again")
+    return pixels
 
 
 class OnTheFly:
-    """Images decoded each time they are asked for, by worker processes: `data.cache: none`, the same pixels as the cache's.
+    """Images decoded each time they are read, where that takes long by worker processes: the pixels a cache would hold.
 
-    load(row) -> uint8 [3, size, size] is picklable, as for cache.build. Indexed by rows like an array [count, 3, size, size].
+    load(index) returns uint8 [3, size, size] and is picklable. The first axis is indexed as that of an array uint8
+    [count, 3, size, size].
     """
 
     dtype, ndim = np.dtype(np.uint8), 4
@@ -45,70 +44,74 @@ class OnTheFly:
     def __init__(self, load, count, size, workers=None):
         self.shape, self._load = (count, 3, size, size), load
         self._workers, self._pool = workers or os.cpu_count() or 1, None
+        self._seconds, self._chunks = 0.0, 0  # spent in this process, before there is a pool
 
     def __len__(self):
         return self.shape[0]
 
     def __getitem__(self, key):
-        rows, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
-        rows = np.arange(len(self))[rows]
-        if rows.ndim == 0:
-            return self._decoded(rows[None])[0][rest]
-        return self._decoded(rows)[(slice(None), *rest)]
+        indices = np.arange(len(self))[key]
+        if indices.ndim == 0:
+            return self[indices[None]][0]
+        return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self.in_chunks(_stack, indices)])
 
-    def __array__(self, dtype=None, copy=None):
-        return self[:].astype(dtype or self.dtype)
+    def in_chunks(self, work, indices, *arguments):
+        """Yield work(load, chunk, *arguments) of each `CHUNK` of `indices`, in order; `work` is picklable.
 
-    def faults(self, rows):
-        """Return [(row, reason)] of those of `rows` that cannot be decoded."""
-        return [fault for found in self._in_tasks(_faults, rows) for fault in found]
-
-    def _decoded(self, rows):
-        return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self._in_tasks(_stack, rows)])
-
-    def _in_tasks(self, work, rows):
-        tasks = [rows[start : start + TASK] for start in range(0, len(rows), TASK)]
-        if len(tasks) < 2 or self._workers == 1:
-            return [work(self._load, task) for task in tasks]
+        Raises RuntimeError when a worker process dies, and what `load` and `work` raise.
+        """
+        chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+        for done, chunk in enumerate(chunks):
+            left = self._seconds * (1 + (len(chunks) - done) / max(1, self._chunks))  # at the pace so far
+            if len(chunks) > 1 and self._workers > 1 and (self._pool or (self._chunks and left > POOL_SECONDS)):
+                break
+            begun = time.monotonic()
+            result = work(self._load, chunk, *arguments)
+            self._seconds, self._chunks = self._seconds + time.monotonic() - begun, self._chunks + 1
+            yield result
+        else:
+            return
         if self._pool is None:
             # Spawned, not forked: torch's threads may be alive in this process, and a fork would copy their locks.
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._workers, spawn, cache.start_worker, (self._load,))
-        return list(self._pool.map(_work, [work] * len(tasks), tasks))
-
-
-def _work(work, rows):
-    return work(*cache.job(), rows)
-
-
-def _stack(load, rows):
-    return np.stack([load(int(row)) for row in rows])
-
-
-def _faults(load, rows):
-    found = []
-    for row in rows:
+            self._pool = ProcessPoolExecutor(self._workers, spawn, _start_worker, (self._load,))
+        tasks = [(work, chunk, arguments) for chunk in chunks[done:]]
         try:
-            load(int(row))
-        except BadImage as error:
-            found.append((int(row), str(error) or "unusable"))
-    return found
+            yield from self._pool.map(_work, tasks)
+        except BrokenProcessPool as error:
+            self.close()
+            raise RuntimeError(
+                "a decoding process died: out of memory, or started from a script without `if __name__ == '__main__':`. "
+                "What a cache holds already is kept; run it again, on fewer CPU cores if it happens again"
+            ) from error
+
+    def close(self):
+        """End the worker processes, if there are any."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
 
 
-def look_through(images, folder, desc="looking through"):
-    """Return {row: reason} of the images of an OnTheFly that cannot be decoded; each is tried once.
+def _stack(load, indices):
+    return np.stack([load(int(index)) for index in indices])
 
-    Without a cache this is what finds a bad file before a training does. What was found is kept in folder/looked.json; a
-    look that was killed goes on there.
-    """
-    path = Path(folder) / "looked.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = support.read_json(path) if path.exists() else {"images": 0, "bad": {}}
-    with bar(len(images), desc, "img", initial=found["images"]) as progress:
-        for start in range(found["images"], len(images), BLOCK):
-            rows = np.arange(start, min(start + BLOCK, len(images)))
-            found["bad"] |= {str(row): reason for row, reason in images.faults(rows)}
-            found["images"] = start + len(rows)
-            support.write_json(path, found)
-            progress.update(len(rows))
-    return {int(row): reason for row, reason in found["bad"].items()}
+
+_load = None  # what this worker process decodes by: sent once, it may hold the paths of 270,000 images
+
+
+def _start_worker(load):
+    global _load
+    _load = load
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    # A worker of a killed parent would wait for its next task for ever.
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(task):
+    work, chunk, arguments = task
+    return work(_load, chunk, *arguments)

@@ -1,23 +1,13 @@
 """MS-COCO 2014 in 80 classes: the instances JSON of the download, or the short form that papers share."""
 
 import json
-from collections import Counter
-from pathlib import Path, PurePosixPath
+from itertools import zip_longest
+from pathlib import PurePosixPath
 
 import numpy as np
 
-from cpsd_lib.data.readers.common import (
-    LabelledFiles,
-    count_notes,
-    first_existing,
-    nearest,
-    need_folder,
-    read_text,
-    refuse,
-    refuse_overlap,
-    refuse_repeats,
-)
-from cpsd_lib.data.table import LabelTable, listed
+from cpsd_lib.data.readers import common
+from cpsd_lib.data.table import listed
 
 # In category-id order, the order of the ASL family's weights and label files; ours is alphabetical, as in CPSD.
 CATEGORIES = (
@@ -32,15 +22,16 @@ CATEGORIES = (
     *("hair drier", "toothbrush"),
 )
 COCO_CLASSES = sorted(CATEGORIES)
+ID_ORDER = [COCO_CLASSES.index(name) for name in CATEGORIES]  # our column of each category
 FOLDERS = {"train": "train2014", "test": "val2014"}
 INSTANCES = {split: f"annotations/instances_{folder}.json" for split, folder in FOLDERS.items()}
-SHORT = {
-    "train": ("train_anno.json", "annotations/train_anno.json"),
-    "test": ("val_anno.json", "annotations/val_anno.json"),
-}
+SHORT_NAMES = {"train": "train_anno.json", "test": "val_anno.json"}
+SHORT = {split: (name, f"annotations/{name}") for split, name in SHORT_NAMES.items()}
 SIDECARS = ("class_names.json", "annotations/class_names.json")
 LISTED = {"train": 82_783, "test": 40_504}
 LABELLED = {"train": 82_081, "test": 40_137}
+# Label files and image folders whose times tell that the data set changed.
+WATCHED = (*INSTANCES.values(), *SHORT["train"], *SHORT["test"], *SIDECARS, *FOLDERS.values())
 
 
 def read_coco2014(root):
@@ -50,34 +41,25 @@ def read_coco2014(root):
     alphabetical class order; where both are, they must agree. Images with no label are left out.
     Raises FileNotFoundError for a missing folder or label file, ValueError for anything in it that has no single meaning.
     """
-    root = need_folder(root)
+    root = common.need_folder(root)
     _check_sidecar(root)
-    found = {split: _read_split(root, split) for split in FOLDERS}
-    refuse_overlap(root, *([_image_id(file) for file in found[split][0]] for split in FOLDERS), "image id")
-    notes, files, targets, splits, paths = [], [], [], [], []
-    for split, (names, rows, _) in found.items():
-        kept = sorted(np.flatnonzero(rows.any(axis=1)).tolist(), key=names.__getitem__)
-        files += [names[row] for row in kept]
-        paths += [root / FOLDERS[split] / names[row] for row in kept]
-        targets.append(rows[kept])
-        splits += [split] * len(kept)
-    counts = {split: (len(names), complete) for split, (names, _, complete) in found.items()}
-    # The short form may have left out images with no label already: how many it lists says nothing.
-    known = {split: LISTED[split] for split, (_, complete) in counts.items() if complete}
-    notes += count_notes("coco2014", "listed images", {split: count for split, (count, _) in counts.items()}, known)
-    notes += count_notes("coco2014", "labelled images", Counter(splits), LABELLED)
-    return LabelledFiles(LabelTable(COCO_CLASSES, np.concatenate(targets), files, np.array(splits)), paths, notes)
-
-
-def watched(root):
-    """Return (label files, image folders) below `root` whose times tell that the data set changed."""
-    names = [*INSTANCES.values(), *SHORT["train"], *SHORT["test"], *SIDECARS]
-    return [Path(root) / name for name in names], [Path(root) / folder for folder in FOLDERS.values()]
+    read = {split: _read_split(root, split) for split in FOLDERS}
+    common.refuse_overlap(root, *([_image_id(file) for file in files] for files, _, _ in read.values()), "image id")
+    # The short form may have left out images with no label already: their number is not compared.
+    counts = {split: len(files) for split, (files, _, whole) in read.items() if whole}
+    notes = common.count_notes("coco2014", "listed images", counts, {split: LISTED[split] for split in counts})
+    splits = {}
+    for split, (files, targets, _) in read.items():
+        order = sorted(range(len(files)), key=files.__getitem__)
+        files, targets = common.with_labels([files[index] for index in order], targets[order])
+        splits[split] = files, targets, [root / FOLDERS[split] / file for file in files]
+    return common.join_splits(COCO_CLASSES, splits, "coco2014", "labelled images", LABELLED, notes)
 
 
 def _read_split(root, split):
-    path = first_existing(root, (INSTANCES[split], *SHORT[split]), f"labels of split '{split}'")
-    short = next((root / name for name in SHORT[split] if (root / name).exists()), None)
+    """Return (file names, targets int8 [N, 80], whether unlabelled images are among them)."""
+    path = common.first_existing(root, (INSTANCES[split], *SHORT[split]), f"labels of split '{split}'")
+    short = common.first_existing(root, SHORT[split])
     if path == short:
         return (*_read_short(path), False)
     files, targets = _read_instances(path)
@@ -86,10 +68,10 @@ def _read_split(root, split):
     return files, targets, True
 
 
-def _load(path, kind, what):
+def load_json(path, kind, what, **options):
+    """Return the content of a JSON file, a `kind`; ValueError says `what` was expected. options: those of json.loads."""
     try:
-        # Outlines are most of a 330 MB file and are not used: `bool` makes one constant of all their fractions, and no id.
-        content = json.loads(read_text(path, what), parse_float=bool)
+        content = json.loads(common.read_text(path, what), **options)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): its download broke off? Fetch it again") from None
     if not isinstance(content, kind):
@@ -100,106 +82,105 @@ def _load(path, kind, what):
 def _fields(path, what, records, name, kind):
     """Return records[...][name] as a list, each of exactly type `kind`."""
     values = [record.get(name) if isinstance(record, dict) else None for record in records]
-    wrong = [f"{what} number {n}: {value!r:.80}" for n, value in enumerate(values) if type(value) is not kind]
-    refuse(
-        path, wrong, f"expected '{name}' ({'whole number' if kind is int else kind.__name__}) in each of its {what}s"
-    )
+    wrong = (f"{what} number {n}: {value!r:.80}" for n, value in enumerate(values) if type(value) is not kind)
+    kind_name = "whole number" if kind is int else kind.__name__
+    common.refuse(path, wrong, f"expected '{name}' ({kind_name}) in each {what}")
     return values
 
 
 # ---- instances_{train,val}2014.json ----------------------------------------------------------------------------------
 
 
+INSTANCES_FORM = "the instances JSON of MS-COCO 2014 (images, annotations, categories)"
+
+
 def _read_instances(path):
     """Return (file names, targets int8 [N, 80]) of all images, labelled or not."""
-    content = _load(path, dict, "the instances JSON of MS-COCO 2014 (images, annotations, categories)")
+    # Outlines are most of a 330 MB file and are not used: `bool` makes one constant of all their fractions, and no id.
+    content = load_json(path, dict, INSTANCES_FORM, parse_float=bool)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
-            raise ValueError(f"{path} has no list '{key}', expected images, annotations and categories")
-    column = _columns(path, content["categories"])
+            raise ValueError(f"{path} has no list '{key}', expected {INSTANCES_FORM}")
+    column = _column_of_category(path, content["categories"])
     ids = _fields(path, "image", content["images"], "id", int)
-    files = _base_names(path, _fields(path, "image", content["images"], "file_name", str))
-    refuse_repeats(path, ids, "image id")
-    refuse_repeats(path, files, "image file")
+    common.refuse_repeats(path, ids, "image id")
+    files = _base_names(path, content["images"])
     # The file name says the id, too; short forms have nothing else.
     differ = [f"{file}: id {id}" for file, id in zip(files, ids, strict=True) if _image_id(file) not in (id, file)]
-    refuse(path, differ, "the number in an image's file name is not its id, expected both to agree")
+    common.refuse(path, differ, "the number in an image's file name is not its id, expected both to agree")
     annotations = content["annotations"]
-    refuse_repeats(path, _fields(path, "annotation", annotations, "id", int), "annotation id")
+    common.refuse_repeats(path, _fields(path, "annotation", annotations, "id", int), "annotation id")
     images = _fields(path, "annotation", annotations, "image_id", int)
     categories = _fields(path, "annotation", annotations, "category_id", int)
-    row = {id: number for number, id in enumerate(ids)}
-    refuse(path, sorted(set(images) - row.keys()), "annotations of images that are not in 'images'; their ids")
-    refuse(
-        path,
-        sorted(set(categories) - column.keys()),
-        "annotations with an unknown category; expected its id in 'categories'",
-    )
+    index = {id: place for place, id in enumerate(ids)}
+    common.refuse(path, sorted(set(images) - index.keys()), "annotations of images that are not in 'images'; their ids")
+    unknown = sorted(set(categories) - column.keys())
+    common.refuse(path, unknown, "annotations with an unknown category; expected its id in 'categories'")
     targets = np.zeros((len(ids), len(COCO_CLASSES)), np.int8)
-    targets[[row[id] for id in images], [column[id] for id in categories]] = 1
+    targets[[index[id] for id in images], [column[id] for id in categories]] = 1
     return files, targets
 
 
-def _columns(path, categories):
+def _column_of_category(path, categories):
     ids = _fields(path, "category", categories, "id", int)
     names = _fields(path, "category", categories, "name", str)
-    refuse_repeats(path, ids, "category id")
-    refuse_repeats(path, names, "category name")
-    strange = [f"{name!r}{nearest(name, COCO_CLASSES)}" for name in names if name not in COCO_CLASSES]
-    expected = f"it has {len(names)} categories, expected exactly the {len(COCO_CLASSES)} of MS-COCO 2014; unknown ones"
-    refuse(path, strange, expected)
-    refuse(path, sorted(set(COCO_CLASSES) - set(names)), expected.replace("unknown ones", "these are not in it"))
+    common.refuse_repeats(path, ids, "category id")
+    common.refuse_repeats(path, names, "category name")
+    wrong = [f"unknown: {common.nearest(name, COCO_CLASSES)}" for name in names if name not in COCO_CLASSES]
+    wrong += [f"not in it: {name}" for name in COCO_CLASSES if name not in names]
+    common.refuse(
+        path, wrong, f"it has {len(names)} categories, expected exactly the {len(COCO_CLASSES)} of MS-COCO 2014"
+    )
     return {id: COCO_CLASSES.index(name) for id, name in zip(ids, names, strict=True)}
 
 
 # ---- {train,val}_anno.json -------------------------------------------------------------------------------------------
 
 
+SHORT_FORM = "the short form: a list of {file_name, labels: [class numbers]}"
+
+
 def _read_short(path):
     """Return (file names, targets int8 [N, 80]) of what the short form lists."""
-    records = _load(path, list, "the short form: a list of {file_name, labels: [class numbers]}")
+    records = load_json(path, list, SHORT_FORM)
     if not records:
-        raise ValueError(f"{path} lists no image, expected a list of {{file_name, labels: [class numbers]}}")
-    files = _base_names(path, _fields(path, "image", records, "file_name", str))
-    refuse_repeats(path, files, "image file")
+        raise ValueError(f"{path} lists no image, expected {SHORT_FORM}")
+    files = _base_names(path, records)
     labels = _fields(path, "image", records, "labels", list)
     _check_numbers(path, files, labels)
     targets = np.zeros((len(files), len(COCO_CLASSES)), np.int8)
-    targets[
-        np.repeat(np.arange(len(files)), [len(one) for one in labels]), [number for one in labels for number in one]
-    ] = 1
+    for index, numbers in enumerate(labels):
+        targets[index, numbers] = 1
     _check_order(path, targets)
     return files, targets
 
 
 def _check_numbers(path, files, labels):
-    named = list(zip(files, labels, strict=True))
+    def refuse_where(wrong, expected):
+        images = zip(files, labels, strict=True)
+        common.refuse(path, (f"{file}: {numbers!r:.80}" for file, numbers in images if wrong(numbers)), expected)
+
     # type(), not isinstance: true is no class number.
-    wrong = [f"{file}: {one!r:.80}" for file, one in named if any(type(number) is not int for number in one)]
-    refuse(path, wrong, "expected whole numbers from 0 to 79 in 'labels'")
-    vectors = [f"{file}: {len(one)} numbers" for file, one in named if len(one) > 1 and len(set(one)) < len(one)]
-    refuse(
-        path, vectors, "'labels' names a class twice: expected a list of class numbers, each once, not a row of 0 and 1"
-    )
-    lowest = min((min(one) for one in labels if one), default=0)
-    highest = max((max(one) for one in labels if one), default=0)
-    if highest >= len(COCO_CLASSES) or lowest < 0:
-        outside = [f"{file}: {one!r:.80}" for file, one in named if any(not 0 <= n < len(COCO_CLASSES) for n in one)]
-        guess = ""
-        if highest == len(COCO_CLASSES):
-            guess = "; this is a file for 81 classes: its numbers start at 1, or one of them is a background class"
-        elif len(COCO_CLASSES) < highest <= 90:
-            guess = "; these look like COCO's category ids (1 to 90): use their alphabetical position instead"
-        refuse(
-            path, outside, f"class numbers from {lowest} to {highest}, expected 0 to 79 in alphabetical order{guess}"
-        )
+    not_whole = "expected whole numbers from 0 to 79 in 'labels'"
+    refuse_where(lambda numbers: any(type(n) is not int for n in numbers), not_whole)
+    twice = "'labels' names a class twice: expected a list of class numbers, each once, not a row of 0 and 1"
+    refuse_where(lambda numbers: len(set(numbers)) < len(numbers), twice)
+    low, high = (pick((n for numbers in labels for n in numbers), default=0) for pick in (min, max))
+    guess = ""
+    if high == len(COCO_CLASSES):
+        guess = "; this is a file for 81 classes: its numbers start at 1, or one of them is a background class"
+    elif len(COCO_CLASSES) < high <= 90:
+        guess = "; these look like COCO's category ids (1 to 90): use their alphabetical position instead"
+    outside = f"class numbers from {low} to {high}, expected 0 to 79 in alphabetical order{guess}"
+    refuse_where(lambda numbers: any(not 0 <= n < len(COCO_CLASSES) for n in numbers), outside)
 
 
 def _check_order(path, targets):
     # Half of all COCO images hold a person, 3 in 100 an airplane and 2 in 100 an orange: where `person` stands tells the
     # order, given enough images to count.
-    share = targets[targets.any(axis=1)].mean(axis=0) if targets.any() else np.zeros(len(COCO_CLASSES))
-    if targets.any(axis=1).sum() >= 100 and share[0] > 0.3 and share[COCO_CLASSES.index("person")] < 0.1:
+    labelled = targets[targets.any(axis=1)]
+    share = labelled.mean(axis=0) if len(labelled) >= 100 else np.zeros(len(COCO_CLASSES))
+    if share[0] > 0.3 and share[COCO_CLASSES.index("person")] < 0.1:
         raise ValueError(_by_id(f"{path}: class 0 is in {share[0]:.0%} of its images, as only 'person' is in COCO"))
 
 
@@ -211,57 +192,43 @@ def _by_id(fact):
 
 
 def _compare(path, files, targets, short, short_files, short_targets):
-    row = {file: number for number, file in enumerate(files)}
-    refuse(short, [file for file in short_files if file not in row], f"images that are not in {path.name}")
+    index = {file: place for place, file in enumerate(files)}
+    common.refuse(short, (file for file in short_files if file not in index), f"images that are not in {path.name}")
     given = np.zeros_like(targets)
-    given[[row[file] for file in short_files]] = short_targets
-    if (given == targets).all():
-        return
-    moved = np.zeros_like(targets)
-    moved[:, [COCO_CLASSES.index(name) for name in CATEGORIES]] = given
-    if (moved == targets).all():
+    given[[index[file] for file in short_files]] = short_targets
+    differ = np.flatnonzero((given != targets).any(axis=1))
+    if len(differ) and (given == targets[:, ID_ORDER]).all():
         raise ValueError(_by_id(f"{short} and {path.name} disagree"))
-    lacking = sorted({files[n] for n in np.flatnonzero(targets.any(axis=1))} - set(short_files))
-    refuse(
-        short,
-        lacking,
-        f"it lists {len(short_files):,} images and lacks labelled ones of {path.name}: remove or complete it",
-    )
-    differ = [
-        f"{files[n]}: {_named(given[n])}, but {_named(targets[n])} in {path.name}"
-        for n in np.flatnonzero((given != targets).any(axis=1))
-    ]
-    refuse(short, differ, f"other labels than {path.name}, expected the same: remove the one that is wrong")
+    missing = sorted({files[i] for i in np.flatnonzero(targets.any(axis=1))} - set(short_files))
+    expected = f"it lists {len(short_files):,} images and lacks labelled ones of {path.name}: remove or complete it"
+    common.refuse(short, missing, expected)
+    lines = [f"{files[i]}: {_named(given[i])}, but {_named(targets[i])} in {path.name}" for i in differ]
+    common.refuse(short, lines, f"other labels than {path.name}, expected the same: remove the one that is wrong")
 
 
-def _named(row):
-    return listed((COCO_CLASSES[n] for n in np.flatnonzero(row)), shown=5) or "no label"
+def _named(targets):
+    return listed((COCO_CLASSES[c] for c in np.flatnonzero(targets)), shown=5) or "no label"
 
 
 def _check_sidecar(root):
-    path = next((root / name for name in SIDECARS if (root / name).exists()), None)
+    path = common.first_existing(root, SIDECARS)
     if path is None:
         return
-    names = _load(path, list, "a list of the 80 class names in the order of the numbers in the short form")
-    if names == COCO_CLASSES:
-        return
+    names = load_json(path, list, "a list of the 80 class names in the order of the numbers in the short form")
     if names == list(CATEGORIES):
         raise ValueError(_by_id(f"{path} says so"))
-    strange = [f"{name!r}{nearest(str(name), COCO_CLASSES)}" for name in names if name not in COCO_CLASSES]
-    expected = f"{len(names)} class names, expected the {len(COCO_CLASSES)} of MS-COCO 2014 in alphabetical order"
-    refuse(path, strange, f"{expected}; unknown ones")
-    places = [
-        f"number {n}: {one!r}, expected {two!r}"
-        for n, (one, two) in enumerate(zip(names, COCO_CLASSES, strict=False))
-        if one != two
-    ]
-    refuse(path, places or [f"ends after {names[-1:]}"], expected)
+    places = enumerate(zip_longest(names, COCO_CLASSES, fillvalue="nothing"))
+    wrong = [f"number {n}: {name!r}, expected {expected!r}" for n, (name, expected) in places if name != expected]
+    common.refuse(path, wrong, f"{len(names)} class names, expected the 80 of MS-COCO 2014 in alphabetical order")
 
 
-def _base_names(path, names):
+def _base_names(path, records):
     # Short forms write `train2014/x.jpg`, `coco\\train2014\\x.jpg` or `x.jpg`; the name alone is unique in COCO.
+    names = _fields(path, "image", records, "file_name", str)
     files = [PurePosixPath(name.replace("\\", "/")).name for name in names]
-    refuse(path, [repr(n) for n, file in zip(names, files, strict=True) if file in ("", "..")], "expected a file name")
+    wrong = [repr(name) for name, file in zip(names, files, strict=True) if file in ("", "..")]
+    common.refuse(path, wrong, "expected a file name")
+    common.refuse_repeats(path, files, "image file")
     return files
 
 

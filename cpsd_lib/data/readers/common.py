@@ -4,36 +4,64 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from cpsd_lib.data.table import LabelTable, listed
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledFiles:
-    """What a reader returns: the label table, the path of each of its N rows, and what a user should know."""
+    """What a reader returns: the label table, the path of each of its N images, and what a user should know."""
 
     table: LabelTable
     paths: list[Path]  # [N], or empty for a data set that has labels only
     notes: list[str] = field(default_factory=list)
 
-    def take(self, rows):
-        """Return the same with `rows` alone (int [n]), in that order."""
-        return replace(self, table=self.table.take(rows), paths=[self.paths[row] for row in rows if self.paths])
+    def take(self, indices):
+        """Return the same with the images `indices` alone (int [n]), in that order."""
+        paths = [self.paths[index] for index in indices if self.paths]
+        return replace(self, table=self.table.take(indices), paths=paths)
+
+
+def join_splits(names, splits, kind, what, known, notes=()):
+    """Return the LabelledFiles of {split: (files [n], targets [n, C], paths [n])}, one split after the other.
+
+    `kind`, `what` and `known` are those of `count_notes`, whose sentences follow `notes`.
+    """
+    files, targets, paths = ([part[place] for part in splits.values()] for place in range(3))
+    counts = {split: len(part[0]) for split, part in splits.items()}
+    split = np.repeat(list(counts), list(counts.values()))
+    table = LabelTable(list(names), np.concatenate(targets), list(chain(*files)), split)
+    return LabelledFiles(table, list(chain(*paths)), [*notes, *count_notes(kind, what, counts, known)])
+
+
+def with_labels(files, targets):
+    """Return (files, targets) of the images that have a label; the published counts leave the others out."""
+    kept = np.flatnonzero(targets.any(axis=1))
+    return [files[index] for index in kept], targets[kept]
 
 
 def refuse(path, problems, expected):
     """Raise a ValueError that lists `problems` (up to 20, and the count) with what was expected; no problem, no error."""
+    problems = list(problems)
     if problems:
         lines = listed(problems, join="\n  ")
         raise ValueError(f"{path}: {expected}. {len(problems):,} found:\n  {lines}")
 
 
 def nearest(name, names):
-    """Return " (did you mean ...?)" with the one of `names` that looks most like `name`, or nothing."""
+    """Return `name` in quotes and, where it is not one of `names`, the one that looks most like it."""
     original = {option.lower(): option for option in names}
-    near = get_close_matches(name.lower(), original, n=1, cutoff=0.4)
-    return f" (did you mean {original[near[0]]!r}?)" if near else ""
+    near = get_close_matches(str(name).lower(), original, n=1, cutoff=0.4)
+    return f"{name!r} (did you mean {original[near[0]]!r}?)" if near else repr(name)
+
+
+def refuse_unknown(path, places, known, expected):
+    """Raise ValueError when the name of one of `places`, pairs of (where it stands, name), is not among `known`."""
+    refuse(path, [f"{where}: {nearest(name, known)}" for where, name in places if name not in known], expected)
 
 
 def refuse_repeats(path, names, what):
@@ -49,16 +77,24 @@ def refuse_overlap(root, train, test, what):
     refuse(root, shared, expected)
 
 
+def need_all(folder, names, present, what):
+    """Raise FileNotFoundError that counts those of the files `names` in `folder` that are not `present`."""
+    missing = sorted(set(names) - set(present))
+    if missing:
+        shown = listed(missing, shown=5)
+        raise FileNotFoundError(f"{folder}: {len(missing)} of {len(names)} {what} files are missing: {shown}")
+
+
 NOT_COMPARABLE = "are not the papers'"  # a note with these words goes beside every figure
 
 
-def count_notes(kind, what, found, known):
+def count_notes(kind, what, counts, known):
     """Return a sentence for each split whose number of `what` is not the one the published data set has."""
     return [
-        f"{kind} count: {found[split]:,} {what} in split '{split}', expected {known[split]:,}: figures from another "
+        f"{kind} count: {counts[split]:,} {what} in split '{split}', expected {known[split]:,}: figures from another "
         f"number of images {NOT_COMPARABLE}"
         for split in known
-        if found[split] != known[split]
+        if counts[split] != known[split]
     ]
 
 
@@ -66,7 +102,7 @@ def read_text(path, what):
     """Return the text of a file; FileNotFoundError says `what` it should be, ValueError that it is not UTF-8."""
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise FileNotFoundError(f"there is no file {path}, expected {what}") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
@@ -89,21 +125,21 @@ def need_folder(root):
     return Path(root)
 
 
-def first_existing(root, choices, what):
-    """Return the first of root/choice that exists; FileNotFoundError names them all."""
-    for choice in choices:
-        if (root / choice).exists():
-            return root / choice
-    raise FileNotFoundError(f"{root} holds no {what}, expected {' or '.join(map(str, choices))} in it")
+def first_existing(root, choices, what=None):
+    """Return the first of root/choice that exists; FileNotFoundError names them all, or None where `what` is None."""
+    path = next((root / choice for choice in choices if (root / choice).exists()), None)
+    if path is None and what is not None:
+        raise FileNotFoundError(f"{root} holds no {what}, expected {' or '.join(choices)} in it")
+    return path
 
 
 def missing_files(paths):
-    """Return the row numbers of `paths` that are no file, ascending; it lists folders, and opens nothing."""
-    # One listing a folder: asking for 270,000 files one by one takes minutes on a network drive.
+    """Return the indices of `paths` that are no file, ascending; it lists folders, and opens nothing."""
+    # One listing a folder: looking for 270,000 files one by one takes minutes on a network drive.
     present = {folder: _file_names(folder) for folder in {path.parent for path in paths}}
-    gone = [row for row, path in enumerate(paths) if path.name not in present[path.parent]]
-    # TargetSource directly too: a listing may spell a name in another case or another Unicode form than the label file.
-    return [row for row in gone if not os.path.isfile(paths[row])]
+    missing = [index for index, path in enumerate(paths) if path.name not in present[path.parent]]
+    # Looked for directly too: a listing may spell a name in another case or another Unicode form than the label file.
+    return [index for index in missing if not os.path.isfile(paths[index])]
 
 
 def _file_names(folder):

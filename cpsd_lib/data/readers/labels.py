@@ -1,14 +1,14 @@
 """Labels without images: enough for the label graph and its partitions."""
 
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
-from cpsd_lib.data.readers.common import LabelledFiles, need_folder, refuse_repeats
+from cpsd_lib.data.readers import common
 from cpsd_lib.data.table import LabelTable
 
 FILE = "labels.npz"
+WATCHED = (FILE,)  # files whose times tell that the data set changed
 HOLDS = f"{FILE} (targets as np.packbits along classes, image_id, class_names)"
 
 
@@ -18,10 +18,10 @@ def read_labels(root):
     The file holds targets uint8 [N, ceil(C / 8)] (np.packbits along classes), image_id [N] and class_names [C].
     Raises FileNotFoundError for a missing file, ValueError for arrays that do not fit together.
     """
-    path = need_folder(root) / FILE
+    path = common.need_folder(root) / FILE
     packed, ids, names = _load(path)
-    refuse_repeats(path, names, "class name")
-    refuse_repeats(path, ids, "image id")
+    common.refuse_repeats(path, names, "class name")
+    common.refuse_repeats(path, ids, "image id")
     width = -(-len(names) // 8)
     if packed.dtype != np.uint8 or packed.shape != (len(ids), width):
         raise ValueError(
@@ -35,18 +35,14 @@ def read_labels(root):
     table = LabelTable(
         [names[number] for number in order], bits[:, order].astype(np.int8), ids, np.full(len(ids), "train")
     )
-    return LabelledFiles(table, [])
-
-
-def watched(root):
-    """Return (label files, image folders) below `root` whose times tell that the data set changed."""
-    return [Path(root) / FILE], []
+    return common.LabelledFiles(table, [])
 
 
 def _load(path):
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
-            return found["targets"], found["image_id"].astype(str).tolist(), found["class_names"].astype(str).tolist()
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            names = arrays["class_names"].astype(str).tolist()
+            return arrays["targets"], arrays["image_id"].astype(str).tolist(), names
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}, expected {HOLDS}") from None
     except KeyError as error:

@@ -1,21 +1,8 @@
 """NUS-WIDE in 81 concepts: Flickr photos, two image lists, and one file of zeros and ones for each concept and split."""
 
-from collections import Counter
-from pathlib import Path, PurePosixPath
-
 import numpy as np
 
-from cpsd_lib.data.readers.common import (
-    LabelledFiles,
-    count_notes,
-    first_existing,
-    need_folder,
-    read_names,
-    refuse,
-    refuse_overlap,
-    refuse_repeats,
-)
-from cpsd_lib.data.table import LabelTable
+from cpsd_lib.data.readers import common
 
 CONCEPTS = 81
 WORD = {"train": "Train", "test": "Test"}
@@ -26,6 +13,8 @@ CONCEPT_FILES = ("Concepts81.txt", "ConceptsList/Concepts81.txt", "ConceptsList/
 LISTS = ("ImageList", "ImageList/ImageList", ".")
 LABELS = ("TrainTestLabels", "Groundtruth/TrainTestLabels", "Groundtruth/Groundtruth/TrainTestLabels", "Groundtruth")
 IMAGES = ("Flickr/Flickr", "Flickr", "images")
+# Label files and image folders whose times tell that the data set changed.
+WATCHED = (*CONCEPT_FILES, *(f"{folder}/*.txt" for folder in (*LISTS, *LABELS)), *IMAGES, *(f"{f}/*/" for f in IMAGES))
 
 
 def read_nuswide(root):
@@ -35,74 +24,53 @@ def read_nuswide(root):
     image is on disk is not looked at here. Raises FileNotFoundError for a missing folder, list, concept or label file,
     ValueError for lists and label files that do not fit together.
     """
-    root = need_folder(root)
+    root = common.need_folder(root)
     names = _concepts(root)
     labels = _label_folder(root, names)
-    folder = first_existing(root, IMAGES, "folder of images")
-    listed_files = {split: _image_list(root, split) for split in WORD}
-    refuse_overlap(root, listed_files["train"], listed_files["test"], "image")
-    files, targets, splits = [], [], []
-    for split, found in listed_files.items():
-        rows = _targets(labels, names, split, len(found))
-        kept = np.flatnonzero(rows.any(axis=1))
-        files += [found[row] for row in kept]
-        targets.append(rows[kept])
-        splits += [split] * len(kept)
-    notes = count_notes(
-        "nuswide", "listed images", {split: len(found) for split, found in listed_files.items()}, LISTED
+    folder = common.first_existing(root, IMAGES, "folder of images")
+    listed = {split: _image_list(root, split) for split in WORD}
+    common.refuse_overlap(root, listed["train"], listed["test"], "image")
+    notes = common.count_notes(
+        "nuswide", "listed images", {split: len(files) for split, files in listed.items()}, LISTED
     )
-    notes += count_notes("nuswide", "labelled images", Counter(splits), LABELLED)
-    table = LabelTable(names, np.concatenate(targets), files, np.array(splits))
-    return LabelledFiles(table, [folder / file for file in files], notes)
-
-
-def watched(root):
-    """Return (label files, image folders) below `root` whose times tell that the data set changed."""
-    root = Path(root)
-    texts = [root / name for name in CONCEPT_FILES]
-    for folder in {*LISTS, *LABELS}:
-        texts += sorted((root / folder).glob("*.txt"))
-    folders = [root / name for name in IMAGES]
-    return texts, [*folders, *(below for folder in folders if folder.is_dir() for below in sorted(folder.iterdir()))]
+    splits = {}
+    for split, files in listed.items():
+        files, targets = common.with_labels(files, _targets(labels, names, split, len(files)))
+        splits[split] = files, targets, [folder / file for file in files]
+    return common.join_splits(names, splits, "nuswide", "labelled images", LABELLED, notes)
 
 
 def _concepts(root):
-    path = first_existing(root, CONCEPT_FILES, "list of concepts")
-    names = read_names(path, f"the {CONCEPTS} concepts of NUS-WIDE, one a line")
-    refuse_repeats(path, names, "concept")
+    path = common.first_existing(root, CONCEPT_FILES, "list of concepts")
+    names = common.read_names(path, f"the {CONCEPTS} concepts of NUS-WIDE, one a line")
+    common.refuse_repeats(path, names, "concept")
     if len(names) != CONCEPTS:
         raise ValueError(f"{path} names {len(names)} concepts, expected the {CONCEPTS} of NUS-WIDE, one a line")
     return sorted(names)
 
 
 def _label_folder(root, names):
-    found = [root / name for name in LABELS if any((root / name).glob("Labels_*_Train.txt"))]
-    if not found:
-        wanted = " or ".join(LABELS)
-        raise FileNotFoundError(
-            f"{root} holds no label files, expected Labels_<concept>_{{Train,Test}}.txt in {wanted}"
-        )
-    folder = found[0]
-    wanted = {f"Labels_{name}_{word}.txt" for name in names for word in WORD.values()}
+    folder = next((root / name for name in LABELS if any((root / name).glob("Labels_*_Train.txt"))), None)
+    if folder is None:
+        expected = f"Labels_<concept>_{{Train,Test}}.txt in {' or '.join(LABELS)}"
+        raise FileNotFoundError(f"{root} holds no label files, expected {expected}")
+    expected = {f"Labels_{name}_{word}.txt" for name in names for word in WORD.values()}
     present = {path.name for path in folder.glob("Labels_*.txt")}
-    lacking = sorted(wanted - present)
-    if lacking:
-        shown = ", ".join(lacking[:5]) + (" ..." if len(lacking) > 5 else "")
-        raise FileNotFoundError(f"{folder}: {len(lacking)} of {len(wanted)} label files are missing: {shown}")
-    refuse(folder, sorted(present - wanted), "label files of concepts that are not in Concepts81.txt, expected none")
+    common.need_all(folder, expected, present, "label")
+    common.refuse(
+        folder, sorted(present - expected), "label files of concepts that are not in Concepts81.txt, expected none"
+    )
     return folder
 
 
 def _image_list(root, split):
-    name = f"{WORD[split]}Imagelist.txt"
-    path = first_existing(
-        root, [str(PurePosixPath(folder) / name) for folder in LISTS], f"image list of split '{split}'"
-    )
-    lines = read_names(path, "one image a line, as in actor\\0001_2124494179.jpg")
+    choices = [f"{folder}/{WORD[split]}Imagelist.txt".removeprefix("./") for folder in LISTS]
+    path = common.first_existing(root, choices, f"image list of split '{split}'")
+    lines = common.read_names(path, "one image a line, as in actor\\0001_2124494179.jpg")
     files = [_relative(line) for line in lines]
     wrong = [line for line, file in zip(lines, files, strict=True) if not file]
-    refuse(path, wrong, "expected file names inside the image folder, as in actor\\0001_2124494179.jpg")
-    refuse_repeats(path, files, "image")
+    common.refuse(path, wrong, "expected file names inside the image folder, as in actor\\0001_2124494179.jpg")
+    common.refuse_repeats(path, files, "image")
     return files
 
 
@@ -119,16 +87,13 @@ def _targets(folder, names, split, count):
     targets = np.zeros((count, len(names)), np.int8)
     for column, name in enumerate(names):
         path = folder / f"Labels_{name}_{WORD[split]}.txt"
-        lines = [line for line in map(bytes.strip, path.read_bytes().splitlines()) if line]
+        every = [line.strip() for line in path.read_bytes().splitlines()]
+        lines = [line for line in every if line]
         # 22 million lines in 162 files: looked at as one array, and line by line only to say where the fault is.
         digits = np.frombuffer(b"".join(lines), np.uint8)
         if len(digits) != len(lines) or not np.isin(digits, (48, 49)).all():
-            wrong = [
-                f"line {n}: {line[:20]!r}"
-                for n, line in enumerate(path.read_bytes().splitlines(), 1)
-                if line.strip() not in (b"0", b"1")
-            ]
-            refuse(path, wrong, "expected 0 or 1 on each line")
+            wrong = [f"line {n}: {line[:20]!r}" for n, line in enumerate(every, 1) if line not in (b"0", b"1")]
+            common.refuse(path, wrong, "expected 0 or 1 on each line")
         if len(lines) != count:
             expected = f"as many as {WORD[split]}Imagelist.txt names images: both must be of one download"
             raise ValueError(f"{path} has {len(lines):,} lines, expected {count:,}, {expected}")

@@ -1,8 +1,8 @@
 """The embedded data set: small scenes of twenty drawn things in planted groups, made from a seed, nothing downloaded.
 
-Things of one group keep company; small, blurred and hidden ones are hard to tell apart without it. In the split
-`test_shifted` company is broken up while every class and every picture keeps its number of labels, so what a model loses
-there is what it owed to company.
+Things of one group co-occur; small, blurred and hidden ones are hard to recognise without that. In the split
+`test_shifted` co-occurrence is broken up while every class and every picture keeps its number of labels, so what a model
+loses there is what it owed to co-occurrence.
 """
 
 import hashlib
@@ -98,7 +98,7 @@ def _groups_of_classes(groups):
 
 @lru_cache(maxsize=8)  # a worker process gets the four parameters only and draws the labels once: 6,000 in 20 ms
 def _labels(images, seed, groups):
-    """Targets int8 [images,20], read-only; the last fifth is the fifth before it with its company broken up."""
+    """Targets int8 [images,20], read-only; the last fifth is the fifth before it with its co-occurrence broken up."""
     rng = np.random.default_rng([seed, 2**32 - 1])
     group = _groups_of_classes(groups)
     members = np.bincount(group)
@@ -112,12 +112,12 @@ def _labels(images, seed, groups):
     order = np.argsort(np.argsort(-score, axis=1), axis=1)
     targets = (order < labels[:, None]).astype(np.int8)
     tests = images // 5
-    targets[-tests:] = _break_company(rng, targets[-2 * tests : -tests])
+    targets[-tests:] = _break_up(rng, targets[-2 * tests : -tests])
     targets.flags.writeable = False
     return targets
 
 
-def _break_company(rng, targets, rounds=60):
+def _break_up(rng, targets, rounds=60):
     """Random table with the same row sums and the same column sums.
 
     Pairs of rows trade the classes that only one of them has, many times over: the curveball algorithm (Strona et al.,

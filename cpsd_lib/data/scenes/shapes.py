@@ -66,6 +66,10 @@ class Patch:
             distance = side if distance is None else np.maximum(distance, side)
         return distance
 
+    def trapezoid(self, top, top_half, bottom, bottom_half):
+        """Upright and symmetric: half as wide as `top_half` at y = top, as `bottom_half` at y = bottom."""
+        return self.polygon((-top_half, top), (top_half, top), (bottom_half, bottom), (-bottom_half, bottom))
+
     def stripes(self, kx, ky, depth=0.2):
         return depth * np.sin(kx * self.x + ky * self.y)
 
@@ -87,21 +91,19 @@ def pale(rng):
     return hue(rng, saturation=(0.02, 0.18), value=(0.8, 0.98))
 
 
-# Pairs from different groups that look alike when small or blurred, so that company decides: boat-bowl, lighthouse-bottle,
+def glass(rng):
+    return hue(rng, CYAN, BLUE, saturation=(0.1, 0.4))
+
+
+# Pairs from different groups that look alike when small or blurred, so that co-occurrence decides: boat-bowl, lighthouse-bottle,
 # buoy-sign-plate-sunflower, car-tractor, house-barn, lamp-spoon-pitchfork, fish-carrot, gull-sheep (both pale).
 
 
 def car(p, rng):
     body = hue(rng, RED, YELLOW, GREEN, BLUE, PURPLE)
     p.fill(p.polygon((-0.45, -0.5), (0.3, -0.5), (0.62, 0.02), (-0.7, 0.02)), body)
-    p.fill(
-        p.polygon((-0.38, -0.38), (-0.05, -0.38), (-0.05, -0.02), (-0.55, -0.02)),
-        hue(rng, CYAN, BLUE, saturation=(0.1, 0.4)),
-    )
-    p.fill(
-        p.polygon((0.05, -0.38), (0.24, -0.38), (0.48, -0.02), (0.05, -0.02)),
-        hue(rng, CYAN, BLUE, saturation=(0.1, 0.4)),
-    )
+    p.fill(p.polygon((-0.38, -0.38), (-0.05, -0.38), (-0.05, -0.02), (-0.55, -0.02)), glass(rng))
+    p.fill(p.polygon((0.05, -0.38), (0.24, -0.38), (0.48, -0.02), (0.05, -0.02)), glass(rng))
     p.fill(p.box(0, 0.18, 0.94, 0.22), body, p.stripes(0, 9, 0.08))
     for x in (-0.52, 0.52):
         p.fill(p.disc(x, 0.42, 0.26), DARK)
@@ -121,10 +123,7 @@ def lamp(p, rng):
     post = grey(rng, 0.15, 0.5)
     p.fill(p.box(0, 0.2, 0.07, 0.75), post)
     p.fill(p.box(0, 0.88, 0.24, 0.08), post)
-    p.fill(
-        p.polygon((-0.3, -0.86), (0.3, -0.86), (0.17, -0.38), (-0.17, -0.38)),
-        hue(rng, YELLOW, saturation=(0.2, 0.7), value=(0.85, 1)),
-    )
+    p.fill(p.trapezoid(-0.86, 0.3, -0.38, 0.17), hue(rng, YELLOW, saturation=(0.2, 0.7), value=(0.85, 1)))
     p.fill(p.polygon((0, -1.0), (0.34, -0.8), (-0.34, -0.8)), post)
 
 
@@ -166,10 +165,10 @@ def bowl(p, rng):
 
 
 def bottle(p, rng):
-    glass = hue(rng, GREEN, GREEN, ORANGE, RED, BLUE, saturation=(0.3, 0.9), value=(0.35, 0.85))
-    p.fill(p.box(0, -0.6, 0.13, 0.35), glass)
-    p.fill(p.polygon((-0.13, -0.42), (0.13, -0.42), (0.34, -0.1), (-0.34, -0.1)), glass)
-    p.fill(p.box(0, 0.4, 0.34, 0.54), glass, 0.35 * np.exp(-(((p.x + 0.17) / 0.08) ** 2)))  # a gloss down one side
+    tint = hue(rng, GREEN, GREEN, ORANGE, RED, BLUE, saturation=(0.3, 0.9), value=(0.35, 0.85))
+    p.fill(p.box(0, -0.6, 0.13, 0.35), tint)
+    p.fill(p.trapezoid(-0.42, 0.13, -0.1, 0.34), tint)
+    p.fill(p.box(0, 0.4, 0.34, 0.54), tint, 0.35 * np.exp(-(((p.x + 0.17) / 0.08) ** 2)))  # a gloss down one side
     p.fill(p.box(0, 0.36, 0.34, 0.22), pale(rng), outline=0.1)
     p.fill(p.box(0, -0.88, 0.16, 0.09), hue(rng))
 
@@ -184,12 +183,8 @@ def spoon(p, rng):
 def carrot(p, rng):
     for lean in (-0.3, 0.0, 0.3):
         p.fill(p.bar(-0.5, 0, -0.92, lean, 0.08), hue(rng, GREEN, value=(0.4, 0.8)))
-    root = hue(rng, ORANGE, ORANGE, RED, PURPLE)
-    p.fill(
-        p.polygon((-0.55, -0.32), (-0.3, -0.32), (0.95, -0.03), (0.95, 0.03), (-0.3, 0.32), (-0.55, 0.32)),
-        root,
-        p.stripes(17, 0, 0.16),
-    )
+    root = p.polygon((-0.55, -0.32), (-0.3, -0.32), (0.95, -0.03), (0.95, 0.03), (-0.3, 0.32), (-0.55, 0.32))
+    p.fill(root, hue(rng, ORANGE, ORANGE, RED, PURPLE), p.stripes(17, 0, 0.16))
 
 
 def boat(p, rng):
@@ -232,7 +227,7 @@ def fish(p, rng):
 def lighthouse(p, rng):
     paint = hue(rng, RED, RED, BLUE, GREEN, saturation=(0.4, 0.9))
     bands = np.sin(8.5 * p.y + rng.uniform(0, 3)) > 0
-    p.fill(p.polygon((-0.2, -0.5), (0.2, -0.5), (0.38, 0.94), (-0.38, 0.94)), WHITE)
+    p.fill(p.trapezoid(-0.5, 0.2, 0.94, 0.38), WHITE)
     p.colour[:, bands] *= (paint / WHITE)[:, None]
     p.fill(p.box(0, -0.52, 0.32, 0.06), DARK)
     p.fill(p.box(0, -0.7, 0.17, 0.14), hue(rng, YELLOW, value=(0.9, 1)))
@@ -251,12 +246,9 @@ def sheep(p, rng):
 
 def barn(p, rng):
     wall = hue(rng, RED, RED, ORANGE, saturation=(0.4, 0.8), value=(0.4, 0.8))
-    p.fill(p.polygon((-0.42, -0.72), (0.42, -0.72), (0.78, -0.2), (-0.78, -0.2)), grey(rng), p.stripes(18, 0, 0.15))
-    p.fill(
-        p.polygon((-0.36, -0.6), (0.36, -0.6), (0.7, -0.16), (0.7, 0.74), (-0.7, 0.74), (-0.7, -0.16)),
-        wall,
-        p.stripes(22, 0, 0.16),
-    )
+    p.fill(p.trapezoid(-0.72, 0.42, -0.2, 0.78), grey(rng), p.stripes(18, 0, 0.15))
+    front = p.polygon((-0.36, -0.6), (0.36, -0.6), (0.7, -0.16), (0.7, 0.74), (-0.7, 0.74), (-0.7, -0.16))
+    p.fill(front, wall, p.stripes(22, 0, 0.16))
     p.fill(p.box(0, 0.42, 0.32, 0.32), pale(rng), outline=0)
     p.fill(p.box(0, 0.43, 0.25, 0.26), wall, outline=0)
     for s in (-1, 1):
@@ -276,7 +268,7 @@ def tractor(p, rng):
     p.fill(p.box(0.42, -0.02, 0.44, 0.24), paint, p.stripes(16, 0, 0.12))
     p.fill(p.box(0.62, -0.45, 0.06, 0.26), DARK)
     p.fill(p.box(-0.22, -0.32, 0.34, 0.5), paint)
-    p.fill(p.box(-0.2, -0.46, 0.22, 0.24), hue(rng, CYAN, BLUE, saturation=(0.1, 0.4)))
+    p.fill(p.box(-0.2, -0.46, 0.22, 0.24), glass(rng))
     for x, y, r in ((-0.38, 0.3, 0.48), (0.6, 0.5, 0.28)):
         p.fill(p.disc(x, y, r), DARK)
         p.fill(p.disc(x, y, 0.5 * r), hue(rng, YELLOW, ORANGE))

@@ -5,12 +5,12 @@ import time
 
 import numpy as np
 
-from cpsd_lib.data.images import fingerprint as module
-from cpsd_lib.data.images.fingerprint import fingerprint, overlap
+from cpsd_lib.data.images import digests as module
+from cpsd_lib.data.images.digests import file_digests, overlap
 from cpsd_lib.data.table import LabelTable
 
 
-def test_fingerprints_follow_the_content_and_only_changed_files_are_read_again(tmp_path, monkeypatch):
+def test_digests_follow_the_content_and_only_changed_files_are_read_again(tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("a", "b", "copy of a", "missing", "folder")]
     for path, text in zip(paths, ("one", "two", "one"), strict=False):
         path.write_text(text)
@@ -21,20 +21,20 @@ def test_fingerprints_follow_the_content_and_only_changed_files_are_read_again(t
     monkeypatch.setattr(module, "_digest", lambda path: read.append(path.name) or digest(path))
     index = tmp_path / "memory" / "digests.json"
 
-    first = fingerprint(paths, index)
+    first = file_digests(paths, index)
     assert first[0] == first[2] != first[1] and [len(value) for value in first] == [32, 32, 32, 0, 0]
     assert sorted(read) == ["a", "b", "copy of a"]
     read.clear()
-    assert fingerprint(paths, index) == first and read == []
+    assert file_digests(paths, index) == first and read == []
 
     paths[1].write_text("TWO")
     os.utime(paths[1], (2_000_000, 2_000_000))
-    second = fingerprint(paths[:2], index)
+    second = file_digests(paths[:2], index)
     assert second[0] == first[0] and second[1] != first[1] and read == ["b"]
-    assert fingerprint(paths[2:], index) == first[2:]
+    assert file_digests(paths[2:], index) == first[2:]
 
     index.write_text("{")
-    assert fingerprint(paths[:2], index) == second
+    assert file_digests(paths[:2], index) == second
 
 
 def test_a_file_changed_a_moment_ago_is_not_remembered(tmp_path):
@@ -42,15 +42,15 @@ def test_a_file_changed_a_moment_ago_is_not_remembered(tmp_path):
     moment = time.time() + 3600  # still young, however slow this machine is
     path.write_text("one")
     os.utime(path, (moment, moment))
-    first = fingerprint([path], tmp_path / "index")
+    first = file_digests([path], tmp_path / "index")
     path.write_text("two")
     os.utime(path, (moment, moment))
-    assert fingerprint([path], tmp_path / "index") != first
+    assert file_digests([path], tmp_path / "index") != first
 
 
 def test_the_same_photo_under_two_names_in_train_and_test_is_found():
     split = ["train", "train", "val", "test", "test", "test_shifted", "test", "skipped", "test"]
-    files = [f"{row}.jpg" for row in range(9)]
+    files = [f"{index}.jpg" for index in range(9)]
     digests = ["x", "x", "v", "x", "y", "v", "y", "y", ""]
     table = LabelTable(["c"], np.ones((9, 1)), files, np.array(split))
     assert overlap(digests, table) == [("0.jpg", "3.jpg"), ("2.jpg", "5.jpg")]

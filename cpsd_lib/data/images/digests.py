@@ -1,0 +1,74 @@
+"""Which bytes are in a file: known again without reading, and found twice under two names."""
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from cpsd_lib import support
+from cpsd_lib.support import bar
+
+
+def file_digests(paths, index_path, workers=None):
+    """Return the content digest of each file (hex, 32 digits; '' for one that is missing or cannot be read).
+
+    Digests are remembered in `index_path` by (absolute path, size, mtime), so that only new and changed files are read.
+    """
+    index_path, known = Path(index_path), {}
+    with contextlib.suppress(FileNotFoundError, ValueError):  # only a memory: broken or gone, it is made anew
+        known = dict(support.read_json(index_path))
+    names, states = [os.path.abspath(path) for path in paths], [_state(path) for path in paths]
+    digests = [
+        known[name][2] if state and known.get(name, [])[:2] == state else ""
+        for name, state in zip(names, states, strict=True)
+    ]
+    unread = [place for place, state in enumerate(states) if state and not digests[place]]
+    if not unread:
+        return digests
+    with bar(len(unread), "reading files", "file") as progress, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for start in range(0, len(unread), 10_000):  # saved now and then: a killed run need not read all again
+            block = unread[start : start + 10_000]
+            for place, digest in zip(block, pool.map(_digest, [paths[place] for place in block]), strict=True):
+                digests[place] = digest
+                # A file changed this very moment could change again without a new mtime: not remembered.
+                if digest and time.time_ns() - states[place][1] > 2_000_000_000:
+                    known[names[place]] = [*states[place], digest]
+                progress.update(1)
+            support.write_text(index_path, json.dumps(known))
+    return digests
+
+
+def _state(path):
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns] if stat.S_ISREG(status.st_mode) else None
+
+
+def _digest(path):
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return ""
+
+
+def overlap(digests, table):
+    """Return (file in train or val, file in a test split) for each test file whose content a training file has too.
+
+    `digests` [N] are those of `file_digests`; a test file is paired with the first such training file, '' with none.
+    """
+    trained = {}
+    for split in ("train", "val"):
+        for index in table.indices(split):
+            trained.setdefault(digests[index], index)
+    trained.pop("", None)
+    tested = sorted(np.concatenate([table.indices("test"), table.indices("test_shifted")]))
+    return [(table.files[trained[digests[i]]], table.files[i]) for i in tested if digests[i] in trained]

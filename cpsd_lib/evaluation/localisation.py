@@ -1,0 +1,185 @@
+"""How much of a model's maps lies on the thing: maps of positives against their boxes, with intervals over the images.
+
+A positive is a pair (image index, class). Images are uint8 [N, 3, S, S], boxes (left, top, right, bottom) in pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn import functional
+
+from cpsd_lib.data import test_view
+from cpsd_lib.evaluation import cam
+from cpsd_lib.evaluation.bootstrap import bootstrap_mean
+from cpsd_lib.models import MLDecoder, Query2Label
+from cpsd_lib.teachers import PartTeachers
+
+ACTIVATION, ATTENTION = "activation", "attention"
+BATCH = 32  # maps of 448 pixels at once: 26 MB, and twice that while they are compared with boxes
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """P positives of some images, all of those that have boxes."""
+
+    pairs: np.ndarray  # [P, 2]: image index, class
+    boxes: list  # of each positive [(left, top, right, bottom), ...]
+    size: int  # side of the images in pixels
+
+
+# ---- maps of many positives ------------------------------------------------------------------------------------------
+
+
+def map_kinds(model):
+    """Return the kinds of map a model has: activation, and attention where all its heads have class queries."""
+    experts = model.experts if isinstance(model, PartTeachers) else [model]
+    queries = all(isinstance(expert.head, (Query2Label, MLDecoder)) for expert in experts)
+    return [ACTIVATION, ATTENTION] if queries else [ACTIVATION]
+
+
+def map_places(model, size):
+    """Return (h, w), the places of the features that a model's maps of size x size pixels are enlarged from."""
+    expert = model.experts[0] if isinstance(model, PartTeachers) else model
+    with torch.no_grad():
+        return tuple(expert(torch.zeros(1, 3, size, size, device=device_of(model))).features.shape[2:])
+
+
+def pointing(models, size):
+    """Return those of {title: model} whose maps of size x size pixels have more than one place: one cannot point anywhere."""
+    return {title: model for title, model in models.items() if map_places(model, size) != (1, 1)}
+
+
+def maps_of(model, images, pairs, kind=ACTIVATION):
+    """Yield (places in `pairs` [b], maps [b, S, S] >= 0 float32 on the CPU) until each of `pairs` [n] had its map.
+
+    kind: "activation", or "attention", enlarged to the image (bilinear) as the other is.
+    """
+    indices, classes = np.array(pairs).reshape(-1, 2).T
+    for c in np.unique(classes):  # one class at a time: of merged teachers, the expert of that class alone runs
+        places = np.flatnonzero(classes == c)
+        for start in range(0, len(places), BATCH):
+            batch = places[start : start + BATCH]
+            view = test_view(torch.from_numpy(np.array(images[indices[batch]])).to(device_of(model)))
+            if kind == ACTIVATION:
+                maps = cam.class_activation(model, view, [c])
+            else:
+                maps = cam.attention_maps(model, view, [c])
+                maps = functional.interpolate(maps, view.shape[2:], mode="bilinear", align_corners=False)
+            yield batch, maps[:, 0].cpu()
+
+
+def stack_maps(model, images, pairs, kind=ACTIVATION):
+    """Return the maps [n, S, S] of `maps_of` in the order of `pairs` [n]."""
+    stacked = torch.zeros(len(pairs), *images.shape[2:])
+    for places, maps in maps_of(model, images, pairs, kind):
+        stacked[places] = maps
+    return stacked
+
+
+def device_of(model):
+    """Return the torch device of a model's parameters."""
+    return next(model.parameters()).device
+
+
+# ---- inside the box? -------------------------------------------------------------------------------------------------
+
+
+def best_share(boxes, places, size):
+    """Return the largest share inside [P] that any map >= 0 of places (h, w), enlarged to size x size pixels, could have.
+
+    boxes: a Sample's. The share of a sum of maps lies between theirs, so that the best map has one single place lit.
+    """
+    rows, columns = (_enlarging(n, size) for n in places)
+    total = torch.outer(rows.sum(0), columns.sum(0))
+    covered = (cam.covered_by([[positive]], 1, 1, size, size)[0, 0] for positive in boxes)
+    return np.array([(rows.T @ one @ columns / total).max().item() for one in covered])
+
+
+def _enlarging(count, size):
+    """Return the matrix [size, count] that enlarges one side of a map (bilinear is linear in both)."""
+    eye = torch.eye(count, dtype=torch.float64)[None]
+    return functional.interpolate(eye, size, mode="linear", align_corners=False)[0].T
+
+
+def inside_boxes(models, images, sample):
+    """Return a line a positive, model and kind of map: image, class, strategy, map, share, chance, best (shares 0..1).
+
+    models {strategy: Classifier or PartTeachers}. share: what of the map lies inside the boxes of its class, NaN for a map
+    that is all 0; chance: the area of the boxes; best: `best_share` for this model's places.
+    """
+    size = sample.size
+    # One at a time: 400 at once are 640 MB at 448 pixels.
+    chance = np.array([cam.area_share([[positive]], size, size).item() for positive in sample.boxes])
+    best, lines = {}, []
+    for strategy, model in models.items():
+        places = map_places(model, size)
+        if places not in best:
+            best[places] = best_share(sample.boxes, places, size)
+        for kind in map_kinds(model):
+            share = np.full(len(sample.pairs), np.nan)
+            for batch, maps in maps_of(model, images, sample.pairs, kind):
+                share[batch] = cam.share_inside(maps[:, None], [[sample.boxes[place]] for place in batch])[:, 0]
+            about = {"image": sample.pairs[:, 0], "class": sample.pairs[:, 1], "strategy": strategy, "map": kind}
+            lines.append(pd.DataFrame(about | {"share": share, "chance": chance, "best": best[places]}))
+    return pd.concat(lines, ignore_index=True)
+
+
+def summarise_shares(shares, against=None, resamples=1000, seed=0):
+    """Return one line a strategy and kind of map: mean share, what it is above chance, and over `against`'s, in percent.
+
+    shares: DataFrame of `inside_boxes`. *_low, *_high: 95 % bootstrap intervals over images, the same draws for every line;
+    differences are taken positive by positive, `over` where both have a map. NaN for what is not there. empty: how many
+    maps are all 0 and left out, of chance and best as well.
+    """
+    wide = shares.pivot(index=["image", "class"], columns=["strategy", "map"])
+    images, lines = wide.index.get_level_values("image"), []
+    for strategy, kind in shares[["strategy", "map"]].drop_duplicates().itertuples(index=False):
+        share, chance, best = (wide[name, strategy, kind] for name in ("share", "chance", "best"))
+        other = None if strategy == against else wide["share"].get((against, kind))
+        over = share * np.nan if other is None else share - other
+        line = {"strategy": strategy, "map": kind}
+        for name, values in {"share": share, "above": share - chance, "over": over}.items():
+            mean, low, high = bootstrap_mean(values, images, resamples, seed)
+            line |= {name: 100 * mean, f"{name}_low": 100 * low, f"{name}_high": 100 * high}
+        # Of the positives that have a map: share minus above is chance then.
+        line |= {name: 100 * values[share.notna()].mean() for name, values in (("chance", chance), ("best", best))}
+        lines.append(line | {"positives": len(share), "images": images.nunique(), "empty": int(share.isna().sum())})
+    return pd.DataFrame(lines).set_index(["strategy", "map"])
+
+
+# ---- a few pictures --------------------------------------------------------------------------------------------------
+
+
+def map_captions(maps, probabilities, boxes=None):
+    """Return what stands above each of maps [n, S, S]: its probability, and with boxes [n] its share inside them.
+
+    A map that is the same everywhere points nowhere, and has no share.
+    """
+    texts = []
+    for place, (one, probability) in enumerate(zip(maps, probabilities, strict=True)):
+        if not one.any():
+            note = ", map all 0"
+        elif _is_flat(one):
+            note = ", map flat"
+        else:
+            note = f", {100 * cam.share_inside(one[None, None], [[boxes[place]]]).item():.0f} % inside" if boxes else ""
+        texts.append(f"p {probability:.2f}{note}")
+    return texts
+
+
+def peaks_inside(maps, boxes):
+    """Return how many of maps [n, S, S] have their highest place inside one of their boxes [n]."""
+    count, size = 0, maps.shape[-1]
+    for one, sides in zip(maps, boxes, strict=True):
+        # A pixel's centre; a map that is the same everywhere has no highest place.
+        y, x = (place + 0.5 for place in divmod(int(one.argmax()), size))
+        inside = any(left <= x < right and top <= y < bottom for left, top, right, bottom in sides)
+        count += inside and not _is_flat(one)
+    return count
+
+
+def _is_flat(one):
+    # One place enlarged to an image is the same everywhere but for rounding.
+    return bool(one.max() - one.min() <= 1e-5 * one.max())
