@@ -30,6 +30,8 @@ def main(arguments=None):
     targets = commands.add_parser("targets", help="fill the store of soft targets ahead, when 03_teachers is done")
     grid = commands.add_parser("grid", help="run every combination of a grid file, side by side: params/grids/*.yaml")
     data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
+    store = commands.add_parser("store", help="trained models and soft targets that runs share: list, size or clean")
+    store.add_argument("action", choices=["list", "size", "clean"], help="clean removes what no run in outputs/ uses")
     check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
     for command in (run, evaluate, cost, targets, grid, check):
         command.add_argument("params", help="a YAML file, or its name in params/")
@@ -39,6 +41,8 @@ def main(arguments=None):
         )
     options = parser.parse_args(arguments)
     try:
+        if options.command == "store":
+            return _store(options.action)
         overrides = parse_overrides(options.overrides)
         if options.command == "evaluate":
             checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file
@@ -117,6 +121,25 @@ def _targets(source, overrides):
     except (Held, MissingStage) as error:
         print(error, file=sys.stderr)
         return 1
+    return 0
+
+
+def _store(action):
+    from cpsd_lib.support import counted, memory
+    from cpsd_lib.workbench import clean, default_store, inventory
+
+    store = default_store()
+    if action == "clean":
+        print(f"{memory(clean(store, outputs_root()) / 2**30)} freed: what no run in {outputs_root()} uses")
+        return 0
+    artifacts = inventory(store, outputs_root())
+    for kind, key, size, runs in artifacts if action == "list" else []:
+        print(f"{kind:<12}  {key}  {size / 2**20:>9,.1f} MiB  {', '.join(runs) or 'no run uses it'}")
+    for kind in dict.fromkeys(kind for kind, *_ in artifacts):
+        sizes = [size for of_kind, _, size, _ in artifacts if of_kind == kind]
+        print(f"{kind}: {counted(len(sizes), 'artifact')}, {memory(sum(sizes) / 2**30)}")
+    unused = [size for *_, size, runs in artifacts if not runs]
+    print(f"in {store.root}; {memory(sum(unused) / 2**30)} of {counted(len(unused), 'artifact')} that no run uses")
     return 0
 
 

@@ -156,7 +156,7 @@ def pick_device(name):
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name} was asked for, but torch sees no GPU; use device=auto or device=cpu")
+        raise ValueError(f"device is {name}, but torch sees no GPU; use device=auto or device=cpu")
     return torch.device(name)
 
 

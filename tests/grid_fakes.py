@@ -8,6 +8,11 @@ from pathlib import Path
 from cpsd_lib.workbench.grids import engines
 
 
+def folder_of(task):
+    """The run folder of a job."""
+    return Path(task.environment["CPSD_OUTPUTS"]) / task.job
+
+
 def note(folder, line):
     """Add a line to the journal of all jobs; one write, so that lines of two processes do not mix."""
     with open(folder / "journal", "a") as file:
@@ -21,13 +26,14 @@ def journal(folder):
 
 def sleepy(task):
     """A job that does nothing but take half a second; it leaves its process number and, when it is done, a file `done`."""
-    task.folder.mkdir(parents=True, exist_ok=True)
-    note(task.folder.parent, f"start {task.job}")
-    (task.folder / "pid.new").write_text(str(os.getpid()))
-    os.replace(task.folder / "pid.new", task.folder / "pid")
+    folder = folder_of(task)
+    folder.mkdir(parents=True, exist_ok=True)
+    note(folder.parent, f"start {task.job}")
+    (folder / "pid.new").write_text(str(os.getpid()))
+    os.replace(folder / "pid.new", folder / "pid")
     time.sleep(float(os.environ.get("SLEEPY_SECONDS", "0.5")))
-    (task.folder / "done").touch()
-    note(task.folder.parent, f"end {task.job}")
+    (folder / "done").touch()
+    note(folder.parent, f"end {task.job}")
 
 
 def refusing(task):
@@ -52,7 +58,7 @@ def without_kernels(task):
             if number == 0:
                 names |= parameters
         Path(out).write_text("executed")
-        note(task.folder.parent, f"{task.job} {Path(notebook).stem}")
+        note(folder_of(task).parent, f"{task.job} {Path(notebook).stem}")
 
     pipeline.papermill.execute_notebook = execute
     return engines.work(task)

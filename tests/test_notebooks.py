@@ -117,14 +117,21 @@ def test_a_notebook_becomes_a_page_with_all_its_pictures_and_without_errors(exec
     assert len(pictures) == len(shown) >= len(saved) > 0
 
 
+def made(run, name):
+    """Return the folders of the artifacts that a run has noted under a name."""
+    kind = "soft_targets" if "/soft_targets/" in name else "model"
+    keys = json.loads((run / "artifacts.json").read_text())[name]["keys"]
+    return [run.parent / ".store" / kind / key for key in keys]
+
+
 def test_overrides_reach_the_notebooks(executed):
     def epochs(path):
         with open(path, newline="") as file:
             return {row["epoch"] for row in csv.DictReader(file)}
 
-    folder = executed[1] / "seed0"
-    assert epochs(folder / "students" / "cpsd" / "history.csv") == {"1"}
-    assert epochs(folder / "teachers" / "history.csv") == {"1", "2"}
+    assert epochs(made(executed[1], "seed0/students/cpsd")[0] / "history.csv") == {"1"}
+    for folder in made(executed[1], "seed0/teachers/co"):
+        assert epochs(folder / "history.csv") == {"1", "2"}
 
 
 def test_notebooks_run_by_hand_leave_the_files_that_the_runner_expects_of_them(executed):
@@ -134,7 +141,8 @@ def test_notebooks_run_by_hand_leave_the_files_that_the_runner_expects_of_them(e
 
 
 def test_the_students_notebook_runs_again_when_the_stored_targets_were_deleted(executed):
-    shutil.rmtree(executed[1] / "seed0" / "soft_targets")
+    for folder in made(executed[1], "seed0/soft_targets/co"):
+        shutil.rmtree(folder)
     done = execute(next(path for path in NOTEBOOKS if path.stem == "04_student"), executed[0], executed[1].parent)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -149,8 +157,8 @@ def test_a_model_with_tokens_and_teachers_in_either_mode_go_through_the_notebook
     done = subprocess.run(command, cwd=REPO, env=environment(tmp_path), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "\n+ CGPD " in done.stdout
-    record = json.loads((tmp_path / "tiny" / "seed0" / "students" / "cgpd" / "student.json").read_text())
-    assert record["architecture"]["head"] == head
+    record = json.loads((made(tmp_path / "tiny", "seed0/students/cgpd")[0] / "artifact.json").read_text())
+    assert record["about"]["architecture"]["head"] == head
 
 
 # ---- real photos -----------------------------------------------------------------------------------------------------

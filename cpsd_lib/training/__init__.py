@@ -8,12 +8,12 @@ from cpsd_lib.support import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "settings": "Training",
+        "settings": "TRAINING_VERSION Training",
         "batches": "Batches predict_logits",
         "prediction": "predict",
         "learner": "Learner",
         "loop": "Validation fit",
         "checkpoint": "load_learner load_weights",
-        "soft_targets": "SoftTargets StaleTargets TargetSource WithEmbeddings expected fill remove_store",
+        "soft_targets": "Computed WithEmbeddings view_logits",
     },
 )

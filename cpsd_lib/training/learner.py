@@ -43,6 +43,7 @@ class Learner:
     class_indices: list | None = None
     # JSON-able: all that determines the trained weights; finished weights of the same fingerprint are loaded
     fingerprint: dict = field(default_factory=dict)
+    draws: tuple = ()  # what its dropout derives from, beside the seed and the step; (): its name
 
 
 @dataclass

@@ -144,7 +144,7 @@ def _train(states, batches, training, folder, seed, progress, validation, files,
 
 def _step(state, batch, precision, seed, step):
     # Dropout draws from a seed of its own: a learner trained alone or beside others, resumed or not, draws the same.
-    torch.manual_seed(derive_seed(seed, state.learner.name, step))
+    torch.manual_seed(derive_seed(seed, *(state.learner.draws or (state.learner.name,)), step))
     state.learner.model.train()
     with torch.autocast(batch.images.device.type, precision, enabled=precision is not None):
         output = state.forward(batch.images)

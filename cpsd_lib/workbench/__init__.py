@@ -13,8 +13,10 @@ __getattr__, __dir__, __all__ = exports(
         "rows": "ROWS TITLES baseline_of branches_of",
         "run": "MissingStage cut_labels describe_data label_graph load_partitions open_run overrides_of released_partitions"
         " show_params",
-        "teaching": "branch_folder load_teachers train_teachers work_in_baselines",
-        "distill": "fill_targets load_student open_targets student_batches target_source train_student",
+        "recipes": "soft_recipe student_task teacher_tasks work_in_baselines",
+        "making": "StoredTargets fill_targets history load_student load_teachers row_key student_batches train_student"
+        " train_teachers",
+        "store": "Store clean default_store inventory",
         "scoring": "SPLITS against_paper caveat component_figure component_table evaluate load_records",
         "evidence": "calibration_errors decision_rules gain_intervals scores_of",
         "explanation": "TEACHERS",

@@ -20,11 +20,15 @@ def build(settings, class_names):
     )
 
 
-def build_shape(settings, num_classes):
-    """Build a model of the shape of ModelParams `settings`, random weights, no file read: it may not be on this machine."""
-    vectors = settings.label_vectors
-    if vectors not in (None, "learned"):
-        vectors = torch.zeros(num_classes, 300, device="cpu")  # a stand-in of GloVe's width
+def build_shape(settings, num_classes, vectors=None):
+    """Build a model of the shape of ModelParams `settings`, random weights, no file read: it may not be on this machine.
+
+    vectors [C, V]: stand in for label vectors of a file; None: zeros of GloVe's width.
+    """
+    if settings.label_vectors in (None, "learned"):
+        vectors = settings.label_vectors
+    elif vectors is None:
+        vectors = torch.zeros(num_classes, 300, device="cpu")
     return build_model(
         settings.name,
         num_classes,

@@ -23,7 +23,7 @@ class Workload:
     """What some rows need from scratch, in epochs of one model; a training step is 3 forward passes, a soft target 1."""
 
     teachers: dict  # {branch: (number of teachers, epochs each is trained)}
-    stored: dict  # {branch: (number of teachers, views of which logits are computed once)}
+    stored: list  # of {branch: (number of teachers, views whose logits are computed once)}, one dict a row that needs new ones
     embedded: dict  # {row: {branch: (number of teachers, epochs in which embeddings are computed anew)}}
     students: dict  # {row: epochs}
 
@@ -45,10 +45,14 @@ def workload(rows, teachers, student, parts, own=1.0):
     of_baseline, of_teacher = equal_epochs(teachers, student, parts, own) if equal else (None, None)
     if "equal_compute" in needed:
         epochs["equal_compute"] = of_teacher
-    taught = [row for row in rows if row != "baseline"]
+    taught, stored, there = [row for row in rows if row != "baseline"], [], set()
+    for row in taught:  # the branches of one row are computed together, those of an earlier row are in the store
+        new = [branch for branch in branches_matched([row]) if branch not in there]
+        stored += [{branch: (parts[branch], views_of(student)) for branch in new}] if new else []
+        there.update(new)
     return Workload(
         teachers={branch: (parts[branch], epochs[branch]) for branch in needed},
-        stored={branch: (parts[branch], views_of(student)) for branch in branches_matched(taught)},
+        stored=stored,
         embedded={
             row: {branch: (parts[branch], student.trained_epochs) for branch in ROWS[row].teachers}
             for row in taught
@@ -77,7 +81,7 @@ def work_of(row, teachers, student, k, own=1.0):
             0
         ]  # as long as CPSD from scratch: nothing comes before
     load = workload([row], teachers, student, _parts_of(k), own)
-    soft = forwards(1, load.stored, own) + sum(forwards(1, counts, own) for counts in load.embedded.values())
+    soft = sum(forwards(1, counts, own) for counts in (*load.stored, *load.embedded.values()))
     return (forwards(3, load.teachers, own) + soft) / 3 + sum(load.students.values())
 
 
@@ -185,7 +189,7 @@ def estimate(params, num_classes, train_images, test_images):
             tail = MetaModel(make_tail(made, make_trunk(made, share), share), size)
             own = own_part(teacher_settings, num_classes, size, share)
     parts = _parts(params.partition, num_classes) if rows else {}
-    load = workload(rows, params.teachers, params.student, parts, own) if rows else Workload({}, {}, {}, {})
+    load = workload(rows, params.teachers, params.student, parts, own) if rows else Workload({}, [], {}, {})
     teachers = _Images(params, params.teachers, train_images, test_images)
     students = _Images(params, params.student, train_images, test_images)
     of_student = {row: teachers if row == "baseline_equal_compute" else students for row in load.students}
@@ -199,9 +203,8 @@ def estimate(params, num_classes, train_images, test_images):
 
     trained = images(load.teachers, teachers.passes)
     looked_at = forwards(1, images(load.teachers, teachers.looks), own)
-    # Of the first epochs' batches; what their last, short batch left out may come up in a later epoch.
-    views = min(students.passes(params.student.trained_epochs), views_of(params.student) * students.images)
-    soft = forwards(1, images(load.stored, lambda _: views), own)
+    views = views_of(params.student) * train_images  # each view of all training images at once
+    soft = sum(forwards(1, images(counts, lambda _: views), own) for counts in load.stored)
     soft += sum(forwards(1, images(counts, students.passes), own) for counts in load.embedded.values())
     learned = {row: of_student[row].passes(epochs) for row, epochs in load.students.items()}
     # Without a model of its own the teacher of `whole` is the baseline, a row of the table already.

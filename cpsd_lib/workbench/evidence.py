@@ -1,10 +1,10 @@
-"""Is a gain real, are the probabilities honest, and which rule of decision do F1 scores owe what to? From the scores of 05."""
+"""Is a gain real, are the probabilities calibrated, and how much do F1 scores depend on the decision rule? From 05's scores."""
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from cpsd_lib.evaluation import bootstrap, calibration, metrics, thresholds
+from cpsd_lib.evaluation import best_thresholds, expected_calibration_error, paired_bootstrap, precision_recall_f1
 from cpsd_lib.workbench.rows import TITLES
 from cpsd_lib.workbench.run import MissingStage, held_out_indices
 from cpsd_lib.workbench.scoring import score_path
@@ -18,19 +18,23 @@ def scores_of(run, seed, row, split):
     return np.load(path)
 
 
+def _probabilities(run, seed, row, split):
+    return expit(scores_of(run, seed, row, split).astype(float))
+
+
 def gain_intervals(run, row, against, split="test", resamples=1000):
     """Return mAP of `row` minus mAP of `against` with its bootstrap interval over images, a line a seed, in percent.
 
-    It tells the luck of the test images; the spread between the lines tells the luck of training. Both must speak for a
-    gain. The draw of images is that of the run's seed, the same for every line.
+    It measures the luck of the test images; the spread between the lines measures the luck of training. A gain needs both.
+    The draw of images is that of the run's seed, the same for every line.
     """
     targets = run.dataset.table.targets[run.dataset.table.indices(split)]
     lines = []
     for seed in run.params.seed_list():
-        both = [scores_of(run, seed, name, split) for name in (row, against)]
-        found = bootstrap.paired_bootstrap(*both, targets, resamples, run.params.seed)
-        interval = {"gain": found.difference, "low": found.low, "high": found.high}
-        lines.append({"seed": seed} | {name: 100 * value for name, value in interval.items()} | {"p": found.p_value})
+        first, second = (scores_of(run, seed, name, split) for name in (row, against))
+        paired = paired_bootstrap(first, second, targets, resamples, run.params.seed)
+        interval = {"gain": paired.difference, "low": paired.low, "high": paired.high}
+        lines.append({"seed": seed} | {name: 100 * value for name, value in interval.items()} | {"p": paired.p_value})
     return pd.DataFrame(lines).set_index("seed")
 
 
@@ -40,7 +44,7 @@ def calibration_errors(run, rows, split="test"):
     lines = {}
     for row in rows:
         errors = [
-            100 * calibration.expected_calibration_error(expit(scores_of(run, seed, row, split).astype(float)), targets)
+            100 * expected_calibration_error(_probabilities(run, seed, row, split), targets)
             for seed in run.params.seed_list()
         ]
         lines[TITLES[row]] = {"ECE": np.mean(errors), "spread": pd.Series(errors).std()}
@@ -48,7 +52,7 @@ def calibration_errors(run, rows, split="test"):
 
 
 def decision_rules(run, rows, split="test"):
-    """Return CF1 and OF1 of rows under each rule of decision, mean over seeds, in percent.
+    """Return CF1 and OF1 of rows under each decision rule, mean over seeds, in percent.
 
     Rules: one threshold for all classes, 0.5 and 0.8 (what the paper's table presumably used); the three highest scores of
     an image; a threshold a class, tuned on held-out training images (only where the run holds some out).
@@ -57,14 +61,14 @@ def decision_rules(run, rows, split="test"):
     targets, lines = table.targets[table.indices(split)], []
     for row in rows:
         for seed in run.params.seed_list():
-            scores = expit(scores_of(run, seed, row, split).astype(float))
+            scores = _probabilities(run, seed, row, split)
             rules = {"0.5": {"threshold": 0.5}, "0.8": {"threshold": 0.8}}
             rules["top 3"] = {"threshold": 0.0, "top_k": min(3, targets.shape[1])}
             held_out = held_out_indices(run, seed)
             if held_out is not None:
-                seen = expit(scores_of(run, seed, row, "held_out").astype(float))
-                rules["tuned per class"] = {"threshold": thresholds.best_thresholds(seen, table.targets[held_out])}
+                tuning = _probabilities(run, seed, row, "held_out")
+                rules["tuned per class"] = {"threshold": best_thresholds(tuning, table.targets[held_out])}
             for rule, arguments in rules.items():
-                found = metrics.precision_recall_f1(scores, targets, **arguments)
-                lines.append({"row": TITLES[row], "rule": rule} | {name: 100 * found[name] for name in ("CF1", "OF1")})
+                f1 = precision_recall_f1(scores, targets, **arguments)
+                lines.append({"row": TITLES[row], "rule": rule} | {name: 100 * f1[name] for name in ("CF1", "OF1")})
     return pd.DataFrame(lines).groupby(["row", "rule"], sort=False).mean()

@@ -1,20 +1,33 @@
-"""pydantic's faults in the words of somebody who writes a YAML file."""
-
-import difflib
+"""Parameter files checked: recipe, method and overrides resolved, and pydantic's errors in the words of a YAML file."""
 
 from pydantic import ValidationError
 
 from cpsd_lib.workbench.defaults import RECIPES, method_sections
 from cpsd_lib.workbench.params import DataParams, Params, Section, TrainParams
-from cpsd_lib.workbench.yaml_files import ParameterError, find_params, is_grid, read_params, set_dotted
+from cpsd_lib.workbench.yaml_files import ParameterError, find_params, is_grid, near_name, read_params, set_dotted
 
+# Former names, which a user's file may still have.
+RENAMED = {
+    "share": "frozen_stages",
+    "alone": "student_only",
+    "sd_again": "sd_continued",
+    "baseline_long": "baseline_equal_compute",
+    "sd_long": "sd_equal_compute",
+}
 _KINDS = {
-    **{"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "list": "a list"},
-    **{"dict": "a section of `name: value` lines", "model": "a section of `name: value` lines"},
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list",
+    "dict": "a section of `name: value` lines",
+    "model": "a section of `name: value` lines",
 }
 _BOUNDS = {
-    **{"greater_than": ("more than", "gt"), "greater_than_equal": ("at least", "ge")},
-    **{"less_than": ("less than", "lt"), "less_than_equal": ("at most", "le")},
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
     "multiple_of": ("a multiple of", "multiple_of"),
     "literal_error": ("one of", "expected"),
 }
@@ -24,6 +37,8 @@ _YAML = {None: "null", True: "true", False: "false"}
 def format_error(fault):
     """Return what a value must be and what it is, without its name; fault: one of ValidationError.errors()."""
     kind, context, value = fault["type"], fault.get("ctx", {}), fault["input"]
+    if kind == "literal_error" and isinstance(value, str) and value in RENAMED:
+        return f"unknown value {value!r}; did you mean {RENAMED[value]}?"
     if kind == "finite_number":
         text = "must be a finite number"
     elif kind in _BOUNDS:
@@ -33,11 +48,12 @@ def format_error(fault):
         text = "must be a whole number"
     elif kind.removesuffix("_type") in _KINDS:
         text = f"must be {_KINDS[kind.removesuffix('_type')]}"
-    else:  # our own validators say it themselves
+    else:  # our own validators
         text = fault["msg"].removeprefix("Value error, ").replace("String should", "must")
-    if isinstance(value, dict):  # a whole section says nothing
+    if isinstance(value, dict):  # a whole section is too long to repeat
         return text
-    return f"{text}; got {(_YAML[value] if value is None or isinstance(value, bool) else repr(value))[:80]}"
+    got = _YAML[value] if value is None or isinstance(value, bool) else repr(value)
+    return f"{text}; got {got[:80]}"
 
 
 def _plain(bound):
@@ -110,18 +126,20 @@ def _explain(fault, shared, sections):
         return f"{'.'.join(location)}: is needed and has no default"
     if len(location) > 1 and location[1] in shared and location[1] not in sections.get(location[0], shared):
         location = ("train", *location[1:])  # where the user wrote it
-    where = f"{'.'.join(location)}: " if location else ""  # what concerns several sections says so itself
+    where = f"{'.'.join(location)}: " if location else ""  # an error of several sections names them itself
     return f"{where}{format_error(fault)}"
 
 
 def _unknown(location, section):
     *above, name = location
-    here = ".".join(above)
+    here, name = ".".join(above), RENAMED.get(name, name)
     known = [*section.model_fields, *(["train"] if section is Params else [])]
     # The right name in the wrong place, or else a wrong name in the right place.
-    near = [place for place in _places(name) if place != ".".join(location)]
-    near = near or [".".join((*above, n)) for n in difflib.get_close_matches(name.lower(), known, 1, cutoff=0.5)]
-    hint = f"did you mean {near[0]}?" if near else f"{here or 'the top level'} knows: {', '.join(known)}"
+    places = [place for place in _places(name) if place != ".".join(location)]
+    if places:
+        hint = f"did you mean {places[0]}?"
+    else:
+        hint = near_name(name, known, f"{here or 'the top level'} has", f"{here}." if here else "")
     return f"{'.'.join(location)}: unknown parameter; {hint}"
 
 

@@ -4,11 +4,10 @@ from scipy.special import expit
 
 from cpsd_lib import graph
 from cpsd_lib.viz import cam_browser, partition_explorer, threshold_explorer
-from cpsd_lib.workbench.distill import load_student
 from cpsd_lib.workbench.evidence import scores_of
 from cpsd_lib.workbench.explanation import load_models
+from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.run import Run, load_partitions, open_run
-from cpsd_lib.workbench.teaching import load_teachers
 from cpsd_lib.workbench.yaml_files import outputs_root
 
 KINDS = ("partition", "thresholds", "cams")
@@ -24,7 +23,7 @@ def load_model(run, row="cpsd", seed=None):
     run = _opened(run)
     seed = run.params.seed if seed is None else seed
     branch = row.removeprefix("teachers_")
-    model = load_student(run, seed, row)[0] if branch == row else load_teachers(run, seed, [branch])[branch]
+    model = load_student(run, seed, row) if branch == row else load_teachers(run, seed, [branch])[branch]
     model.class_names, model.input_size = list(run.dataset.table.names), run.params.data.size
     return model.eval()
 

@@ -12,13 +12,13 @@ from cpsd_lib.workbench import paths as param_paths
 from cpsd_lib.workbench.rows import COMPONENTS, ROWS, branches_of
 
 # What build_model decides itself, and what would let timm read a file behind its back.
-_NO_OPTIONS = {"name", "num_classes", "weights", "head", "normalize", "prior", "in_chans", "features_only"}
-_NO_OPTIONS |= {"head_width", "label_vectors", "norm_layer"}
-_NO_OPTIONS |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+_DECIDED = {"name", "num_classes", "weights", "head", "normalize", "prior", "in_chans", "features_only"}
+_DECIDED |= {"head_width", "label_vectors", "norm_layer"}
+_READS_FILES = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
 def _options(options):
-    refused = sorted(_NO_OPTIONS & options.keys())
+    refused = sorted((_DECIDED | _READS_FILES) & options.keys())
     if refused:
         raise ValueError(f"{', '.join(refused)} cannot be set here")
     for name, value in options.items():
@@ -56,7 +56,7 @@ _HOLDS = {
 
 
 class DataParams(Section):
-    """Which labelled images, and how large they are decoded; the fields of data.DataSettings, which says what each means."""
+    """Which labelled images, and how large they are decoded; the fields of data.DataSettings, which describes each."""
 
     kind: Literal["scenes", "csv", "coco2014", "nuswide", "voc2007", "labels"]
     size: int = Field(64, ge=16, le=2048)
@@ -89,10 +89,10 @@ class DataParams(Section):
 
 
 class PartitionParams(Section):
-    """How the label graph is cut (METHOD 1.1 and 1.2), and what 02_partition compares the cut with."""
+    """How the label graph is cut, in both branches, and what 02_partition compares the cut with."""
 
-    k: int = Field(4, ge=1, le=1000)
-    exponent: float = Field(0.5, gt=0, le=4)
+    k: int = Field(4, ge=1, le=1000)  # parts of each branch, and so its teachers
+    exponent: float = Field(0.5, gt=0, le=4)  # of the conditional probabilities in the affinity
     seed: int = Field(0, ge=0, le=2**31)
     refine_co: bool = False
     refine_dis: bool = True  # the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)
@@ -112,12 +112,12 @@ class PartitionParams(Section):
         return self
 
 
-# The paper's models that are more than a backbone and a gap head; models.PRESETS has them all.
+# The paper's models that are more than a backbone and a gap head; models/classifier.PRESETS has them all.
 _OWN_HEADS = {"resnet101_tf": "label_transformer", "q2l_resnet101": "query2label"}
 
 
 class ModelParams(Section):
-    """A timm backbone and its head, or a model of the paper by its name (models.PRESETS), which has a head of its own."""
+    """A timm backbone and its head, or a model of the paper by its name (classifier.PRESETS), which has a head of its own."""
 
     name: str
     head: Literal["gap", "label_transformer", "query2label", "ml_decoder"] = "gap"
@@ -128,21 +128,21 @@ class ModelParams(Section):
     # None: random; "imagenet": timm's own from the hub; else a local file
     weights: Annotated[str, AfterValidator(param_paths.weights)] | None = None
     normalize: Literal["auto", "none", "imagenet"] = "auto"  # auto: what the weights were trained with; none: [0, 1]
-    prior: float = Field(0.12, gt=0, lt=1)  # the new head's first guess; 0.12 is a bias of -2
-    options: Annotated[dict[str, Any], AfterValidator(_options)] = {}
+    prior: float = Field(0.12, gt=0, lt=1)  # the new head's first probability of every class; 0.12 is a bias of -2
+    options: Annotated[dict[str, Any], AfterValidator(_options)] = {}  # of timm's backbone
 
     @model_validator(mode="before")
     @classmethod
     def _own_head(cls, raw):
-        # Written into the parameters, so that the record of a run says which head it had.
-        own = _OWN_HEADS.get(raw.get("name")) if isinstance(raw, dict) and isinstance(raw.get("name"), str) else None
-        return {"head": own} | raw if own else raw
+        # Written into the parameters, so that the record of a run has the head.
+        name = raw.get("name") if isinstance(raw, dict) else None
+        return {"head": _OWN_HEADS[name]} | raw if isinstance(name, str) and name in _OWN_HEADS else raw
 
     @model_validator(mode="after")
     def _parts_fit(self):
-        own = _OWN_HEADS.get(self.name, self.head)
-        if own != self.head:
-            raise ValueError(f"{self.name} has the head {own}; name its backbone to give it another")
+        head = _OWN_HEADS.get(self.name, self.head)
+        if head != self.head:
+            raise ValueError(f"{self.name} has the head {head}; name its backbone to give it another")
         if self.head == "label_transformer" and self.label_vectors is None:
             raise ValueError("label_transformer needs model.label_vectors: a GloVe text file, an .npz, or learned")
         if self.head != "label_transformer" and self.label_vectors is not None:
@@ -157,23 +157,25 @@ class TrainParams(Section):
 
     epochs: int = Field(ge=1, le=10_000)
     stop_after: int | None = Field(None, ge=1)  # epochs of the schedule that are trained; None: all of them
-    batch_size: int = Field(ge=2, le=65_536)
+    batch_size: int = Field(ge=2, le=65_536)  # images
     optimizer: Literal["adam", "adamw"]
-    lr: float = Field(gt=0, le=10)
+    lr: float = Field(gt=0, le=10)  # highest learning rate of OneCycle
     weight_decay: float = Field(ge=0, le=10)  # on matrices and filters only, never on biases and 1-d parameters
-    pct_start: float = Field(gt=0, lt=1)  # OneCycle's rising share
-    ema_decay: float = Field(ge=0, lt=1)
+    pct_start: float = Field(gt=0, lt=1)  # fraction of the steps in which OneCycle rises
+    ema_decay: float = Field(ge=0, lt=1)  # a step; 0: no moving average
     ema_warmup: bool  # decay min(ema_decay, (1 + t) / (10 + t)) at step t
-    gamma_neg: float = Field(ge=0, le=10)
+    gamma_neg: float = Field(ge=0, le=10)  # exponents of the asymmetric loss; all three 0: binary cross entropy
     gamma_pos: float = Field(ge=0, le=10)
-    clip: float = Field(ge=0, lt=1)
+    clip: float = Field(ge=0, lt=1)  # probability taken off the negatives
     view: Literal["plain", "flip", "default", "release"]
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False
     select: Literal["last", "val"] = "last"
-    val_share: float = Field(0.1, gt=0, lt=0.5)  # select val: share of train held out, where the data has no val split
+    val_share: float = Field(
+        0.1, gt=0, lt=0.5
+    )  # select val: fraction of train held out, where the data has no val split
     validate_every: int = Field(1, ge=1)  # epochs
-    checkpoint_seconds: float = Field(60, ge=0)  # 0: after every step
+    checkpoint_seconds: float = Field(60, ge=0)  # between two checkpoints; 0: after every step
     # What the teachers of parts, or the students, start from: `model` as every method of the papers does, or the trained
     # baseline of the same seed.
     start: Literal["model", "baseline"] = "model"
@@ -194,36 +196,36 @@ class TrainParams(Section):
 
 
 class TeacherParams(TrainParams):
-    """Teacher training; a teacher that starts from the baseline can share its first stages with all the others."""
+    """Teacher training; teachers that start from the baseline can have its first stages in common, frozen."""
 
-    # How many of the baseline's stages (trunk.stages_of) they share, frozen; -1: all but the last, -2: all but the last two.
+    # How many of the baseline's stages (models/trunk.stages_of) are frozen; -1: all but the last, -2: all but the last two.
     frozen_stages: int = Field(0, ge=-100, le=100)
-    # Of teachers that start from the baseline; None: as many as the baseline.
+    # Epochs of the teachers that start from the baseline; None: as many as the baseline's.
     more_epochs: int | None = Field(None, ge=1)
 
 
 class StudentParams(TrainParams):
-    """Student training and how it matches its teachers (METHOD 1.5; mld, cd and id: METHOD 2)."""
+    """Student training and how it matches its teachers: alpha and match are CPSD's; mld, cd and id are L2D's."""
 
     rows: Annotated[list[Literal[tuple(ROWS)]], AfterValidator(_table_rows)] = list(COMPONENTS)
     alpha: float = Field(0.5, ge=0, le=1)  # CPSD: weight of the co branch; 1 - alpha is the dis branch's
     match: Literal["mse", "kl", "mld"] = "mse"
-    mld: float = Field(10, ge=0)  # weights of L2D's losses in the rows that have them
-    cd: float = Field(100, ge=0)
-    id: float = Field(1000, ge=0)
+    mld: float = Field(10, ge=0)  # weights of L2D's losses, in the rows that have them, beside the labels' loss
+    cd: float = Field(100, ge=0)  # LED: the images' embeddings of a class
+    id: float = Field(1000, ge=0)  # LED: the classes' embeddings of an image
     teacher_mode: Literal["eval", "train"] = "eval"  # train: the release's fault, batch norm on the batch's statistics
     views: int | None = Field(None, ge=1)  # stored views, reused round robin; None: one an epoch
 
 
-# released.LAYOUTS: the checkpoints that came with the paper.
+# models/released.LAYOUTS: the checkpoints that came with the paper.
 Released = Literal["resnet101", "resnet101_tf", "q2l_resnet101", "tresnet_l", "resnext50_swsl"]
 
 
 class EvaluationParams(Section):
     """What is computed on the test split."""
 
-    threshold: float = Field(0.5, gt=0, lt=1)
-    batch_size: int = Field(128, ge=1)
+    threshold: float = Field(0.5, gt=0, lt=1)  # probability from which a class counts as predicted, for CP ... OF1
+    batch_size: int = Field(128, ge=1)  # images
     released: Released | None = None  # score a released checkpoint of this model, not the run's own training
     checkpoint: Annotated[str, AfterValidator(param_paths.file)] | None = None  # its file
 
@@ -240,9 +242,11 @@ class Params(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # folder below outputs/
     seed: int = Field(0, ge=0, le=2**31)
     seeds: int = Field(1, ge=1, le=100)  # the whole of training is repeated with seed, seed + 1, ...
-    protocol: Literal["honest", "paper"] = "honest"  # paper: the best epoch is chosen on TEST, and every figure says so
+    protocol: Literal["honest", "paper"] = (
+        "honest"  # paper: the best epoch is chosen on TEST, noted beside every figure
+    )
     recipe: Literal["default", "release", "l2d"] = "default"
-    method: Literal["paper", "shared_trunk"] = "paper"  # paper: every model in full; recipes.method_sections
+    method: Literal["paper", "shared_trunk"] = "paper"  # paper: every model in full; defaults.method_sections
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     data: DataParams
     partition: PartitionParams = PartitionParams()
@@ -265,7 +269,7 @@ class Params(Section):
         if self.teacher_model is not None and "baseline" in self.student.rows:
             raise ValueError(
                 "student.rows: with a teacher_model of its own the baseline would be the teacher; the student trained "
-                "on labels is the row alone"
+                "on labels alone is the row student_only"
             )
         led = [row for row in self.student.rows if ROWS[row].uses_embeddings]
         if led and "gap" in (self.model.head, (self.teacher_model or self.model).head):
@@ -286,7 +290,7 @@ class Params(Section):
             )
         if teachers.start == "model" and "sd_continued" in rows:
             raise ValueError(
-                "student.rows: sd_continued is the teacher trained again from the baseline: teachers.start=baseline"
+                "student.rows: sd_continued has the baseline trained on as its teacher: teachers.start=baseline"
             )
         if student.start == "baseline" and self.teacher_model is not None:
             raise ValueError(

@@ -18,12 +18,6 @@ def _expanded(path):
     return str(repo_root() / text)
 
 
-# "Leave it out" would not help: a parameter file may set it.
-OTHER_WEIGHTS = (
-    "weights: null (on the command line model.weights=null) starts from random ones, weights: imagenet fetches timm's"
-)
-
-
 def folder(path, info: ValidationInfo):
     """Return the path of a folder; ValueError where there is none."""
     return _existing(path, info, "folder", os.path.isdir)
@@ -37,18 +31,21 @@ def file(path, info: ValidationInfo):
 def _existing(path, info, kind, is_there):
     if info.context is not None and not info.context["paths"]:
         return path  # a look at a run whose data is elsewhere
-    found = _expanded(path)
-    if not is_there(found):
-        raise ValueError(f"there is no {kind} {found} (a relative path starts at the project's folder)")
-    return found
+    resolved = _expanded(path)
+    if not is_there(resolved):
+        raise ValueError(f"there is no {kind} {resolved} (a relative path starts at the project's folder)")
+    return resolved
 
 
 def weights(source, info: ValidationInfo):
     """Return "imagenet" or the path of a file; ValueError, with what else there is, where there is none."""
     try:
         return source if source == "imagenet" else file(source, info)
-    except ValueError as error:
-        raise ValueError(f"{error}; {OTHER_WEIGHTS}") from None
+    except ValueError as error:  # leaving the line out would not help: a parameter file may set it
+        others = (
+            "weights: null (on the command line model.weights=null) starts from random ones, weights: imagenet fetches"
+        )
+        raise ValueError(f"{error}; {others} timm's") from None
 
 
 def label_vectors(source, info: ValidationInfo):

@@ -4,13 +4,11 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import papermill
@@ -25,7 +23,8 @@ from cpsd_lib.support import digest, read_json, sha256, write_json
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.preflight import check_run, remarks
 from cpsd_lib.workbench.run import Run, save_params
-from cpsd_lib.workbench.yaml_files import outputs_root, repo_root
+from cpsd_lib.workbench.store import environment
+from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root, repo_root
 
 # A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's
 # outputs), and which files of the run folder it leaves.
@@ -34,14 +33,8 @@ _SCORED = [*_TRAINED, "student", "evaluation"]
 STAGES = {
     "01_data": (["data", "teachers.view", "seed"], ["data.json", "figures/01_*.png"]),
     "02_partition": (["data", "partition"], ["partition/*.json", "figures/02_*.png"]),
-    "03_teachers": (
-        [*_TRAINED, "student.rows"],
-        ["seed*/teachers/**/*.json", "seed*/teachers/**/*.safetensors", "figures/03_*.png"],
-    ),
-    "04_student": (
-        [*_TRAINED, "student"],
-        ["seed*/students/*/*.json", "seed*/students/*/*.safetensors", "figures/04_*.png"],
-    ),
+    "03_teachers": ([*_TRAINED, "student.rows"], ["figures/03_*.png"]),
+    "04_student": ([*_TRAINED, "student"], ["figures/04_*.png"]),
     "05_evaluation": (
         _SCORED,
         ["evaluation/metrics.json", "evaluation/per_class.csv", "evaluation/scores/*.npy", "figures/05_*.png"],
@@ -49,6 +42,8 @@ STAGES = {
     "06_explanation": (_SCORED, ["evaluation/explanation.csv", "figures/06_*.png"]),
     "07_ablation": (_SCORED, ["evaluation/components.csv", "figures/07_*.png"]),
 }
+# The artifacts that a stage makes, by the kind in their name in artifacts.json.
+MADE = {"03_teachers": ("teachers",), "04_student": ("students", "soft_targets")}
 
 # Parameters that name a file: a stage that reads their section follows the bytes in it, not its name alone.
 FILES = (
@@ -88,12 +83,12 @@ def run_stages(source, overrides=None):
         _look_before(params, stages_of(params)[0])  # a new run that is refused leaves no folder
     opened = Run(params)
     with one_runner(opened.folder), _ctrl_c_gets_through():
-        manifest = read_json(manifest_path) if manifest_path.exists() else {"stages": {}}
+        manifest = read_manifest(opened.folder)
         previous = None
         for name in stages_of(params):
             fingerprint = stage_fingerprint(name, params, previous)
             entry = manifest["stages"].get(name)
-            if entry and entry["fingerprint"] == fingerprint and outputs_are_there(opened.folder, entry):
+            if entry and entry["fingerprint"] == fingerprint and outputs_are_there(opened, entry):
                 print(f"{name}: done ({entry['seconds']:.0f} s on {entry['finished']})")
             else:
                 if not checked:
@@ -103,10 +98,11 @@ def run_stages(source, overrides=None):
                 if entry:
                     del manifest["stages"][name]
                     write_json(manifest_path, manifest)
+                remove_outputs(name, opened)
                 entry = _execute(name, opened, fingerprint)
                 manifest["stages"][name] = entry
                 write_json(manifest_path, manifest)
-            previous = digest([fingerprint, entry["outputs"]])
+            previous = digest([fingerprint, entry["outputs"], entry["keys"]])
         save_params(opened)
     return opened
 
@@ -118,7 +114,7 @@ def _look_before(params, stage):
 
 
 def stage_fingerprint(name, params, previous):
-    """Return what a stage is made of, JSON-able: when this changes, the stage is stale; previous: hash of the stage before."""
+    """Return all that determines a stage, JSON-able: when it changes, the stage is stale; previous: hash of the stage before."""
     sections, _ = STAGES[name]
     values = params.model_dump(mode="json")
     return {
@@ -148,9 +144,32 @@ def _code_of(path):
     return ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
 
 
-def outputs_are_there(folder, entry):
-    """Return whether the files that a finished stage left are there unchanged; entry: its lines in manifest.json."""
-    return all((folder / name).is_file() and sha256(folder / name) == known for name, known in entry["outputs"].items())
+def read_manifest(folder):
+    """Return a run's manifest, {"stages": {name: entry}}; ParameterError for a run of a version before the artifact store."""
+    path = folder / "manifest.json"
+    manifest = read_json(path) if path.exists() else {"stages": {}}
+    if any("keys" not in entry for entry in manifest["stages"].values()):
+        raise ParameterError(
+            f"name: {folder} was made by an older version, whose models this one cannot use; give this run another name=..., "
+            "or remove that folder"
+        )
+    return manifest
+
+
+def outputs_are_there(run, entry):
+    """Return whether what a finished stage left is there unchanged, files and models; entry: its lines in manifest.json."""
+    models = (key for name, keys in entry["keys"].items() if "/soft_targets/" not in name for key in keys)
+    files = ((run.folder / name, checksum) for name, checksum in entry["outputs"].items())
+    return all(path.is_file() and sha256(path) == checksum for path, checksum in files) and all(
+        run.store.record("model", key) is not None for key in models
+    )
+
+
+def remove_outputs(name, run):
+    """Remove what an earlier execution of a stage left, so that nothing of other parameters stays; artifacts remain."""
+    for path in (path for pattern in STAGES[name][1] for path in run.folder.glob(pattern)):
+        path.unlink()
+    run.forget(MADE.get(name, ()))
 
 
 def _execute(name, opened, fingerprint):
@@ -185,41 +204,12 @@ def _execute(name, opened, fingerprint):
     return {
         "fingerprint": fingerprint,
         "outputs": {path.relative_to(opened.folder).as_posix(): sha256(path) for path in outputs},
+        "keys": opened.noted(MADE.get(name, ())),
         "seconds": seconds,
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         "seed": opened.params.seed,
         **environment(),
     }
-
-
-def environment():
-    """Return the versions, hardware and commit a number was made with."""
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    versions = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn")}
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "hardware": {"gpu": gpu, "cpu": _cpu_name(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
-        "commit": _commit(),
-    }
-
-
-def _cpu_name():
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit():
-    command = ["git", "-C", str(repo_root()), "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None  # a downloaded archive has no history
 
 
 @contextmanager

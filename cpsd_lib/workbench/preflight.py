@@ -12,7 +12,7 @@ from cpsd_lib.workbench.loading import data_on_disk
 from cpsd_lib.workbench.scoring import load_checkpoint
 from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on
 
-TIGHT = 0.9  # share of the memory from which a run is told that it may not fit
+TIGHT = 0.9  # share of the memory from which preflight warns that a run may not fit
 
 
 def check_run(params):

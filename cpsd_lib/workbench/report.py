@@ -1,9 +1,10 @@
 """report.html: one self-contained page a run, readable without network."""
 
 import base64
-from html import escape
+from pathlib import Path
 
 import pandas as pd
+from jinja2 import Environment
 from scipy.stats import t
 
 from cpsd_lib.support import counted, read_json, write_text
@@ -12,30 +13,6 @@ from cpsd_lib.workbench.rows import CONTROLS, TITLES, baseline_of
 from cpsd_lib.workbench.run import show_params
 from cpsd_lib.workbench.scoring import SPLITS, against_paper, caveat, component_table, load_records, table_text
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{name}: CPSD report</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }}
-td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #ccc; text-align: right; }}
-td:first-child, th:first-child {{ text-align: left; }} img {{ max-width: 100%; height: auto; margin: .5rem 0; }}
-pre {{ background: #f5f5f5; padding: 1rem; overflow-x: auto; }}
-.caveat {{ background: #ffe9d6; padding: .6rem 1rem; border-left: 6px solid #D55E00; }}
-</style></head><body>
-<h1>{name}</h1>
-{caveat}
-<p>{made}</p>
-<p>{deviation}</p>
-{tables}
-{paper}
-<h2>Time per stage</h2>{times}
-<h2>Figures</h2>{figures}
-<h2>Notes on the data</h2>{notes}
-<h2>Parameters</h2><pre>{params}</pre>
-</body></html>
-"""
-_CAVEAT = """<p class="caveat">The figures below are not what they seem:<b>{}</b>. Where epochs were chosen on the test split, as
-the release did, they are higher than the models would reach on data nobody has looked at.</p>"""
 _SHOWN = 50  # files left out that are listed; all of them are in data.json
 
 
@@ -58,7 +35,7 @@ def scores_text(run):
 
 
 def write_report(run):
-    """Write the run's report.html from its manifest, scores and figures, and return its path."""
+    """Write the run's report.html from its manifest, its scores and the figures that the manifest lists; return its path."""
     records, manifest = load_records(run), read_json(run.folder / "manifest.json")
     path = run.folder / "report.html"
     write_text(path, _page(run, records, manifest["stages"]))
@@ -66,78 +43,87 @@ def write_report(run):
 
 
 def _page(run, records, stages):
-    last = stages[max(stages)]
+    last, compared = stages[max(stages)], against_paper(records, run.params)
     hardware = last["hardware"]
     versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
     seconds = pd.DataFrame({"seconds": {name: entry["seconds"] for name, entry in stages.items()}})
-    return _PAGE.format(
-        name=escape(run.params.name),
-        caveat=_CAVEAT.format(escape(caveat(run))) if caveat(run) else "",
-        made=escape(
-            f"{counted(run.params.seeds, 'seed')} from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
-            f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
-            f"{versions}; finished {last['finished']}"
-        ),
-        deviation=escape(deviation(run.params)),
-        tables="".join(_table(records, split) for split in ("test", "test_shifted") if split in set(records["split"])),
-        paper=_paper(against_paper(records, run.params), no_figure(run.params)),
-        times=seconds.to_html(border=0, float_format=lambda value: f"{value:,.0f}"),
-        figures="".join(_figure(path) for path in sorted((run.folder / "figures").glob("*.png"))),
+    # What else lies in figures/ is of other parameters, or somebody else's.
+    figures = sorted(name for entry in stages.values() for name in entry["outputs"] if name.endswith(".png"))
+    tables = {split: component_table(records, split) for split in SPLITS if split in set(records["split"])}
+    template = Environment(autoescape=True, trim_blocks=True).from_string(
+        Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    )
+    return template.render(
+        name=run.params.name,
+        caveat=caveat(run),
+        made=f"{counted(run.params.seeds, 'seed')} from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
+        f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
+        f"{versions}; finished {last['finished']}",
+        deviation=deviation(run.params),
+        components=[(split, _html(table), gain_summary(table, split)) for split, table in tables.items()],
+        compared=None if compared is None else _html(compared),
+        not_compared=no_figure(run.params),
+        times=_html(seconds, ",.0f"),
+        figures=[(name.removeprefix("figures/").removesuffix(".png"), _base64(run.folder / name)) for name in figures],
         notes=_notes(run),
-        params=escape(show_params(run)),
+        params=show_params(run),
     )
 
 
-def _table(records, split):
-    table = component_table(records, split)
-    shown = table.rename_axis(None).to_html(border=0, na_rep="-", float_format=lambda value: f"{value:z.1f}")
-    return f"<h2>Component table, {split}</h2>{shown}<p>{escape(gain_summary(table, split))}</p>"
+def _html(table, form="z.1f"):
+    names = table.index.names  # the column of row titles needs no heading
+    table = table.rename_axis(None) if names == ["row"] else table
+    return table.to_html(border=0, na_rep="-", float_format=lambda value: format(value, form))
 
 
-def _paper(compared, why_not):
-    if compared is None:
-        return f"<p>Not compared: {escape(why_not)}.</p>" if why_not else ""
-    shown = compared.to_html(border=0, float_format=lambda value: f"{value:z.1f}")
-    return f"<h2>Ours beside the paper's, on test</h2>{shown}"
+def _base64(path):
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _notes(run):
+    path = run.folder / "data.json"
+    data = read_json(path) if path.exists() else {"notes": [], "skipped": []}
+    notes = data["notes"] + [f"left out: {name}: {reason}" for name, reason in data["skipped"][:_SHOWN]]
+    if len(data["skipped"]) > _SHOWN:
+        notes.append(f"... and {len(data['skipped']) - _SHOWN:,} more files left out, all listed in data.json")
+    return notes or ["none"]
 
 
 def gain_summary(table, split):
-    """Return the sentence that says what a component table shows, gain against spread (95 % interval of Student's t)."""
+    """Return what a component table shows as sentences, gain against spread (95 % interval of Student's t)."""
     if list(table.index) == [TITLES["released"]]:
         return ""  # nobody's gain: one model, trained elsewhere
     against = baseline_of([row for row, title in TITLES.items() if title in table.index])
-    told = [TITLES[row] for row in ("cpsd", "mld_led", "cpsd_mld", "cpsd_mld_led") if TITLES[row] in table.index]
-    if not told or against is None:
+    methods = [TITLES[row] for row in ("cpsd", "mld_led", "cpsd_mld", "cpsd_mld_led") if TITLES[row] in table.index]
+    if not methods or against is None:
         return "The rows + CPSD and baseline were not both run: there is no gain to state."
-    return " ".join([*(_gain_of(row, table, split, TITLES[against]) for row in told), *_against_controls(table, split)])
+    gains = [_gain_of(row, table, split, TITLES[against]) for row in methods]
+    return " ".join(gains + _against_controls(table, split))
 
 
 def deviation(params):
-    """Return the sentence that says how Params `params` leave the papers' method, in which nothing starts from the baseline."""
-    teachers, student, found = params.teachers, params.student, []
+    """Return in a sentence how Params `params` leave the papers' method, in which nothing starts from the baseline."""
+    teachers, student, deviations = params.teachers, params.student, []
     if teachers.start == "baseline":
         shared = f", share its first {counted(teachers.frozen_stages, 'stage')}" if teachers.frozen_stages > 0 else ""
         if teachers.frozen_stages < 0:
             shared = f", share its stages but the last{'' if teachers.frozen_stages == -1 else f' {-teachers.frozen_stages}'}"
-        epochs = teachers.more_epochs or teachers.trained_epochs
-        found.append(
-            f"the teachers of parts start from the trained baseline{shared} and train {counted(epochs, 'epoch')}"
-        )
+        epochs = counted(teachers.more_epochs or teachers.trained_epochs, "epoch")
+        deviations.append(f"the teachers of parts start from the trained baseline{shared} and train {epochs}")
     if student.start == "baseline":
-        found.append(f"the students start from the baseline and train {counted(student.trained_epochs, 'epoch')}")
-    if not found:
+        deviations.append(f"the students start from the baseline and train {counted(student.trained_epochs, 'epoch')}")
+    if not deviations:
         return ""
-    return (
-        f"Not the paper's method: {'; '.join(found)}. The baseline trains {counted(teachers.trained_epochs, 'epoch')}."
-    )
+    baseline = f"The baseline trains {counted(teachers.trained_epochs, 'epoch')}."
+    return f"Not the paper's method: {'; '.join(deviations)}. {baseline}"
 
 
 def _against_controls(table, split):
     """Return the sentence that sets + CPSD beside the rows that leave its cut out, in a list; [] where none was run."""
-    found = [TITLES[row] for row in CONTROLS if TITLES[row] in table.index]
-    if not found or TITLES["cpsd"] not in table.index:
+    controls = [TITLES[row] for row in CONTROLS if TITLES[row] in table.index]
+    if not controls or TITLES["cpsd"] not in table.index:
         return []
-    gains = [f"{table.loc[TITLES['cpsd'], 'mAP'] - table.loc[row, 'mAP']:+z.1f} against {row}" for row in found]
+    gains = [f"{table.loc[TITLES['cpsd'], 'mAP'] - table.loc[row, 'mAP']:+z.1f} against {row}" for row in controls]
     return [f"Beside what does without its cut, + CPSD is on {split}: {'; '.join(gains)}."]
 
 
@@ -150,17 +136,3 @@ def _gain_of(row, table, split, against):
     half = t.ppf(0.975, seeds - 1) * line["gain spread"] / seeds**0.5
     verdict = "leaves out zero" if abs(line["gain"]) > half else "includes zero: these seeds alone do not prove it"
     return f"{text}. Paired over {seeds} seeds, the 95 % interval of the gain over the {against} is +-{half:.1f} and {verdict}."
-
-
-def _figure(path):
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<p><img alt="{escape(path.stem)}" src="data:image/png;base64,{data}"></p>'
-
-
-def _notes(run):
-    path = run.folder / "data.json"
-    found = read_json(path) if path.exists() else {"notes": [], "skipped": []}
-    lines = found["notes"] + [f"left out: {name}: {reason}" for name, reason in found["skipped"][:_SHOWN]]
-    if len(found["skipped"]) > _SHOWN:
-        lines.append(f"... and {len(found['skipped']) - _SHOWN:,} more files left out, all listed in data.json")
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines or ["none"]) + "</ul>"

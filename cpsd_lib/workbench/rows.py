@@ -79,6 +79,14 @@ def branch_weights(row, alpha):
     return {"co": alpha, "dis": 1.0 - alpha} if len(teachers) > 1 else dict.fromkeys(teachers, 1.0)
 
 
+def unread_by(row):
+    """Return the student parameters that a row does not depend on: another alpha is another CPSD student, and nothing else."""
+    described = ROWS[row]
+    read = {"alpha": len(described.teachers) > 1, "match": described.method == "self" and bool(described.teachers)}
+    read |= {"mld": "mld" in described.method, "cd": described.uses_embeddings, "id": described.uses_embeddings}
+    return {name for name, does in read.items() if not does}
+
+
 def views_of(student):
     """Return how many views of an image have soft targets, for StudentParams `student`."""
     return min(student.views or student.trained_epochs, student.trained_epochs)

@@ -4,14 +4,24 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import yaml
 
 from cpsd_lib import graph, partition
 from cpsd_lib.data import open_dataset
 from cpsd_lib.partition import Partition
-from cpsd_lib.support import derive_seed, keep_freed_memory, pick_device, read_json, sha256, write_json, write_text
+from cpsd_lib.support import (
+    derive_seed,
+    digest,
+    keep_freed_memory,
+    pick_device,
+    read_json,
+    sha256,
+    write_json,
+    write_text,
+)
 from cpsd_lib.workbench.loading import load_params
-from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root
+from cpsd_lib.workbench.rows import unread_by
+from cpsd_lib.workbench.store import Store
+from cpsd_lib.workbench.yaml_files import ParameterError, flow_text, mapping, outputs_root, parse_yaml
 
 
 class MissingStage(RuntimeError):
@@ -29,7 +39,8 @@ def open_run(params="demo", overrides=None):
 
 def overrides_of(overrides):
     """Return a notebook's overrides as a dict: papermill -p overrides '{...}' hands text over."""
-    return (yaml.safe_load(overrides) if isinstance(overrides, str) else overrides) or {}
+    value = parse_yaml(overrides, "overrides") if isinstance(overrides, str) else overrides
+    return mapping(value or {}, "overrides")
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Run:
 
     @property
     def folder(self):
-        """The run's folder; it is made when first asked for."""
+        """The run's folder, made on first use."""
         folder = outputs_root() / self.params.name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -55,14 +66,54 @@ class Run:
         """The torch device teachers and students are trained on."""
         return pick_device(self.params.device)
 
-    def teacher_folder(self, seed):
-        return self.folder / f"seed{seed}" / "teachers"
+    @property
+    def store(self):
+        """The Store of all runs' models and soft targets."""
+        return Store(outputs_root() / ".store")
 
-    def student_folder(self, seed, row):
-        return self.folder / f"seed{seed}" / "students" / row
+    def note(self, name, keys):
+        """Write down in artifacts.json which artifacts `name`, such as seed0/teachers/co, are, and by which parameters."""
+        path = self.folder / "artifacts.json"
+        noted = read_json(path) if path.exists() else {}
+        write_json(path, noted | {name: {"keys": keys, "params": self.made_with(*name.split("/")[1:])}})
 
-    def target_path(self, seed, branch):
-        return self.folder / f"seed{seed}" / "soft_targets" / f"{branch}.f16"
+    def noted(self, kinds):
+        """Return {name: keys} of artifacts.json whose names are of some kinds: teachers, students, soft_targets."""
+        path = self.folder / "artifacts.json"
+        noted = read_json(path) if path.exists() else {}
+        return {name: entry["keys"] for name, entry in noted.items() if name.split("/")[1] in kinds}
+
+    def forget(self, kinds):
+        """Take the names of some kinds out of artifacts.json; the artifacts themselves stay in the store."""
+        path = self.folder / "artifacts.json"
+        if path.exists():
+            write_json(path, {n: entry for n, entry in read_json(path).items() if n.split("/")[1] not in kinds})
+
+    def keys(self, name, notebook):
+        """Return the keys of the artifacts that a maker has noted under `name`; whoever reads computes none.
+
+        MissingStage, naming the notebook that makes them, when they are not noted or were made by other parameters.
+        """
+        path = self.folder / "artifacts.json"
+        noted = (read_json(path) if path.exists() else {}).get(name)
+        if noted is None or noted["params"] != self.made_with(*name.split("/")[1:]):
+            raise MissingStage(f"{self.folder} has no {name} for these parameters; run {notebook} first")
+        return noted["keys"]
+
+    def made_with(self, kind, row=None):
+        """Return a hash of the parameters that this run's artifacts of a kind (teachers, students, ...) may depend on."""
+        sections = ["data", "protocol", "model", "teacher_model", "teachers"] + ["student"] * (kind != "teachers")
+        values = {
+            section: value for section, value in self.params.model_dump(mode="json").items() if section in sections
+        }
+        values["partition"] = {
+            name: value for name, value in self.params.partition.model_dump().items() if name in _CUT
+        }
+        for section in ("teachers", "student"):
+            if section in values:
+                free = {"checkpoint_seconds", "rows"} | (unread_by(row) if kind == "students" and row else set())
+                values[section] = {name: value for name, value in values[section].items() if name not in free}
+        return digest(values)
 
     def figure(self, name):
         """Return the path of a figure of this run."""
@@ -71,11 +122,7 @@ class Run:
 
 def show_params(run):
     """Return the resolved parameters as YAML text, a line or two a section, as they stand in the run's params.yaml."""
-    lines = []
-    for name, value in run.params.model_dump(mode="json").items():
-        text = yaml.safe_dump(value, sort_keys=False, default_flow_style=True, width=110).removesuffix("...\n")
-        lines.append(f"{name}: {text}")
-    return "".join(lines)
+    return "".join(f"{name}: {flow_text(value)}" for name, value in run.params.model_dump(mode="json").items())
 
 
 def save_params(run):
@@ -162,7 +209,7 @@ def cut_labels(run):
 
 
 # The parameters that determine a cut; all others only say what it is compared with.
-_CUT = {"k", "exponent", "self_loops", "seed", "refine_co", "refine_dis"}
+_CUT = {"k", "exponent", "self_loops", "seed", "refine_co", "refine_dis", "use_released", "released_co", "released_dis"}
 
 
 def released_partitions(run):

@@ -5,17 +5,16 @@ import pandas as pd
 from scipy.special import expit
 
 from cpsd_lib.data import NOT_COMPARABLE
-from cpsd_lib.evaluation import metrics
+from cpsd_lib.evaluation import average_precision, mean_average_precision, precision_recall_f1
 from cpsd_lib.models import check_class_names, check_preprocessing, load_released, read_label_vectors
 from cpsd_lib.support import atomic, pick_precision, read_json, write_json
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import predict_logits
 from cpsd_lib.viz import plots
-from cpsd_lib.workbench.distill import load_student
+from cpsd_lib.workbench.making import load_student, load_teachers, row_key
 from cpsd_lib.workbench.published import published
-from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, TITLES, baseline_of
+from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, TITLES, baseline_of, branches_of
 from cpsd_lib.workbench.run import MissingStage, held_out_indices
-from cpsd_lib.workbench.teaching import load_teachers
 
 SPLITS = ("test", "test_shifted")
 
@@ -23,7 +22,7 @@ SPLITS = ("test", "test_shifted")
 def evaluate(run):
     """Score every row and every branch's merged teachers of every seed on the test splits and write evaluation/.
 
-    With evaluation.released, that checkpoint alone is scored; it must know these classes and want these inputs (ValueError).
+    With evaluation.released, that checkpoint alone is scored; it must have these classes and take these inputs (ValueError).
     Writes scores/*.npy (logits [n, C] float32), metrics.json, per_class.csv; returns metrics.json's list of records.
     """
     folder = run.folder / "evaluation"
@@ -36,11 +35,11 @@ def evaluate(run):
                 if held_out is not None:  # to tune thresholds on, never scored
                     _save(score_path(run, seed, name, "held_out"), _logits(run, forward, held_out))
             for split in SPLITS:
-                rows = run.dataset.table.indices(split)
-                if len(rows):
-                    logits = _logits(run, forward, rows)
+                indices = run.dataset.table.indices(split)
+                if len(indices):
+                    logits = _logits(run, forward, indices)
                     _save(score_path(run, seed, name, split), logits)
-                    record, ap = score(logits, run.dataset.table.targets[rows], run.params.evaluation.threshold)
+                    record, ap = score(logits, run.dataset.table.targets[indices], run.params.evaluation.threshold)
                     about = {"row": name, "seed": seed, "split": split}
                     records.append(about | record | {"seconds": seconds, "protocol": run.params.protocol})
                     per_class.append(pd.DataFrame(about | {"class": run.dataset.table.names, "ap": 100 * ap}))
@@ -61,7 +60,7 @@ def _save(path, logits):
 
 
 def load_checkpoint(params, names):
-    """Return the released checkpoint that `params` name; ValueError unless it knows these classes and wants these inputs."""
+    """Return the released checkpoint that `params` name; ValueError unless it has these classes and takes these inputs."""
     settings, model = params.evaluation, params.model
     vectors = read_label_vectors(model.label_vectors, names)
     loaded = load_released(settings.released, settings.checkpoint, len(names), vectors)
@@ -77,34 +76,38 @@ def _released(run):
 
 def _models(run, seed):
     """Yield (row name, images -> logits, seconds of training this row needs from scratch) of one seed."""
-    listing = read_json(run.teacher_folder(seed) / "teachers.json")
-    teacher_seconds = {branch: sum(teacher["seconds"] for teacher in parts) for branch, parts in listing.items()}
+    branches = branches_of(run.params.student.rows)
+    about = {b: [_about(run, key) for key in run.keys(f"seed{seed}/teachers/{b}", "03_teachers")] for b in branches}
+    seconds_of = {branch: sum(one["seconds"] for one in records) for branch, records in about.items()}
     for row in run.params.student.rows:
-        model, entry = load_student(run, seed, row)
-        seconds = entry["seconds"]
+        record, seconds = _about(run, row_key(run, seed, row)), 0.0
         if row != "baseline":
             if _starts_from_baseline(run.params, row):
-                seconds += teacher_seconds["whole"]
-            for branch in ROWS[row].teachers:
-                path = run.target_path(seed, branch).with_suffix(".seconds")
-                told = ROWS[row].uses_logits and path.exists()
-                seconds += teacher_seconds[branch] + (float(path.read_text()) if told else 0.0)
-        yield row, _on_device(run, model), seconds
+                seconds += seconds_of["whole"]
+            seconds += sum(seconds_of[branch] for branch in ROWS[row].teachers) + record["soft_target_seconds"]
+        yield row, _on_device(run, load_student(run, seed, row)), seconds + record["seconds"]
     for branch, merged in load_teachers(run, seed).items():
         if branch != "whole" or run.params.teacher_model:  # else it is the baseline, scored above
             later = run.params.teachers.start == "baseline" and branch not in FROM_MODEL
-            yield (
-                f"teachers_{branch}",
-                _on_device(run, merged),
-                teacher_seconds[branch] + (teacher_seconds["whole"] if later else 0.0),
-            )
+            seconds = seconds_of[branch] + (seconds_of["whole"] if later else 0.0)
+            yield f"teachers_{branch}", _on_device(run, merged), seconds
+
+
+def _about(run, key):
+    record = run.store.record("model", key)
+    if record is None:
+        raise MissingStage(
+            f"the model {key} of this run is not in {run.store.root}; run 03_teachers and 04_student again"
+        )
+    return record["about"]
 
 
 def _starts_from_baseline(params, row):
     """Return whether a row needs a baseline that is not among its teachers: then its seconds are part of the row's."""
-    branches, student = ROWS[row].teachers, params.student.start == "baseline" and row != "baseline_equal_compute"
-    taught = params.teachers.start == "baseline" and not set(FROM_MODEL).issuperset(branches)
-    return "whole" not in branches and (student or taught)
+    branches = ROWS[row].teachers
+    student = params.student.start == "baseline" and row != "baseline_equal_compute"
+    teachers = params.teachers.start == "baseline" and not set(FROM_MODEL).issuperset(branches)
+    return "whole" not in branches and (student or teachers)
 
 
 def _on_device(run, model):
@@ -112,32 +115,32 @@ def _on_device(run, model):
     return lambda images: logits_of(model(images))
 
 
-def _logits(run, forward, rows):
+def _logits(run, forward, indices):
     precision = pick_precision(run.params.student.precision, run.device)
     return predict_logits(
-        forward, run.dataset.need_images(), rows, run.device, run.params.evaluation.batch_size, precision
+        forward, run.dataset.need_images(), indices, run.device, run.params.evaluation.batch_size, precision
     )
 
 
 def score(logits, targets, threshold):
     """Return (record of mAP and CP CR CF1 OP OR OF1 in percent, AP [C]) for logits [n, C] and targets [n, C]."""
-    ap = metrics.average_precision(logits, targets)
+    ap = average_precision(logits, targets)
     scores = expit(logits.astype(np.float64))
-    record = {"mAP": 100 * metrics.mean_average_precision(logits, targets), "images": len(targets)}
+    record = {"mAP": 100 * mean_average_precision(logits, targets), "images": len(targets)}
     record |= {"classes": len(ap), "classes_without_positives": int(np.isnan(ap).sum())}
-    for name, value in metrics.precision_recall_f1(scores, targets, threshold).items():
+    for name, value in precision_recall_f1(scores, targets, threshold).items():
         record[name] = 100 * value
-    for name, value in metrics.precision_recall_f1(scores, targets, threshold=0.0, top_k=min(3, len(ap))).items():
+    for name, value in precision_recall_f1(scores, targets, threshold=0.0, top_k=min(3, len(ap))).items():
         record[f"{name}_top3"] = 100 * value
     return record, ap
 
 
 def caveat(run):
     """Return what every figure of this run must carry beside it: "" when all is as it should be."""
-    found = ["protocol: paper, epochs chosen on TEST"] if run.params.protocol == "paper" else []
-    found += [run.dataset.incomplete] if run.dataset.incomplete else []
-    found += [note for note in run.dataset.notes if NOT_COMPARABLE in note]
-    return f" ({'; '.join(found)})" if found else ""
+    caveats = ["protocol: paper, epochs chosen on TEST"] if run.params.protocol == "paper" else []
+    caveats += [run.dataset.incomplete] if run.dataset.incomplete else []
+    caveats += [note for note in run.dataset.notes if NOT_COMPARABLE in note]
+    return f" ({'; '.join(caveats)})" if caveats else ""
 
 
 def load_records(run):
@@ -162,24 +165,13 @@ def component_table(records, split="test"):
     records: DataFrame of evaluate's records. The gain is over the baseline, or the row alone where that is not there; it
     is taken seed by seed: both models of a pair had the same views in the same order. One seed has no spread (NaN).
     """
-    found = records[records["split"] == split].pivot(index="seed", columns="row")
-    against = baseline_of(found["mAP"].columns)
-    lines = []
-    for row in [name for name in TITLES if name in found["mAP"]]:
-        map_ = found["mAP"][row]
-        gain = map_ - found["mAP"][against] if against else map_ * np.nan
-        lines.append(
-            {
-                "row": TITLES[row],
-                "mAP": map_.mean(),
-                "spread": map_.std(),
-                "gain": gain.mean(),
-                "gain spread": gain.std(),
-            }
-            | {"CF1": found["CF1"][row].mean(), "OF1": found["OF1"][row].mean()}
-            | {"seconds": found["seconds"][row].astype(float).mean(), "seeds": len(map_)}
-        )
-    return pd.DataFrame(lines).set_index("row")
+    values = records[records["split"] == split].pivot(index="seed", columns="row")
+    rows = [row for row in TITLES if row in values["mAP"]]
+    maps, against = values["mAP"][rows], baseline_of(rows)
+    gains = maps.sub(maps[against], axis=0) if against else maps * np.nan
+    table = pd.DataFrame({"mAP": maps.mean(), "spread": maps.std(), "gain": gains.mean(), "gain spread": gains.std()})
+    means = {name: values[name][rows].astype(float).mean() for name in ("CF1", "OF1", "seconds")}
+    return table.assign(**means, seeds=len(maps)).rename(TITLES).rename_axis("row")
 
 
 def against_paper(records, params):
@@ -202,17 +194,9 @@ def against_paper(records, params):
 
 def table_text(table):
     """Return the component table as aligned text for a terminal."""
-    shown = table.copy()
-    formats = {
-        "mAP": ".1f",
-        "spread": ".1f",
-        "gain": "+z.1f",  # z: no -0.0
-        "gain spread": ".1f",
-        "CF1": ".1f",
-        "OF1": ".1f",
-        "seconds": ",.0f",
+    forms = dict.fromkeys(("mAP", "spread", "gain spread", "CF1", "OF1"), ".1f") | {"gain": "+z.1f", "seconds": ",.0f"}
+    texts = {
+        name: ["-" if pd.isna(value) else format(value, forms.get(name, "")) for value in table[name]]  # z: no -0.0
+        for name in table
     }
-    for name, form in formats.items():
-        shown[name] = ["-" if pd.isna(value) else format(value, form) for value in table[name]]
-    shown.index.name = None
-    return shown.to_string()
+    return pd.DataFrame(texts, table.index.rename(None)).to_string()

@@ -15,16 +15,15 @@ from cpsd_lib.models.classifier import PRESETS, Classifier, build_model
 from cpsd_lib.models.meta import MetaModel, activation_bytes
 from cpsd_lib.models.trunk import Tail
 from cpsd_lib.partition import Partition
-from cpsd_lib.workbench import distill, teaching
+from cpsd_lib.workbench import making
 from cpsd_lib.workbench.cost import _on_meta as on_meta
 from cpsd_lib.workbench.cost import card, estimate, own_part, work_of
-from cpsd_lib.workbench.distill import fill_targets, train_student
 from cpsd_lib.workbench.loading import resolve
+from cpsd_lib.workbench.making import train_student, train_teachers
 from cpsd_lib.workbench.preflight import images_of
 from cpsd_lib.workbench.rows import branches_of
 from cpsd_lib.workbench.run import cut_labels, open_run
 from cpsd_lib.workbench.scoring import evaluate
-from cpsd_lib.workbench.teaching import train_teachers
 from cpsd_lib.workbench.yaml_files import ParameterError, repo_root, set_dotted
 
 COCO_COUNTS = (80, 82_081, 40_137)
@@ -291,14 +290,13 @@ def test_a_real_run_does_what_was_counted(tmp_path, monkeypatch, more):
         return forward(self, images)
 
     monkeypatch.setattr(Classifier, "forward", counting)
-    monkeypatch.setattr(distill, "fold_teachers", lambda merged, image: merged)  # it looks at one image
+    monkeypatch.setattr(making, "fold_teachers", lambda merged, image: merged)  # it looks at one image
     cut_labels(run)
     for seed in run.params.seed_list():
         train_teachers(run, seed)
-        stores = fill_targets(run, seed)
         for row in run.params.student.rows:
             if row != "baseline":
-                train_student(run, seed, row, stores)
+                train_student(run, seed, row)
     evaluate(run)
     student, teacher = expected.forward_gflop, expected.teacher_forward_gflop
     flop = {(big, training): (teacher if big else student) * count for (big, training), count in seen.items()}
@@ -322,7 +320,7 @@ def test_a_real_run_with_a_shared_trunk_does_what_was_counted(tmp_path, monkeypa
     small = {"data.images": 100, "data.size": 32, "partition.k": 2, "student.rows": rows}
     run = open_run("tiny", small | shared)
     expected = estimate(run.params, *[images_of(run.params.data)[n] for n in (2, 0, 1)])
-    seen, forward, make_trunk = Counter(), Classifier.forward, teaching.make_trunk
+    seen, forward, make_trunk = Counter(), Classifier.forward, making.make_trunk
 
     def counting(self, images):
         if not images.is_meta:  # a look at the shapes
@@ -336,14 +334,13 @@ def test_a_real_run_with_a_shared_trunk_does_what_was_counted(tmp_path, monkeypa
         return trunk
 
     monkeypatch.setattr(Classifier, "forward", counting)
-    monkeypatch.setattr(distill, "fold_teachers", lambda merged, image: merged)  # it looks at one image
-    monkeypatch.setattr(teaching, "make_trunk", counted)
-    monkeypatch.setattr(teaching, "check_split", lambda *_: None)  # two images, before the run
+    monkeypatch.setattr(making, "fold_teachers", lambda merged, image: merged)  # it looks at one image
+    monkeypatch.setattr(making, "make_trunk", counted)
+    monkeypatch.setattr(making, "check_split", lambda *_: None)  # two images, before the run
     cut_labels(run)
     train_teachers(run, 0)
-    stores = fill_targets(run, 0)
     for row in rows[1:]:
-        train_student(run, 0, row, stores)
+        train_student(run, 0, row)
     evaluate(run)
     own = own_part(run.params.model, 20, 32, share) if share else 1
     forwards = 3 * seen["whole", True] + seen["whole", False] + own * (3 * seen["tail", True] + seen["tail", False])

@@ -50,7 +50,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def asked(place, name, checkpoint="F.ckpt", **more):
+def run_of(place, name, checkpoint="F.ckpt", **more):
     overrides = {"evaluation.released": name, "evaluation.checkpoint": str(place / checkpoint), "device": "cpu"}
     return Run(load_params(PARAMS[name], overrides | {"data.size": PIXELS} | more))
 
@@ -59,7 +59,7 @@ def asked(place, name, checkpoint="F.ckpt", **more):
 def test_a_checkpoint_of_each_layout_is_scored(place, name):
     state = released_state(name)
     torch.save({"state_dict": state} if name == "resnet101" else state, place / "F.ckpt")
-    (record,) = evaluate(asked(place, name))
+    (record,) = evaluate(run_of(place, name))
     assert record["row"] == "released" and record["split"] == "test" and 0 < record["mAP"] <= 100
     assert record["images"] == 2 and record["classes"] == 80  # the third image has no label
     scores = np.load(place / "outputs" / PARAMS[name] / "evaluation" / "scores" / "seed0-released-test.npy")
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_each_layout_is_scored(place, name):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_checkpoint_taken_for_another_model_is_told_which_one_it_is(name):
+def test_a_checkpoint_taken_for_another_model_names_which_one_it_is(name):
     state = {key.removeprefix("module."): value for key, value in released_state(name, 3).items()}
     for other in LAYOUTS:
         hint = released._looks_like(other, state, True)
@@ -100,23 +100,23 @@ def refused(run, word):
 
 def test_other_classes_other_inputs_or_another_size_are_refused(place, monkeypatch):
     torch.save(released_state("resnext50_swsl"), place / "F.ckpt")
-    run = asked(place, "resnext50_swsl")
+    run = run_of(place, "resnext50_swsl")
     beside = place / "F.json"
     beside.write_text(json.dumps({"class_names": [*COCO_CLASSES[1:], COCO_CLASSES[0]]}))
     refused(run, "in another order")
     inputs = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     beside.write_text(json.dumps({"preprocessing": inputs}))
     refused(run, "model.normalize is none")
-    assert evaluate(asked(place, "resnext50_swsl", **{"model.normalize": "imagenet"}))
-    assert evaluate(asked(place, "resnext50_swsl", **{"model.normalize": "auto"}))
+    assert evaluate(run_of(place, "resnext50_swsl", **{"model.normalize": "imagenet"}))
+    assert evaluate(run_of(place, "resnext50_swsl", **{"model.normalize": "auto"}))
     beside.write_text(json.dumps({"preprocessing": {"mean": [0, 0, 0], "std": [1, 1, 1], "size": 448}}))
     refused(run, "made for 448 pixels, but data.size is 64")
     beside.write_text(json.dumps({"class_name": list(COCO_CLASSES)}))
     refused(run, "did you mean class_names")
     (place / "junk.ckpt").write_text("hello")
-    refused(asked(place, "resnext50_swsl", "junk.ckpt"), "no readable file of weights")
+    refused(run_of(place, "resnext50_swsl", "junk.ckpt"), "no readable file of weights")
     beside.unlink()
-    voc_run = asked(place, "resnext50_swsl", **{"data.kind": "voc2007", "data.root": str(voc(place / "voc"))})
+    voc_run = run_of(place, "resnext50_swsl", **{"data.kind": "voc2007", "data.root": str(voc(place / "voc"))})
     refused(voc_run, "does not fit the released resnext50_swsl with these classes")
 
 
@@ -128,7 +128,7 @@ def test_other_classes_other_inputs_or_another_size_are_refused(place, monkeypat
         (["--released", "tresnet_l", "--checkpoint", "F.ckpt"], "these are the parameters of model resnet101"),
     ],
 )
-def test_a_wrong_word_is_answered_before_anything_starts(place, capsys, monkeypatch, words, message):
+def test_a_wrong_word_is_refused_before_anything_starts(place, capsys, monkeypatch, words, message):
     (place / "F.ckpt").touch()
     monkeypatch.chdir(place)
     assert cli.main(["evaluate", *words, "coco_resnet101"]) == 2
@@ -144,8 +144,8 @@ def params(place, name, **overrides):
 
 
 def test_every_row_of_the_papers_tables_has_a_parameter_file_and_both_its_figures(place):
-    found = {name: published(params(place, name)) for name in PARAMS.values()}
-    assert found["coco_resnet101"]["baseline"]["mAP"] == 81.6 and found["coco_resnet101"]["cpsd"]["OF1"] == 80.9
+    figures = {name: published(params(place, name)) for name in PARAMS.values()}
+    assert figures["coco_resnet101"]["baseline"]["mAP"] == 81.6 and figures["coco_resnet101"]["cpsd"]["OF1"] == 80.9
     assert published(params(place, "coco_resnet101_tf_576"))["cpsd"]["mAP"] == 86.7
     assert published(params(place, "nuswide_tresnet_l"))["cpsd"] == {"mAP": 66.5, "CF1": 64.6, "OF1": 75.5}
     assert published(params(place, "nuswide_resnet101_tf"))["baseline"]["CF1"] == 62.8
@@ -154,11 +154,11 @@ def test_every_row_of_the_papers_tables_has_a_parameter_file_and_both_its_figure
         rows = published(params(place, name))
         values = [rows[row]["mAP"] for row in rows]
         assert min(values) == rows["baseline"]["mAP"] and max(values) == rows["cpsd"]["mAP"], name
-        for figures in rows.values():
-            if "CP" in figures:  # F1 is the harmonic mean of its two, to about the digit that is printed
+        for scores in rows.values():
+            if "CP" in scores:  # F1 is the harmonic mean of its two, to about the digit that is printed
                 for kind in "CO":
-                    p, r = figures[f"{kind}P"], figures[f"{kind}R"]
-                    assert figures[f"{kind}F1"] == pytest.approx(2 * p * r / (p + r), abs=0.16), (name, figures)
+                    p, r = scores[f"{kind}P"], scores[f"{kind}R"]
+                    assert scores[f"{kind}F1"] == pytest.approx(2 * p * r / (p + r), abs=0.16), (name, scores)
 
 
 def test_ours_stands_beside_the_papers_with_the_difference_of_the_mean_over_seeds(place):
@@ -174,11 +174,11 @@ def test_ours_stands_beside_the_papers_with_the_difference_of_the_mean_over_seed
     assert against_paper(records, params(place, "coco_resnet101", **{"data.size": 224})) is None
 
 
-def test_what_the_paper_has_no_figure_for_is_said_of_its_own_models(place):
+def test_what_the_paper_has_no_figure_for_is_named_for_the_papers_models_only(place):
     assert no_figure(params(place, "coco_resnet101")) is None  # it has
     assert no_figure(params(place, "demo")) is None  # no model of the paper
-    found = no_figure(params(place, "coco_resnet101_tf", **{"data.size": 224}))
-    assert found.startswith("the paper has no figure of resnet101_tf on coco2014 at 224 px, only at 448 and 576 px")
+    text = no_figure(params(place, "coco_resnet101_tf", **{"data.size": 224}))
+    assert text.startswith("the paper has no figure of resnet101_tf on coco2014 at 224 px, only at 448 and 576 px")
     scored = {"data.size": 64, "evaluation.released": "resnet101", "evaluation.checkpoint": "F.ckpt"}
     assert "at 64 px, only at 448 px" in no_figure(params(place, "coco_resnet101", **scored))
     assert no_figure(params(place, "voc2007_resnet101")) == "the paper has no figure of resnet101 on voc2007"

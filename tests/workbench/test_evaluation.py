@@ -29,13 +29,11 @@ def records(maps, split="test"):
 
 def a_run(folder, protocol="honest", incomplete="", seeds=2):
     params = SimpleNamespace(
-        **{
-            "name": "hand",
-            "protocol": protocol,
-            "seeds": seeds,
-            "seed": 0,
-            "model_dump": lambda mode: {"name": "hand"},
-        },
+        name="hand",
+        protocol=protocol,
+        seeds=seeds,
+        seed=0,
+        model_dump=lambda mode: {"name": "hand"},
         evaluation=SimpleNamespace(released=None),
         teachers=SimpleNamespace(start="model"),
         student=SimpleNamespace(start="model"),
@@ -59,23 +57,23 @@ def test_every_row_has_a_colour_in_the_figures():
 
 
 def test_rows_come_in_the_papers_order_and_merged_teachers_are_no_row():
-    found = records({"cpsd": [3.0], "teachers_co": [9.0], "sd": [2.0], "baseline": [1.0]})
-    assert list(component_table(found).index) == ["baseline", "+ SD", "+ CPSD"]
+    table = component_table(records({"cpsd": [3.0], "teachers_co": [9.0], "sd": [2.0], "baseline": [1.0]}))
+    assert list(table.index) == ["baseline", "+ SD", "+ CPSD"]
 
 
-def test_what_leaves_the_papers_method_is_said_beside_the_table():
-    def said(**overrides):
+def test_what_leaves_the_papers_method_stands_beside_the_table():
+    def text(**overrides):
         return deviation(load_params("demo", {name.replace("__", "."): value for name, value in overrides.items()}))
 
-    assert said() == ""
-    assert said(method="shared_trunk") == (
+    assert text() == ""
+    assert text(method="shared_trunk") == (
         "Not the paper's method: the teachers of parts start from the trained baseline, share its stages but the last and train "
         "3 epochs; the students start from the baseline and train 3 epochs. The baseline trains 10 epochs."
     )
-    assert "share its first 4 stages and train" in said(method="shared_trunk", teachers__frozen_stages=4)
-    assert "share its stages but the last 2 and train" in said(method="shared_trunk", teachers__frozen_stages=-2)
-    own = said(teachers__start="baseline")
-    assert "start from the trained baseline and train 10 epochs. The" in own and "students" not in own
+    assert "share its first 4 stages and train" in text(method="shared_trunk", teachers__frozen_stages=4)
+    assert "share its stages but the last 2 and train" in text(method="shared_trunk", teachers__frozen_stages=-2)
+    teachers = text(teachers__start="baseline")
+    assert "start from the trained baseline and train 10 epochs. The" in teachers and "students" not in teachers
 
 
 def test_one_seed_has_no_spread_and_claims_no_gain():
@@ -107,8 +105,8 @@ def test_what_does_without_the_cut_is_set_beside_it():
     plain = {"baseline": [50.0, 50.0], "cpsd": [51.0, 52.0]}
     assert "cut" not in gain_summary(component_table(records(plain)), "test")
     table = component_table(records(plain | {"baseline_equal_compute": [60.0, 61.0], "rand": [51.0, 51.0]}))
-    told = "+ CPSD is on test: +0.5 against + random parts; -9.0 against baseline, CPSD's compute."
-    assert gain_summary(table, "test").endswith(told)
+    text = "+ CPSD is on test: +0.5 against + random parts; -9.0 against baseline, CPSD's compute."
+    assert gain_summary(table, "test").endswith(text)
 
 
 def test_two_seeds_need_more_than_two_standard_errors():
@@ -123,7 +121,7 @@ def test_a_perfect_ranking_scores_100_and_counts_classes_without_positives():
     assert record["CR"] == pytest.approx(200 / 3) and record["OR"] == 100
 
 
-def test_figures_are_stamped_when_test_chose_the_epochs_or_images_are_missing(tmp_path):
+def test_figures_carry_a_caveat_when_test_chose_the_epochs_or_images_are_missing(tmp_path):
     assert caveat(a_run(tmp_path)) == ""
     assert "TEST" in caveat(a_run(tmp_path, protocol="paper"))
     assert "INCOMPLETE: 3" in caveat(a_run(tmp_path, incomplete="INCOMPLETE: 3 files"))
@@ -137,18 +135,21 @@ def test_scores_that_are_not_there_name_the_notebook_to_run(tmp_path):
 def test_the_report_is_one_page_that_needs_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr("cpsd_lib.workbench.report.show_params", lambda run: "name: <hand>\n")
     run = a_run(tmp_path, protocol="paper")
-    found = records({"baseline": [50.0, 60.0], "cpsd": [51.0, 61.0]})
-    write_json(tmp_path / "evaluation" / "metrics.json", found.to_dict("records"))
+    scores = records({"baseline": [50.0, 60.0], "cpsd": [51.0, 61.0]})
+    write_json(tmp_path / "evaluation" / "metrics.json", scores.to_dict("records"))
     hardware = {"gpu": None, "cpu": "a processor", "cores": 2, "torch_threads": 2}
     entry = {"seconds": 1.0, "finished": "today", "versions": {"torch": "2"}, "hardware": hardware, "commit": "abc"}
+    entry["outputs"] = {"evaluation/components.csv": "1", "figures/07_components.png": "2"}
     write_json(tmp_path / "manifest.json", {"stages": {"07_ablation": entry}})
     skipped = [[f"{number}.jpg", "broken"] for number in range(60)]
     write_json(tmp_path / "data.json", {"notes": ["a note"], "skipped": skipped})
-    plots.save(component_figure(found, "test", "hand-made"), run.folder / "figures" / "07_components.png")
+    for name in ("07_components", "07_of_other_parameters"):
+        plots.save(component_figure(scores, "test", "hand-made"), run.folder / "figures" / f"{name}.png")
     page = write_report(run).read_text()
     assert "1 seed from 0" in page or "2 seeds from 0" in page
     assert "chosen on TEST" in page and "a processor" in page and "abc" in page and "&lt;hand&gt;" in page
     assert "10 more files left out" in page and "data:image/png;base64," in page
+    assert 'alt="07_components"' in page and "other_parameters" not in page, "only figures that the manifest lists"
     assert not re.search(r"(src|href)=\"(?!data:)", page), "the page must hold all it shows"
 
 

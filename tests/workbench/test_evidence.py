@@ -20,13 +20,13 @@ def run(tmp_path, monkeypatch):
     table = run.dataset.table
     for seed in (0, 1):
         draw = np.random.default_rng(seed)
-        for split, rows in (("test", table.indices("test")), ("held_out", held_out_indices(run, seed))):
-            targets = table.targets[rows]
-            said = {
+        for split, indices in (("test", table.indices("test")), ("held_out", held_out_indices(run, seed))):
+            targets = table.targets[indices]
+            logits_of_rows = {
                 "baseline": draw.normal(size=targets.shape),
                 "cpsd": 2.0 * targets + draw.normal(size=targets.shape),
             }
-            for row, logits in said.items():
+            for row, logits in logits_of_rows.items():
                 path = score_path(run, seed, row, split)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.save(path, logits.astype(np.float32))
@@ -35,18 +35,20 @@ def run(tmp_path, monkeypatch):
 
 def test_a_gain_is_taken_seed_by_seed_on_the_same_images_and_in_percent(run):
     targets = run.dataset.table.targets[run.dataset.table.indices("test")]
-    found = evidence.gain_intervals(run, "cpsd", "baseline", resamples=100)
-    assert found.index.tolist() == [0, 1]
+    intervals = evidence.gain_intervals(run, "cpsd", "baseline", resamples=100)
+    assert intervals.index.tolist() == [0, 1]
     for seed in (0, 1):
-        both = [np.load(score_path(run, seed, row, "test")) for row in ("cpsd", "baseline")]
-        expected = bootstrap.paired_bootstrap(*both, targets, 100, run.params.seed)
-        assert found.loc[seed].tolist() == pytest.approx([*(100 * value for value in expected[:3]), expected.p_value])
-    assert (found["low"] > 0).all() and (found["gain"] > 20).all()  # a model that knows the answers is better
+        cpsd, baseline = (np.load(score_path(run, seed, row, "test")) for row in ("cpsd", "baseline"))
+        expected = bootstrap.paired_bootstrap(cpsd, baseline, targets, 100, run.params.seed)
+        assert intervals.loc[seed].tolist() == pytest.approx(
+            [*(100 * value for value in expected[:3]), expected.p_value]
+        )
+    assert (intervals["low"] > 0).all() and (intervals["gain"] > 20).all()  # a model that knows the answers is better
     none = evidence.gain_intervals(run, "cpsd", "cpsd", resamples=50)
     assert (none[["gain", "low", "high"]] == 0).all(axis=None) and (none["p"] == 1).all()
 
 
-def test_scores_that_are_not_there_are_asked_of_05(run):
+def test_scores_that_are_not_there_name_05(run):
     with pytest.raises(MissingStage, match="05_evaluation"):
         evidence.gain_intervals(run, "sd", "baseline")
 
@@ -64,18 +66,18 @@ def test_calibration_is_the_mean_over_seeds(run):
 
 def test_thresholds_are_tuned_on_images_held_out_of_training_and_used_on_test(run):
     table = run.dataset.table
-    found = evidence.decision_rules(run, ["cpsd"])
-    assert found.index.get_level_values("rule").tolist() == ["0.5", "0.8", "top 3", "tuned per class"]
+    rules = evidence.decision_rules(run, ["cpsd"])
+    assert rules.index.get_level_values("rule").tolist() == ["0.5", "0.8", "top 3", "tuned per class"]
     test, expected = table.targets[table.indices("test")], []
     for seed in (0, 1):
         held_out = held_out_indices(run, seed)
         assert not set(held_out) & set(table.indices("test")) and set(held_out) <= set(table.indices("train"))
         assert not set(held_out) & set(training_indices(run, run.params.student, seed)[0])
-        seen, scores = (expit(np.load(score_path(run, seed, "cpsd", s)).astype(float)) for s in ("held_out", "test"))
-        tuned = thresholds.best_thresholds(seen, table.targets[held_out])
+        tuning, scores = (expit(np.load(score_path(run, seed, "cpsd", s)).astype(float)) for s in ("held_out", "test"))
+        tuned = thresholds.best_thresholds(tuning, table.targets[held_out])
         expected.append(100 * metrics.precision_recall_f1(scores, test, tuned)["CF1"])
-    assert found.loc[("+ CPSD", "tuned per class"), "CF1"] == pytest.approx(np.mean(expected))
-    assert found.loc[("+ CPSD", "tuned per class"), "CF1"] > found.loc[("+ CPSD", "0.5"), "CF1"]
+    assert rules.loc[("+ CPSD", "tuned per class"), "CF1"] == pytest.approx(np.mean(expected))
+    assert rules.loc[("+ CPSD", "tuned per class"), "CF1"] > rules.loc[("+ CPSD", "0.5"), "CF1"]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,19 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from cpsd_lib.workbench.loading import load_params, resolve
-from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root, parse_overrides, repo_root
+from cpsd_lib.workbench.run import Run, overrides_of, show_params
+from cpsd_lib.workbench.yaml_files import (
+    ParameterError,
+    flow_text,
+    outputs_root,
+    parse_overrides,
+    parse_yaml,
+    read_yaml,
+    repo_root,
+)
 
 SMALL = "name: x\ndata: {kind: scenes}\nmodel: {name: test_resnet}\n"
 
@@ -38,8 +46,9 @@ def refused(folder, text=SMALL, overrides=None):
         ("epochs", "epochs: unknown parameter; did you mean train.epochs?"),
         ("train.alpha", "train.alpha: unknown parameter; did you mean student.alpha?"),
         ("student.seed", "student.seed: unknown parameter; did you mean seed?"),
-        ("partition.zzz", "partition.zzz: unknown parameter; partition knows: k, exponent, seed"),
-        ("zzzzzz", "zzzzzz: unknown parameter; the top level knows: name, seed"),
+        ("teachers.share", "teachers.share: unknown parameter; did you mean teachers.frozen_stages?"),
+        ("partition.zzz", "partition.zzz: unknown parameter; partition has: k, exponent, seed"),
+        ("zzzzzz", "zzzzzz: unknown parameter; the top level has: name, seed"),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest_name(tmp_path, key, message):
@@ -86,7 +95,7 @@ def test_a_wrong_type_or_range_is_refused_by_the_name_the_user_wrote(tmp_path, k
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [
         ("seed", 1.5, "must be a whole number; got 1.5"),
         ("seed", None, "must be a whole number; got null"),
@@ -104,9 +113,23 @@ def test_a_wrong_type_or_range_is_refused_by_the_name_the_user_wrote(tmp_path, k
         ("model.head_width", 12, "must be a multiple of 8; got 12"),
     ],
 )
-def test_a_fault_is_told_in_the_words_of_a_yaml_file(tmp_path, key, value, said):
+def test_a_fault_is_explained_in_the_words_of_a_yaml_file(tmp_path, key, value, expected):
     message = refused(tmp_path, overrides={key: value})
-    assert said in message and "Input" not in message
+    assert expected in message and "Input" not in message
+
+
+@pytest.mark.parametrize(
+    ("former", "row"),
+    [
+        ("alone", "student_only"),
+        ("sd_again", "sd_continued"),
+        ("baseline_long", "baseline_equal_compute"),
+        ("sd_long", "sd_equal_compute"),
+    ],
+)
+def test_the_former_name_of_a_row_is_answered_with_the_new_one(tmp_path, former, row):
+    message = refused(tmp_path, overrides={"student.rows": ["sd", former]})
+    assert message == f"student.rows.1: unknown value '{former}'; did you mean {row}?"
 
 
 def test_all_faults_are_listed_at_once(tmp_path):
@@ -116,7 +139,7 @@ def test_all_faults_are_listed_at_once(tmp_path):
         assert sum(line.startswith(part) for line in message.splitlines()) == 1, part
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_what_is_missing_is_named(tmp_path):
     message = refused(tmp_path, "seed: 1\n")
     for name in ("name", "data", "model.name"):
         assert f"{name}: is needed and has no default" in message
@@ -135,8 +158,8 @@ def test_words_that_only_look_like_numbers_stay_words():
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        (SMALL + "name: y\n", "twice"),
-        (SMALL + "train: {lr: 1, lr: 2}\n", "twice"),
+        (SMALL + "name: y\n", "duplicate key"),
+        (SMALL + "train: {lr: 1, lr: 2}\n", "duplicate key"),
         (SMALL + "seed: !!python/object/apply:os.system ['touch hit']\n", "not valid YAML"),
         (SMALL + "seed: !!python/name:os.system\n", "not valid YAML"),
         (SMALL + "data: !!map [1, 2]\n", "not valid YAML"),
@@ -149,6 +172,9 @@ def test_words_that_only_look_like_numbers_stay_words():
         (SMALL + "seed: " + "[" * 5000 + "\n", "not valid YAML"),
         (SMALL + "---\nname: y\n", "not valid YAML"),
         (SMALL + "seed: \x07\n", "not valid YAML"),
+        (SMALL + "7: 2\n", "a name must be text, and 7 is not"),
+        (SMALL + "train: {1: 2}\n", "a name must be text, and 1 is not"),
+        (SMALL + "train: *unknown\n", "not valid YAML"),
         ("", "it holds nothing"),
         ("# only a comment\n", "it holds nothing"),
         ("- a\n- b\n", "it holds list"),
@@ -164,9 +190,88 @@ def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path, monkeypatch, text,
     assert not (tmp_path / "hit").exists()
 
 
-def test_keys_that_are_no_words_are_refused_without_a_crash(tmp_path):
-    assert "train.1" in refused(tmp_path, SMALL + "train: {1: 2}\n")
-    assert "7" in refused(tmp_path, SMALL + "7: 2\nstudent: {8: 1}\n")
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name: y\n", 4),
+        ("train:\n  lr: 1\n  lr: 2\n", 6),
+        ("seed: 2024-13-45\n", 4),
+        ("seed: !!bool x\n", 4),
+        ("seed: !!int ''\n", 4),
+        ("\nseed: \x07\n", 5),
+        ("train:\n  7: 2\n", 5),
+        ("seed: a: b\n", 4),
+        ("train: *unknown\n", 4),
+    ],
+)
+def test_an_error_of_yaml_names_the_file_and_the_line_in_one_line(tmp_path, text, line):
+    message = refused(tmp_path, SMALL + text)
+    assert message.startswith(f"{tmp_path / 'some.yaml'} is not valid YAML: line {line}") and "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["train: &t {lr: *t}\n", "student: &s [*s]\n", "seed: &s [*s]\n"])
+def test_an_anchor_that_holds_itself_is_refused_without_a_crash(tmp_path, text):
+    section, _, _ = text.partition(":")
+    assert refused(tmp_path, SMALL + text).startswith(section)
+
+
+def test_yaml_is_read_by_version_1_2_and_names_in_overrides_are_text_too(tmp_path):
+    words = "{a: 010, b: 0o10, c: yes, d: 1:30, e: 1e-4, f: ~}"
+    assert parse_yaml(words, "here") == {"a": 10, "b": 8, "c": "yes", "d": "1:30", "e": 1e-4, "f": None}
+    assert "train.compile: must be true or false; got 'yes'" in refused(tmp_path, SMALL + "train: {compile: yes}\n")
+    assert "train.1" in refused(tmp_path, overrides={"train": {1: 2}})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *[1e-7, 5e22, 0.1 + 0.2, -0.0, float("inf"), None, True, "", "yes", "true", "null", "1e-4", "010", "1:30", "~"],
+        *[
+            "2024-12-25",
+            "a: b",
+            "# x",
+            "!x",
+            "*a",
+            "=",
+            "<<",
+            "'",
+            '"',
+            "a\nb",
+            "\t",
+            "\x07",
+            "\x85",
+            "\u2028",
+            "Zürich",
+        ],
+        *[
+            "long words " * 60,
+            "x" * 300,
+            [],
+            {},
+            {"z": 1, "a": [1, {"b": None}, [[]]]},
+            {"options": {"stem width": [8]}},
+        ],
+    ],
+)
+def test_flow_text_is_read_back_as_the_same_value(value):
+    assert parse_yaml(f"name: {flow_text(value)}", "here") == {"name": value}
+    assert parse_yaml(f"name: {flow_text({'k': value})}after: 1\n", "here") == {"name": {"k": value}, "after": 1}
+
+
+def test_the_parameters_of_a_run_are_shown_a_line_a_section_and_load_again(tmp_path):
+    text = show_params(Run(load_params("demo", {"train.lr": 1e-5, "partition.exponent": 1 / 3})))
+    assert text.startswith("name: demo\nseed: 0\n") and "\ndata: {kind: scenes, size: 64, images: 6000, " in text
+    shown = load_params(file(tmp_path, text))
+    assert (shown.student.lr, shown.partition.exponent) == (1e-5, 1 / 3) and show_params(Run(shown)) == text
+    assert list(read_yaml(tmp_path / "some.yaml")) == list(shown.model_dump())
+
+
+def test_a_notebooks_overrides_are_a_mapping_or_its_text():
+    assert overrides_of(None) == overrides_of("") == overrides_of("{}") == overrides_of({}) == {}
+    assert overrides_of("{train.lr: 1e-4}") == overrides_of({"train.lr": 1e-4}) == {"train.lr": 1e-4}
+    for wrong in ("[1]", "seed", "{", [1]):
+        with pytest.raises(ParameterError, match="overrides"):
+            overrides_of(wrong)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +343,18 @@ def test_recipe_then_train_then_teachers_and_student_then_overrides(tmp_path):
 def test_the_release_recipe_is_the_papers_to_the_letter(tmp_path):
     params = load_params(file(tmp_path), {"recipe": "release"})
     expected = {
-        **{"batch_size": 24, "optimizer": "adam", "weight_decay": 1e-4, "epochs": 80, "pct_start": 0.1},
-        **{"ema_decay": 0.9997, "ema_warmup": False, "gamma_neg": 4, "gamma_pos": 0, "clip": 0.05},
-        **{"view": "release", "precision": "float16"},
+        "batch_size": 24,
+        "optimizer": "adam",
+        "weight_decay": 1e-4,
+        "epochs": 80,
+        "pct_start": 0.1,
+        "ema_decay": 0.9997,
+        "ema_warmup": False,
+        "gamma_neg": 4,
+        "gamma_pos": 0,
+        "clip": 0.05,
+        "view": "release",
+        "precision": "float16",
     }
     for section, lr in ((params.teachers, 1e-4), (params.student, 1e-5)):
         assert section.lr == lr
@@ -260,7 +374,7 @@ def test_resolved_parameters_load_again_as_the_same_parameters(tmp_path, recipe)
     params = load_params(file(tmp_path), overrides)
     dumped = params.model_dump(mode="json")
     assert "train" not in dumped
-    again = load_params(file(tmp_path, yaml.safe_dump(dumped, sort_keys=False)))
+    again = load_params(file(tmp_path, flow_text(dumped)))
     assert again == params and again.model_dump(mode="json") == dumped
     assert resolve(dumped) == params
 
@@ -303,9 +417,10 @@ def test_a_committed_file_finds_its_data_through_the_variables_it_names(tmp_path
     assert load_params(name).data.root.startswith(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["coco_l2d_resnet101_resnet34", "voc2007_l2d_resnet101_resnet34"])
-def test_the_files_of_l2d_keep_nothing_of_the_cpsd_recipe_in_their_base(name):
-    params = load_params(name, paths=False)
+@pytest.mark.parametrize("kind", ["coco", "nuswide", "voc2007"])
+def test_the_files_of_l2d_keep_nothing_of_the_cpsd_recipe_in_their_base(kind):
+    params = load_params(f"{kind}_l2d_resnet101_resnet34", paths=False)
+    assert params.data.kind.startswith(kind)
     assert (params.recipe, params.data.size, params.evaluation.threshold) == ("l2d", 224, 0.5)
     for model, backbone in ((params.model, "resnet34"), (params.teacher_model, "resnet101")):
         assert (model.name, model.head, model.weights) == (f"{backbone}.tv_in1k", "ml_decoder", "imagenet")
@@ -335,7 +450,7 @@ def test_a_file_is_laid_over_the_one_it_extends_name_by_name(tmp_path, written):
     assert (params.teachers.epochs, params.student.lr, params.teachers.optimizer) == (9, 0.5, "adam")
 
 
-def test_a_file_says_the_same_as_its_base_and_its_own_lines_written_out(tmp_path):
+def test_a_file_equals_its_base_and_its_own_lines_written_out(tmp_path):
     extending = extended(tmp_path, "name: x\nextends: base/b\nseed: 3\n")
     assert extending == load_params(file(tmp_path, BASE + "name: x\nseed: 3\n"))
 
@@ -362,11 +477,11 @@ def test_a_file_elsewhere_finds_its_base_in_the_projects_params_but_first_beside
     assert f"looked in {tmp_path} and {repo_root() / 'params'}" in message
 
 
-def test_a_file_that_extends_itself_is_told_so(tmp_path):
+def test_a_file_that_extends_itself_is_refused(tmp_path):
     assert "extends itself" in refused(tmp_path, "name: x\nextends: some\n")
 
 
-def test_a_fault_of_the_base_is_told_like_one_of_the_file(tmp_path):
+def test_a_fault_of_the_base_is_listed_like_one_of_the_file(tmp_path):
     with pytest.raises(ParameterError, match=r"sed: unknown parameter; did you mean seed\?"):
         extended(tmp_path, "name: x\nextends: base/b\n", BASE + "sed: 3\n")
 
@@ -392,7 +507,7 @@ def test_rows_matched_by_embeddings_need_a_head_that_has_them(tmp_path):
 
 def test_with_another_teacher_the_baseline_is_not_the_teacher(tmp_path):
     teacher = {"teacher_model.name": "resnet18"}
-    assert "is the row alone" in refused(tmp_path, overrides=teacher)
+    assert "is the row student_only" in refused(tmp_path, overrides=teacher)
     params = load_params(file(tmp_path), teacher | {"student.rows": ["student_only", "sd"]})
     assert params.teacher_model.name == "resnet18" and params.model.name == "test_resnet"
     assert load_params(file(tmp_path)).teacher_model is None
@@ -426,14 +541,10 @@ def test_shared_trunk_trains_tails_and_a_student_from_the_baseline_for_a_third_o
     # Of what the baseline trains, not of what both trainings were given.
     assert shared(teachers__epochs=30).student.epochs == shared(teachers__epochs=30).teachers.more_epochs == 10
     assert shared(train__epochs=1).student.epochs == shared(teachers__stop_after=2).student.epochs == 1
-    # What a file says about one of the sections goes before the method.
-    own = shared(student__epochs=4, teachers__frozen_stages=0)
-    assert (own.student.epochs, own.student.start, own.teachers.frozen_stages, own.teachers.more_epochs) == (
-        4,
-        "baseline",
-        0,
-        3,
-    )
+    # What a file has in one of the sections goes before the method.
+    params = shared(student__epochs=4, teachers__frozen_stages=0)
+    assert (params.student.epochs, params.student.start) == (4, "baseline")
+    assert (params.teachers.frozen_stages, params.teachers.more_epochs) == (0, 3)
 
 
 def test_a_method_that_is_not_there_or_epochs_that_are_no_number_are_named(tmp_path):
@@ -488,22 +599,22 @@ def test_an_environment_variable_and_the_home_folder_are_expanded(tmp_path, monk
 
 
 def test_relative_paths_start_at_the_project_whatever_the_working_folder(tmp_path, monkeypatch):
-    path, found = file(tmp_path), []
+    path, resolved = file(tmp_path), set()
     for folder in (repo_root(), repo_root() / "notebooks", tmp_path):
         monkeypatch.chdir(folder)
         params = load_params(path, {"data.kind": "csv", "data.root": "params", "model.weights": "README.md"})
-        found.append((params.data.root, params.model.weights))
-    assert set(found) == {(str(repo_root() / "params"), str(repo_root() / "README.md"))}
+        resolved.add((params.data.root, params.model.weights))
+    assert resolved == {(str(repo_root() / "params"), str(repo_root() / "README.md"))}
     assert load_params("tiny").name == "tiny"
 
 
 def test_the_outputs_folder_is_the_same_from_every_working_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("CPSD_OUTPUTS", "some/where")
-    found = set()
+    folders = set()
     for folder in (repo_root(), repo_root() / "notebooks", tmp_path):
         monkeypatch.chdir(folder)
-        found.add(outputs_root())
-    assert found == {repo_root() / "some" / "where"}
+        folders.add(outputs_root())
+    assert folders == {repo_root() / "some" / "where"}
     monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path))
     assert outputs_root() == tmp_path.resolve()
     monkeypatch.delenv("CPSD_OUTPUTS")
@@ -548,7 +659,7 @@ def test_parameter_files_may_be_given_as_paths(tmp_path, monkeypatch):
             "teachers.frozen_stages is for teachers that start from the baseline: teachers.start=baseline",
         ),
         ({"teachers.more_epochs": 4}, "teachers.more_epochs is for teachers that start from the baseline"),
-        ({"student.rows": ["baseline", "sd_continued"]}, "sd_continued is the teacher trained again from the baseline"),
+        ({"student.rows": ["baseline", "sd_continued"]}, "sd_continued has the baseline trained on as its teacher"),
         (
             {"teachers.start": "baseline", "student.rows": ["cgpd"]},
             "needs a row that trains one, such as baseline or sd",

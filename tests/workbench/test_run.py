@@ -28,16 +28,15 @@ from cpsd_lib.support import read_json, sha256
 from cpsd_lib.workbench import pipeline
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.pipeline import STAGES, Held, StageFailed
+from cpsd_lib.workbench.run import open_run
 
 REPO = Path(__file__).resolve().parents[2]
 ALL = list(STAGES)
 
 
-def files_of(stage, params):
-    """Return names that fit the patterns of the files a stage leaves, for every seed."""
-    seeds = [f"seed{seed}" for seed in params.seed_list()]
-    patterns = STAGES[stage][1]
-    return sorted({p.replace("seed*", seed).replace("*", "x") for p in patterns for seed in seeds})
+def files_of(stage):
+    """Return names that fit the patterns of the files a stage leaves."""
+    return sorted(pattern.replace("*", "x") for pattern in STAGES[stage][1])
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ class Stand:
         params = load_params(parameters["params"], parameters["overrides"])
         read = [pipeline._value(params.model_dump(mode="json"), section) for section in STAGES[stage][0]]
         Path(out).write_text("executed")
-        for name in files_of(stage, params):
+        for name in files_of(stage):
             path = Path(out).parent / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps([stage, name, read]))
@@ -73,7 +72,7 @@ class Stand:
     def run(self, **overrides):
         """Run the tiny parameters; return the stages that were executed."""
         self.stages.clear()
-        pipeline.run("tiny", {name.replace("__", "."): value for name, value in overrides.items()})
+        pipeline.run_stages("tiny", {name.replace("__", "."): value for name, value in overrides.items()})
         return list(self.stages)
 
 
@@ -137,7 +136,7 @@ def test_a_stage_whose_output_was_deleted_or_altered_is_redone_alone(root, stand
 def test_every_stage_leaves_at_least_one_file_in_the_manifest(root, stand):
     stand.run()
     for stage, entry in manifest(root)["stages"].items():
-        assert set(entry["outputs"]) == set(files_of(stage, load_params("tiny")))
+        assert set(entry["outputs"]) == set(files_of(stage))
         assert all(sha256(root / "outputs" / "tiny" / name) == known for name, known in entry["outputs"].items())
         assert {"seconds", "finished", "seed", "versions", "hardware", "commit", "fingerprint"} <= set(entry)
 
@@ -188,6 +187,34 @@ def test_a_run_refused_after_a_look_at_its_data_leaves_nothing_and_an_old_one_as
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_run_of_a_version_before_the_store_is_refused_in_words_and_left_as_it_was(root, stand, capsys):
+    stand.run()
+    path = root / "outputs" / "tiny" / "manifest.json"
+    old = read_json(path)
+    for entry in old["stages"].values():
+        del entry["keys"]
+    path.write_text(json.dumps(old))
+    stand.stages.clear()
+    assert main(["run", "params/tiny.yaml"]) == 2 and stand.stages == [] and read_json(path) == old
+    said = capsys.readouterr().err
+    assert str(path.parent) in said and "older version" in said and "name=" in said
+
+
+def test_a_model_gone_from_the_store_makes_its_stage_stale_and_no_other(root, stand):
+    def makes(_):
+        weights = root / "weights"
+        weights.write_text("trained")
+        run = open_run("tiny")
+        run.note("seed0/teachers/co", [run.store.commit("model", {"of": "a teacher"}, {"model": weights}, {})])
+
+    stand.before["03_teachers"] = makes
+    stand.run()
+    assert stand.run() == []
+    (key,) = manifest(root)["stages"]["03_teachers"]["keys"]["seed0/teachers/co"]
+    shutil.rmtree(root / "outputs" / ".store" / "model" / key)
+    assert stand.run() == ["03_teachers"] and stand.run() == []
+
+
 def error_of_a_notebook():
     return PapermillExecutionError(3, 4, "cut_labels(run)", "ParameterError", "partition.k is 50", "traceback")
 
@@ -233,7 +260,7 @@ def test_a_failure_leaves_the_environment_and_the_lock_as_they_were(root, stand)
 def test_a_second_run_on_one_folder_is_told_who_holds_it(root, stand, capsys):
     def meanwhile(_):
         with pytest.raises(Held) as caught:
-            pipeline.run("tiny")
+            pipeline.run_stages("tiny")
         said.append(str(caught.value))
 
     said, stand.before["02_partition"] = [], meanwhile
@@ -245,7 +272,7 @@ def test_a_second_run_on_one_folder_is_told_who_holds_it(root, stand, capsys):
 
 
 def test_two_runs_of_other_names_do_not_disturb_each_other(root, stand):
-    stand.before["02_partition"] = lambda _: stand.before.clear() or pipeline.run("tiny", {"name": "other"})
+    stand.before["02_partition"] = lambda _: stand.before.clear() or pipeline.run_stages("tiny", {"name": "other"})
     stand.run()
     assert list(read_json(root / "outputs" / "other" / "manifest.json")["stages"]) == ALL
     assert list(manifest(root)["stages"]) == ALL
@@ -364,14 +391,15 @@ def reference(tmp_path_factory):
 
 
 def result(folder):
-    """Return what a run ends with: the hash of each partition and weights file, and the scores without their seconds."""
+    """Return what a run ends with: the hash of each partition, weights and targets file, and the scores without seconds."""
     paths = [
-        *folder.glob("**/*.safetensors"),
+        *folder.parent.glob(".store/model/*/model.safetensors"),
+        *folder.parent.glob(".store/soft_targets/*/logits.npy"),
         *folder.glob("partition/*.json"),
         *folder.glob("evaluation/scores/*.npy"),
     ]
     scores = [{k: v for k, v in r.items() if k != "seconds"} for r in read_json(folder / "evaluation" / "metrics.json")]
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in paths}, scores
+    return {path.relative_to(folder.parent).as_posix(): sha256(path) for path in paths}, scores
 
 
 class Moments:
@@ -384,12 +412,14 @@ class Moments:
         path = self.folder / "manifest.json"
         return lambda: path.exists() and stage in path.read_text()
 
-    def checkpoints(self, pattern, number):
-        """True once `number` checkpoints were written since the first call."""
-        self.seen, self.count = {p: p.stat().st_ino for p in self.folder.glob(pattern)}, 0
+    def checkpoints(self, after, number):
+        """True once `number` checkpoints were written since the stage `after` was done."""
+        self.seen, self.count, pattern, stage_done = {}, 0, ".store/.work/*/last.ckpt", self.done(after)
 
         def enough():
-            for path in self.folder.glob(pattern):
+            if not stage_done():
+                return False
+            for path in self.folder.parent.glob(pattern):
                 try:
                     inode = path.stat().st_ino, path.stat().st_mtime_ns
                 except FileNotFoundError:
@@ -405,10 +435,10 @@ class Moments:
         yield "data", started.exists, rng.uniform(0, 3)
         yield "partition", self.done("01_data"), rng.uniform(1, 5)
         for _ in range(4):
-            yield "teachers", self.checkpoints("seed0/teachers/last.ckpt", rng.randint(1, 4)), rng.uniform(0, 0.2)
-        yield "soft targets", (self.folder / "seed0" / "soft_targets" / "co.sums").exists, rng.uniform(0, 0.3)
+            yield "teachers", self.checkpoints("02_partition", rng.randint(1, 4)), rng.uniform(0, 0.2)
+        yield "soft targets", self.done("03_teachers"), rng.uniform(2, 5)
         for _ in range(4):
-            yield "students", self.checkpoints("seed0/students/*/last.ckpt", rng.randint(3, 18)), rng.uniform(0, 0.1)
+            yield "students", self.checkpoints("03_teachers", rng.randint(3, 18)), rng.uniform(0, 0.1)
         yield "evaluation", self.done("04_student"), rng.uniform(1, 5)
         yield "table", self.done("05_evaluation"), rng.uniform(0, 3)
 
@@ -431,7 +461,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, tm
     assert start(tmp_path, *OVERRIDES).wait(600) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert result(folder) == result(reference / "tiny")
     assert orphans and not any(orphan.is_running() for orphan in orphans)
-    assert not list(folder.glob("seed0/*/**/*.tmp"))
+    assert [path.name for path in (tmp_path / ".store" / ".work").iterdir()] == ["locks"]  # nothing half made is left
 
 
 def test_a_notebooks_own_error_and_path_end_the_run_with_exit_status_1(tmp_path):

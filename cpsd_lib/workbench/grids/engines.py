@@ -19,14 +19,11 @@ STOP_SECONDS = 10  # what a job gets to end in when the grid is stopped
 
 @dataclass(frozen=True)
 class Task:
-    """All that a job's process is told; it may run on another machine that sees the same files."""
+    """All that a job's process gets; it may run on another machine that sees the same files."""
 
     job: str
     params: str  # the file of its resolved parameters
-    folder: Path
     log: Path
-    pieces: list  # names of what it trains
-    given: dict  # {piece: folder of the run that has it}
     environment: dict
 
 
@@ -34,12 +31,10 @@ def work(task):
     """Do one job, its output in its log file; return None when all went well, else why not, in words."""
     with _printing_to(task.log), _environment(task.environment):
         # Imported here: Ray and multiprocessing import this module just to find this function.
-        from cpsd_lib.workbench.grids.sharing import adopt
         from cpsd_lib.workbench.pipeline import Held, StageFailed, run_stages, stages_of
         from cpsd_lib.workbench.report import write_report
 
         try:
-            adopt(task.folder, task.pieces, task.given)
             done = run_stages(task.params)
             if "05_evaluation" in stages_of(done.params):
                 write_report(done)

@@ -1,6 +1,5 @@
-"""A grid file: one base, every combination of some values, a run each; all checked before anything starts."""
+"""A grid file: every combination of some parameters' values, a run each; all checked before anything starts."""
 
-import difflib
 import itertools
 import json
 import os
@@ -14,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from cpsd_lib.support import digest
 from cpsd_lib.workbench.loading import format_error, load_params
 from cpsd_lib.workbench.params import Params, Section
-from cpsd_lib.workbench.yaml_files import ParameterError, find_params, read_params, repo_root
+from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params
 
 MOST_JOBS = 1000
 
@@ -30,7 +29,8 @@ def _key(value):
 
 
 def _base(base):
-    find_params(base)
+    if base is not None:
+        find_params(base)
     return base
 
 
@@ -38,19 +38,29 @@ class Grid(Section):
     """Which runs, and how they are run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")  # folder below outputs/; its jobs are name.<values>
-    base: Annotated[str, AfterValidator(_base)]  # a parameter file, or its name in params/
-    vary: dict[str, Annotated[list[Any], AfterValidator(_values)]] = Field(min_length=1)  # {dotted key: values}
+    # A parameter file, or its name in params/; None where `vary` has several.
+    base: Annotated[str | None, AfterValidator(_base)] = None
+    # {dotted key: values}, and "base": parameter files
+    vary: dict[str, Annotated[list[Any], AfterValidator(_values)]] = Field(min_length=1)
     overrides: dict[str, Any] = Field(default_factory=dict)  # {dotted key: value} of every job
     engine: Literal["local", "ray"] = "local"
     jobs: int = Field(1, ge=1, le=10_000)  # side by side, where memory allows
-    threads: int | None = Field(None, ge=1, le=1024)  # of a job; None: this machine's cores shared out
-    gpus: float = Field(0, ge=0, le=64)  # ray: what a job asks for; 0: it sees none
+    threads: int | None = Field(None, ge=1, le=1024)  # CPU threads of a job; None: this machine's cores over `jobs`
+    gpus: float = Field(0, ge=0, le=64)  # ray: GPUs a job reserves; 0: it sees none
     address: str | None = None  # ray: a running cluster, which sees this folder and outputs/; None: this machine
 
     @model_validator(mode="after")
     def _fits_together(self):
         if "name" in {*self.vary, *self.overrides}:
             raise ValueError("name: the grid itself names its jobs")
+        if "base" in self.overrides:
+            raise ValueError("overrides.base: give a parameter file as `base:`, several as `vary: {base: [...]}`")
+        if (self.base is None) != ("base" in self.vary):
+            raise ValueError(
+                "base: give one parameter file as `base:` or several as `vary: {base: [...]}`, and not both"
+            )
+        if not all(isinstance(base, str) for base in self.vary.get("base", [])):
+            raise ValueError(f"vary.base: must be names or paths of parameter files; got {self.vary['base']}")
         for one, other in itertools.chain(
             itertools.product(self.overrides, self.vary), itertools.combinations(self.vary, 2)
         ):
@@ -64,6 +74,11 @@ class Grid(Section):
     def threads_a_job(self):
         """CPU threads of a job."""
         return self.threads or max(1, cores() // self.jobs)
+
+    @property
+    def source(self):
+        """The parameter file of all jobs, or how many files they have."""
+        return self.base or f"{len(self.vary['base'])} parameter files"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,20 +96,20 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# ---- what is asked for ---------------------------------------------------------------------------------------------
-
-
 def load_grid(source, overrides=None):
     """Return the checked Grid of a file (a path, or a name in params/ or params/grids/).
 
     overrides {dotted key: value}: a grid's own (jobs, vary.partition.k, ...), else a parameter of every job.
     Raises ParameterError that lists every fault.
     """
-    raw, overrides = read_params(_find(source)), overrides or {}
-    if any(key.partition(".")[0] == "vary" for key in overrides) and isinstance(raw.get("overrides"), dict):
-        # What is varied now has no one value any more, whatever the file says.
-        varied = {key.removeprefix("vary.") for key in overrides} | set(overrides.get("vary") or ())
+    raw, overrides = read_params(find_params(source, grid=True)), overrides or {}
+    # What is varied now has no one value any more, whatever the file has.
+    varied = {key.removeprefix("vary.") for key in overrides if key.startswith("vary.")}
+    varied |= set(overrides["vary"]) if isinstance(overrides.get("vary"), dict) else set()
+    if isinstance(raw.get("overrides"), dict):
         raw["overrides"] = {key: value for key, value in raw["overrides"].items() if key not in varied}
+    if "base" in varied:
+        raw.pop("base", None)
     for key, value in overrides.items():
         head, _, rest = key.partition(".")
         section, rest = (head, rest) if head in Grid.model_fields else ("overrides", key)
@@ -110,30 +125,14 @@ def load_grid(source, overrides=None):
         raise ParameterError("\n".join(dict.fromkeys(_explain(fault) for fault in error.errors()))) from None
 
 
-def _find(source):
-    beside = repo_root() / "params" / "grids"
-    for name in (source, f"{source}.yaml"):
-        if os.path.isfile(beside / name):
-            return beside / name
-    try:
-        return find_params(source)
-    except ParameterError:
-        known = sorted(file.stem for file in beside.glob("*.yaml"))
-        near = difflib.get_close_matches(Path(source).stem, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
-        raise ParameterError(f"no grid file {source!r}; {hint}") from None
-
-
 def _explain(fault):
     location = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "missing":
         return f"{location}: is needed and has no default"
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location.lower(), Grid.model_fields, 1, cutoff=0.5)
+        hint = near_name(location, list(Grid.model_fields), "a grid has")
         if location in (*Params.model_fields, "train"):
             hint = f"a run's parameters stand under overrides, as {location}.name: value"
-        else:
-            hint = f"did you mean {near[0]}?" if near else f"a grid knows: {', '.join(Grid.model_fields)}"
         return f"{location}: unknown parameter of a grid; {hint}"
     return f"{location}: {format_error(fault)}" if location else format_error(fault)
 
@@ -150,7 +149,7 @@ def jobs_of(grid):
     for slug, varied in zip(slugs, combinations, strict=True):
         name = f"{grid.name}.{slug}"
         try:
-            params = load_params(grid.base, grid.overrides | varied | {"name": name})
+            params = load_params(grid.base or varied["base"], grid.overrides | _without_base(varied) | {"name": name})
             jobs.append(Job(name, slug, varied, params))
         except ParameterError as error:
             for line in str(error).splitlines():
@@ -168,11 +167,14 @@ def refuse(faults, count):
 
 def _slugs(grid_name, combinations):
     """Return a name for each combination of values, short and unlike the others, that can be a folder's."""
-    keys = list(combinations[0])
+    keys = list(_without_base(combinations[0]))
     short = {key: key.rpartition(".")[2] for key in keys}
     if len(set(short.values())) < len(keys):
         short = {key: key.replace(".", "-") for key in keys}
-    slugs = ["_".join(f"{short[key]}-{_word(value)}" for key, value in varied.items()) for varied in combinations]
+    slugs = []
+    for varied in combinations:
+        base = [re.sub(r"[^A-Za-z0-9._-]+", "-", Path(varied["base"]).stem)] if "base" in varied else []
+        slugs.append("_".join(base + [f"{short[key]}-{_word(varied[key])}" for key in keys]))
     room = 100 - len(grid_name) - 1
     return [
         f"{slug[: room - 17]}-{digest(varied)}" if slugs.count(slug) > 1 or len(slug) > room else slug
@@ -180,11 +182,15 @@ def _slugs(grid_name, combinations):
     ]
 
 
+def _without_base(varied):
+    return {key: value for key, value in varied.items() if key != "base"}
+
+
 def _word(value):
     if isinstance(value, list):
         return "-".join(_word(one) for one in value)
     if isinstance(value, dict):
         return "-".join(_word(one) for one in value.values())
-    # A path says enough by its last name.
+    # Of a path the last name.
     text = "none" if value is None else str(value).rstrip("/").rpartition("/")[2]
     return re.sub(r"[^A-Za-z0-9.-]+", "-", text)

@@ -1,4 +1,4 @@
-"""A grid before it starts: what is left of each job, what they share, how many fit into memory, how long they all take."""
+"""A grid before it starts: what is left of each job, how many fit into memory, how long they all take."""
 
 import os
 import re
@@ -11,13 +11,13 @@ import torch
 
 from cpsd_lib.data import VIEWS, train_view
 from cpsd_lib.losses import asymmetric_loss
-from cpsd_lib.support import digest, keep_freed_memory, pick_device, pick_precision, read_json
+from cpsd_lib.support import digest, keep_freed_memory, pick_device, pick_precision
 from cpsd_lib.workbench import pipeline
 from cpsd_lib.workbench.building import build_shape
 from cpsd_lib.workbench.cost import Cost, as_computed, estimate
 from cpsd_lib.workbench.grids.params import Job, cores, refuse
-from cpsd_lib.workbench.grids.sharing import kind_of, pieces_of, schedule
 from cpsd_lib.workbench.preflight import images_of
+from cpsd_lib.workbench.run import Run
 from cpsd_lib.workbench.yaml_files import outputs_root
 
 STAGE_SECONDS = 7  # the start of a notebook's kernel, its imports and figures, beside its work
@@ -33,7 +33,6 @@ class Planned(Job):
     """A job as it was found."""
 
     left: list  # names of the stages that are not done and fresh, in order
-    pieces: dict  # {name: Piece} of all that it trains
     cost: Cost  # of all of it
 
 
@@ -54,7 +53,7 @@ def look_at(jobs, here=True):
             # A GPU may be another machine's: the card's own precision is a GPU's.
             computed = job.params if _on_gpu(job.params) else as_computed(job.params, torch.device("cpu"))
             cost = estimate(computed, classes, train, test)
-            planned.append(Planned(**vars(job), left=stages_left(job.params), pieces=pieces_of(job.params), cost=cost))
+            planned.append(Planned(**vars(job), left=stages_left(job.params), cost=cost))
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(job.slug)
     refuse(faults, len(jobs))
@@ -63,15 +62,13 @@ def look_at(jobs, here=True):
 
 def stages_left(params):
     """Return the names of a run's stages that are not done and fresh, in order: what `cpsd run` would do."""
-    folder = outputs_root() / params.name
-    manifest = folder / "manifest.json"
-    entries = read_json(manifest)["stages"] if manifest.exists() else {}
-    previous, left = None, []
+    run, previous, left = Run(params), None, []
+    entries = pipeline.read_manifest(outputs_root() / params.name)["stages"]
     for name in pipeline.stages_of(params):
         fingerprint, entry = pipeline.stage_fingerprint(name, params, previous), entries.get(name)
-        if not entry or entry["fingerprint"] != fingerprint or not pipeline.outputs_are_there(folder, entry):
+        if not entry or entry["fingerprint"] != fingerprint or not pipeline.outputs_are_there(run, entry):
             left.append(name)
-        previous = digest([fingerprint, entry["outputs"]]) if entry else None
+        previous = digest([fingerprint, entry["outputs"], entry["keys"]]) if entry else None
     return left
 
 
@@ -87,7 +84,7 @@ def _gpus(jobs):
 
 
 def side_by_side(grid, jobs):
-    """Return (how many Planned jobs may run at once, why fewer than asked or None), by the memory free now; 1 at least.
+    """Return (how many Planned jobs may run at once, why fewer than wanted or None), by the memory free now; 1 at least.
 
     A local job is taken to need what its larger training needs (cost.py) beside a runner and a kernel; on a GPU that is
     the GPU's memory, which all jobs share. Ray does its own counting.
@@ -156,35 +153,24 @@ def measured_speed(job, threads, seconds=2.0):
     return 3 * cost.forward_gflop * 1e9 * batch * steps / (time.perf_counter() - began)
 
 
-def job_seconds(job, speed, have):
-    """Return the seconds that a Planned job takes at `speed` FLOP a second; have: names of the pieces it need not train."""
-    left = {}
-    for kind in ("teachers", "soft_targets", "students"):
-        models = {name: piece.models for name, piece in job.pieces.items() if kind_of(name) == kind}
-        missing = sum(count for name, count in models.items() if name not in have)
-        left[kind] = missing / sum(models.values()) if models else 0.0
-    cost = job.cost
-    trained = cost.teacher_eflop * left["teachers"] + cost.student_eflop * left["students"]
-    whole = cost.teacher_eflop + cost.student_eflop
-    eflop = trained + cost.target_eflop * left["soft_targets"] + cost.evaluation_eflop
-    eflop += cost.validation_eflop * (trained / whole if whole else 0.0)
-    return eflop * 1e18 / speed + STAGE_SECONDS * len(job.left)
+def seconds_of(jobs, speed):
+    """Return the seconds that each of the Planned jobs takes at most, at `speed` FLOP a second, in their order.
 
-
-class _Imagined:
-    """An engine that does nothing but keep the time (seconds); it notes what each job would be given, and how long it took."""
-
-    def __init__(self, seconds_of):
-        self._seconds_of, self._running, self.now, self.seconds, self.given = seconds_of, {}, 0.0, {}, {}
-
-    def start(self, job, given):
-        self.given[job.name], self.seconds[job.name] = given, self._seconds_of(job, given)
-        self._running[job.name] = self.now + self.seconds[job.name]
-
-    def wait(self):
-        name = min(self._running, key=self._running.get)
-        self.now = self._running.pop(name)
-        return name, None
+    What an earlier job trains by the same parameters is taken from the store: all teachers, or all students with them.
+    """
+    made, seconds = set(), []
+    for job in jobs:
+        cost, eflop, run = job.cost, job.cost.evaluation_eflop, Run(job.params)
+        training = cost.teacher_eflop + cost.student_eflop
+        work = {"teachers": cost.teacher_eflop, "students": cost.student_eflop + cost.target_eflop}
+        for kind, its_eflop in work.items():
+            name = run.made_with(kind), tuple(job.params.student.rows), job.params.seed, job.params.seeds
+            if name not in made:
+                trained = cost.teacher_eflop if kind == "teachers" else cost.student_eflop
+                eflop += its_eflop + (cost.validation_eflop * trained / training if training else 0.0)
+            made.add(name)
+        seconds.append(eflop * 1e18 / speed + STAGE_SECONDS * len(job.left))
+    return seconds
 
 
 def spoken_time(seconds):
@@ -195,14 +181,11 @@ def spoken_time(seconds):
     return f"about {minutes} min" if minutes < 90 else f"about {minutes // 60:,} h {minutes % 60} min"
 
 
-def print_plan(grid, jobs, available, most, why):
-    """Print what will be done, who takes over what from whom, and an estimate of the time.
-
-    jobs: all Planned jobs. available {name: finished pieces}. most, why: as side_by_side found.
-    """
+def print_plan(grid, jobs, most, why):
+    """Print what will be done and an estimate of the time; jobs: all Planned jobs; most, why: as side_by_side found."""
     todo = [job for job in jobs if job.left]
     over = " x ".join(f"{key} ({len(values)})" for key, values in grid.vary.items())
-    print(f"{grid.name}: {len(jobs)} jobs over {over}, from {grid.base}; {len(jobs) - len(todo)} are done already")
+    print(f"{grid.name}: {len(jobs)} jobs over {over}, from {grid.source}; {len(jobs) - len(todo)} are done already")
     if not todo:
         return
     threads = f"{grid.threads_a_job} thread{'s' if grid.threads_a_job > 1 else ''} each"
@@ -212,27 +195,17 @@ def print_plan(grid, jobs, available, most, why):
         speed = measured_speed(todo[0], grid.threads_a_job)
     except (RuntimeError, ValueError) as error:  # no room, or no such device here
         trouble = str(error).partition("\n")[0]
-    imagined = _Imagined(lambda job, given: job_seconds(job, speed or 1e18, {*given, *available[job.name]}))
-    for _ in schedule(todo, dict(available), imagined.start, imagined.wait, most, lambda job: {}):
-        pass
+    seconds = dict(zip((job.name for job in todo), seconds_of(todo, speed or 1e18), strict=True))
     width = max(len(job.slug) for job in jobs)
     for job in jobs:
-        takes = f"  {spoken_time(imagined.seconds[job.name]):<16}" if speed and job.left else ""
-        shared = f"  takes over {_shared(imagined.given[job.name])}" if imagined.given.get(job.name) else ""
-        print(f"  {job.slug:<{width}}  {'to do' if job.left else 'done '}{takes}{shared}".rstrip())
+        takes = f"  {spoken_time(seconds[job.name])}" if speed and job.left else ""
+        print(f"  {job.slug:<{width}}  {'to do' if job.left else 'done '}{takes}".rstrip())
     if speed is None:
         print(f"no estimate of the time: training steps on random images stopped: {trouble}", flush=True)
         return
-    total = spoken_time(imagined.now * _slower(grid, todo, most))
-    print(f"estimate: {total} on this machine, at a measured {speed / 1e9:,.3g} GFLOP/s a job", flush=True)
-
-
-def _shared(given):
-    """Return {piece: run} in words: "teachers co, dis; soft targets co"."""
-    names = {}
-    for piece in given:
-        names.setdefault(kind_of(piece).replace("_", " "), {})[piece.rpartition("/")[2]] = True  # of all seeds, once
-    return "; ".join(f"{kind} {', '.join(found)}" for kind, found in names.items())
+    longest = max(sum(seconds.values()) / most, *seconds.values())
+    total = spoken_time(longest * _slower(grid, todo, most))
+    print(f"estimate: at most {total} on this machine, at a measured {speed / 1e9:,.3g} GFLOP/s a job", flush=True)
 
 
 def _slower(grid, jobs, most):

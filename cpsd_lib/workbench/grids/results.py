@@ -10,12 +10,14 @@ import pandas as pd
 from cpsd_lib.support import atomic, read_json, write_json, write_text
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.grids.params import load_grid
+from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.rows import TITLES
 from cpsd_lib.workbench.run import Run
 from cpsd_lib.workbench.scoring import load_records
 from cpsd_lib.workbench.yaml_files import outputs_root, read_yaml, repo_root
 
 SCORES = ("mAP", "CF1", "OF1", "seconds")
+PAPER = ("paper mAP", "paper CF1", "paper OF1")
 MARKERS = "osD^vP*X<>"
 MOST_PANELS = 16
 
@@ -23,7 +25,8 @@ MOST_PANELS = 16
 def collect(jobs):
     """Return a DataFrame, one line a job x row x split x seed, of Jobs that are done; None where nothing was scored.
 
-    Columns: job, the varied values, row, split, seed, mAP, CF1, OF1 (percent), seconds of training, commit.
+    Columns: job, the varied values, row, split, seed, mAP, CF1, OF1 (percent), seconds of training, commit; and "paper mAP",
+    "paper CF1", "paper OF1" (percent, NaN where there is none), where a job has a published figure.
     """
     found = []
     for job in jobs:
@@ -33,9 +36,18 @@ def collect(jobs):
         records = load_records(run)
         commit = read_json(run.folder / "manifest.json")["stages"]["05_evaluation"]["commit"]
         values = {"job": job.name} | {key: _cell(value) for key, value in job.varied.items()}
-        lines = records[["row", "split", "seed", *SCORES]]
-        found.append(pd.DataFrame([values] * len(lines)).join(lines.reset_index(drop=True)).assign(commit=commit))
-    return pd.concat(found, ignore_index=True) if found else None
+        lines = records[["row", "split", "seed", *SCORES]].reset_index(drop=True).assign(commit=commit)
+        found.append(pd.DataFrame([values] * len(lines)).join(lines).join(_paper(lines, published(job.params))))
+    frame = pd.concat(found, ignore_index=True) if found else None
+    return None if frame is None else frame.drop(columns=[name for name in PAPER if frame[name].isna().all()])
+
+
+def _paper(lines, figures):
+    """Return the published figures {row: {name: percent}} of the test split beside the lines of a job."""
+    rows = [
+        figures.get(row, {}) if split == "test" else {} for row, split in zip(lines["row"], lines["split"], strict=True)
+    ]
+    return pd.DataFrame({f"paper {name}": [row.get(name, np.nan) for row in rows] for name in SCORES[:3]}, dtype=float)
 
 
 def _cell(value):
@@ -66,8 +78,9 @@ def write(frame, folder, keys, notes=()):
     splits = list(dict.fromkeys(frame["split"]))
     tables = {split: table(frame[frame["split"] == split], keys) for split in splits}
     title = f"{folder.name}{''.join(f' ({note})' for note in notes)}"
+    legend = " ".join([LEGEND, PAPER_LEGEND] if set(PAPER) & set(frame) else [LEGEND])
     sections = [f"## {split}\n\n{_markdown(found)}" for split, found in tables.items()]
-    write_text(folder / "grid.md", "\n\n".join([f"# {title}", SAID, *sections]) + "\n")
+    write_text(folder / "grid.md", "\n\n".join([f"# {title}", legend, *sections]) + "\n")
     plots.use_style()
     drawn = []
     for key, figure in figures(frame, keys, folder.name, notes):
@@ -75,20 +88,27 @@ def write(frame, folder, keys, notes=()):
         plots.save(figure, drawn[-1])
     text = tables[splits[0]].to_string(index=False)
     files = "\n".join(str(path) for path in (folder / "grid.csv", folder / "grid.md", *drawn))
-    return f"{title}: {splits[0]}. {SAID}\n{text}\n\n{files}"
+    return f"{title}: {splits[0]}. {legend}\n{text}\n\n{files}"
 
 
-SAID = "Percent, mean over seeds; s.d.: standard deviation over seeds, unknown (-) for one."
+LEGEND = "Percent, mean over seeds; s.d.: standard deviation over seeds, unknown (-) for one."
+PAPER_LEGEND = "paper: published for this data set, model, pixels and row, whatever else the grid varies."
 
 
 def table(frame, keys):
-    """Return one line of text a combination of varied values and row: mean mAP, s.d. over seeds, CF1, OF1, seconds, seeds."""
+    """Return one line of text a combination of varied values and row: mean mAP, s.d. over seeds, CF1, OF1, seconds, seeds.
+
+    The published figures that `frame` has come last.
+    """
     grouped = frame.groupby([*keys, "row"], sort=False, dropna=False)
     mean = grouped[list(SCORES)].mean()
     spread = _text(grouped["mAP"].std(), ".2f")
     found = pd.DataFrame({"mAP": _text(mean["mAP"], ".2f"), "s.d.": spread}, index=mean.index)
     found = found.assign(CF1=_text(mean["CF1"], ".2f"), OF1=_text(mean["OF1"], ".2f"))
-    found = found.assign(seconds=_text(mean["seconds"], ",.0f"), seeds=grouped["seed"].nunique()).reset_index()
+    found = found.assign(seconds=_text(mean["seconds"], ",.0f"), seeds=grouped["seed"].nunique())
+    for name in [name for name in PAPER if name in frame and frame[name].notna().any()]:
+        found[name] = _text(grouped[name].mean(), ".1f")
+    found = found.reset_index()
     return found.assign(row=[TITLES.get(row, row) for row in found["row"]])
 
 
@@ -135,7 +155,7 @@ def offered():
     for file in sorted((repo_root() / "params" / "grids").glob("*.yaml")):
         grid = load_grid(file.stem)
         varied = "; ".join(f"{key} = {', '.join(map(str, values))}" for key, values in grid.vary.items())
-        lines.append(f"cpsd grid {file.stem}: {varied}, from {grid.base}")
+        lines.append(f"cpsd grid {file.stem}: {varied}, from {grid.source}")
     return "\n".join(lines)
 
 
@@ -159,10 +179,10 @@ def _best(frame, key, row):
     mean, spread = scores.mean(), scores.std()
     best, worst, seeds = mean.idxmax(), mean.idxmin(), frame["seed"].nunique()
     if mean.max() - mean.min() < 0.05:
-        told = f"{mean.max():.1f} mAP at every {key}"
+        finding = f"{mean.max():.1f} mAP at every {key}"
     else:
-        told = f"best at {key} {best} ({mean.max():.1f} mAP), worst at {worst} ({mean.min():.1f})"
-    return f"{TITLES[row]}: {told}{f'; s.d. over {seeds} seeds up to {spread.max():.1f}' if seeds > 1 else ''}."
+        finding = f"best at {key} {best} ({mean.max():.1f} mAP), worst at {worst} ({mean.min():.1f})"
+    return f"{TITLES[row]}: {finding}{f'; s.d. over {seeds} seeds up to {spread.max():.1f}' if seeds > 1 else ''}."
 
 
 # ---- figures -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A grid: many runs from one file, side by side; they share what they can, and a killed one hurts no other."""
+"""A grid: many runs from one file, side by side; the store gives each what another has made, and a killed one hurts no other."""
 
 import sys
 import time
@@ -6,8 +6,7 @@ import time
 from cpsd_lib.support import write_text
 from cpsd_lib.workbench.grids import engines, results
 from cpsd_lib.workbench.grids.params import jobs_of, load_grid
-from cpsd_lib.workbench.grids.plan import look_at, print_plan, side_by_side, spoken_time, stages_left
-from cpsd_lib.workbench.grids.sharing import finished_pieces, schedule
+from cpsd_lib.workbench.grids.plan import look_at, print_plan, side_by_side, spoken_time
 from cpsd_lib.workbench.pipeline import Held, one_runner
 from cpsd_lib.workbench.run import Run, show_params
 from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root, repo_root
@@ -44,31 +43,25 @@ def run_grid(source, overrides=None):
 def _run_jobs(grid, folder, jobs):
     """Print the plan, run what is left, a line a job; return {failed job's name: why}."""
     todo = [job for job in jobs if job.left]
-    available = {job.name: finished_pieces(job.pieces, job.left) for job in jobs}
     most, why = side_by_side(grid, todo)
-    print_plan(grid, jobs, available, most, why)
+    print_plan(grid, jobs, most, why)
     if not todo:
         return {}
     print(f"logs: {folder / 'logs'}", flush=True)
-    failed, began, started = {}, time.monotonic(), {}
+    failed, began, running, waiting = {}, time.monotonic(), {}, list(todo)
     with _engine(grid) as engine:
-
-        def start(job, given):
-            started[job.name] = time.monotonic()
-            engine.start(_task(grid, folder, job, given))
-
-        def after_failure(job):
-            return finished_pieces(job.pieces, stages_left(job.params))
-
-        ended = schedule(todo, available, start, engine.wait, most, after_failure)
-        for number, (job, error) in enumerate(ended, 1):
-            said = f"{time.monotonic() - started[job.name]:,.0f} s"
-            if error is None:
-                said = f"done in {said}"
-            else:
-                failed[job.name] = error
-                said = "FAILED after {}: {}".format(said, error.partition("\n")[0])
-            print(f"{time.strftime('%H:%M:%S')} {number}/{len(todo)} {job.slug}: {said}", flush=True)
+        for number in range(1, len(todo) + 1):
+            while waiting and len(running) < most:
+                job = waiting.pop(0)
+                running[job.name] = job, time.monotonic()
+                engine.start(_task(grid, folder, job))
+            name, error = engine.wait()
+            job, started = running.pop(name)
+            took = f"{time.monotonic() - started:,.0f} s"
+            if error is not None:
+                failed[name] = error
+            result = f"done in {took}" if error is None else f"FAILED after {took}: {error.splitlines()[0]}"
+            print(f"{time.strftime('%H:%M:%S')} {number}/{len(todo)} {job.slug}: {result}", flush=True)
     print(f"{len(todo) - len(failed)} of {len(todo)} done in {spoken_time(time.monotonic() - began)}", flush=True)
     return failed
 
@@ -83,7 +76,7 @@ def _log(folder, job):
     return folder / "logs" / f"{job.removeprefix(f'{folder.name}.')}.log"
 
 
-def _task(grid, folder, job, given):
+def _task(grid, folder, job):
     # The resolved parameters, not the files they came from: those may be edited while the grid runs.
     path = folder / "params" / f"{job.slug}.yaml"
     write_text(path, show_params(Run(job.params)))
@@ -93,10 +86,7 @@ def _task(grid, folder, job, given):
     return engines.Task(
         job=job.name,
         params=str(path),
-        folder=outputs_root() / job.name,
         log=_log(folder, job.name),
-        pieces=list(job.pieces),
-        given={piece: outputs_root() / donor for piece, donor in given.items()},
         environment=environment,
     )
 

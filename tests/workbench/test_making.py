@@ -5,24 +5,27 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors.torch
 import torch
 
 from cpsd_lib.cli import main
-from cpsd_lib.support import read_json, sha256
+from cpsd_lib.support import read_json
 from cpsd_lib.training import loop
 from cpsd_lib.training.batches import Batches
-from cpsd_lib.workbench import distill, run_training
+from cpsd_lib.workbench import making
 from cpsd_lib.workbench.cost import equal_epochs
-from cpsd_lib.workbench.distill import (
-    fill_targets,
-    load_student,
-    open_targets,
-    student_batches,
-    target_source,
-    train_student,
-)
 from cpsd_lib.workbench.loading import load_params
+from cpsd_lib.workbench.making import (
+    StoredTargets,
+    fill_targets,
+    history,
+    load_student,
+    load_teachers,
+    row_key,
+    student_batches,
+    train_student,
+    train_teachers,
+)
+from cpsd_lib.workbench.recipes import student_task, teacher_tasks
 from cpsd_lib.workbench.run import (
     MissingStage,
     cut_labels,
@@ -33,9 +36,7 @@ from cpsd_lib.workbench.run import (
     show_params,
     training_indices,
 )
-from cpsd_lib.workbench.run_training import training_fingerprint
 from cpsd_lib.workbench.scoring import evaluate, load_records
-from cpsd_lib.workbench.teaching import load_teachers, train_teachers
 from cpsd_lib.workbench.yaml_files import ParameterError
 
 SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 32, "partition.k": 2}
@@ -61,14 +62,27 @@ def everything(run):
     cut_labels(run)
     for seed in run.params.seed_list():
         train_teachers(run, seed)
-        stores = fill_targets(run, seed)
         for row in run.params.student.rows:
             if row != "baseline":
-                train_student(run, seed, row, stores)
+                train_student(run, seed, row)
 
 
-def weights_of(folder):
-    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in folder.glob("**/*.safetensors")}
+def models_in(run):
+    """The keys of all models in the store."""
+    return {path.name for path in (run.store.root / "model").glob("*")}
+
+
+def about(run, row, seed=0):
+    return run.store.record("model", row_key(run, seed, row))["about"]
+
+
+def epochs_of(run, name):
+    return pd.read_csv(history(run, run.keys(name, "03_teachers")[0]))["epoch"]
+
+
+def same(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture
@@ -106,9 +120,9 @@ def test_protocol_paper_selects_on_test_and_records_it(outputs):
     rows, selection = training_indices(run, run.params.teachers, 0)
     assert set(run.dataset.table.split[rows]) == {"train"} and set(run.dataset.table.split[selection]) == {"test"}
     everything(run)
-    entry = load_student(run, 0, "sd")[1]
+    entry = about(run, "sd")
     assert entry["protocol"] == "paper" and entry["weights"] in ("ema", "raw") and entry["val_map"] is not None
-    assert "val_map_raw" in (run.student_folder(0, "sd") / "history.csv").read_text()
+    assert "val_map_raw" in history(run, row_key(run, 0, "sd")).read_text()
     with pytest.raises(MissingStage):  # an honest run does not take a model that has seen test
         load_student(small(name="paper", student__rows=["baseline", "sd"]), 0, "sd")
 
@@ -128,27 +142,27 @@ def test_the_honest_protocol_never_shows_test_images_to_training(outputs, monkey
     )
     everything(run)
     assert len(seen) > 0 and set(run.dataset.table.split[sorted(seen)]) == {"train"}
-    assert load_student(run, 0, "sd")[1]["val_map"] is not None
+    assert about(run, "sd")["val_map"] is not None
 
 
 # ---- the order of the stages -----------------------------------------------------------------------------------------
 
 
 def test_each_stage_names_the_notebook_that_has_to_run_first(outputs):
-    run = small(name="fresh")
+    run = small(name="fresh", seed=11)
     with pytest.raises(MissingStage, match="run 02_partition first"):
         load_partitions(run)
     with pytest.raises(MissingStage, match="run 02_partition first"):
-        train_teachers(run, 0)
+        train_teachers(run, 11)
     cut_labels(run)
     with pytest.raises(MissingStage, match="run 03_teachers first"):
-        fill_targets(run, 0)
+        fill_targets(run, 11)
     with pytest.raises(MissingStage, match="run 03_teachers first"):
-        load_teachers(run, 0)
+        load_teachers(run, 11)
     with pytest.raises(MissingStage, match="run 03_teachers first"):
-        load_student(run, 0, "baseline")
+        load_student(run, 11, "baseline")
     with pytest.raises(MissingStage):
-        load_student(run, 0, "cpsd")
+        load_student(run, 11, "cpsd")
 
 
 def test_more_parts_than_classes_is_an_error_in_words(outputs):
@@ -163,6 +177,7 @@ def test_another_k_makes_the_partition_missing(outputs):
 
 
 def test_teachers_of_other_parameters_are_not_distilled_even_when_their_soft_targets_are_complete(outputs):
+    everything(small())
     with pytest.raises(MissingStage, match="run 03_teachers first"):
         fill_targets(small(teachers__lr=0.1), 0)
 
@@ -187,22 +202,24 @@ def test_another_alpha_is_another_cpsd_student_and_nothing_else(outputs, no_trai
     load_student(small(), 0, "cpsd")
 
 
-def test_weights_that_were_changed_are_missing_in_words(outputs):
-    run = small(name="harmed", student__rows=["baseline"])
+def test_a_model_that_is_gone_from_the_store_is_named_and_made_again_by_its_stage(outputs):
+    run = small(name="harmed", student__rows=["baseline"], seed=77)
     everything(run)
-    path = run.teacher_folder(0) / "whole.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(MissingStage, match="gone or were changed; run 03_teachers again"):
-        load_student(run, 0, "baseline")
+    before, key = load_student(run, 77, "baseline"), row_key(run, 77, "baseline")
+    (run.store.folder("model", key) / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=f"the model {key} is not in"):
+        load_student(run, 77, "baseline")
+    train_teachers(run, 77)
+    assert same(load_student(run, 77, "baseline"), before)
 
 
 # ---- what is trained, and what is not --------------------------------------------------------------------------------
 
 
 def test_a_finished_run_is_only_loaded(outputs, no_training):
-    before = weights_of(outputs / "base")
+    before = models_in(small())
     everything(small())
-    assert weights_of(outputs / "base") == before and len(before) == 1 + 2 * 2 + 4
+    assert models_in(small()) == before and sum(map(len, small().noted(["teachers", "students"]).values())) == 9
 
 
 @pytest.mark.parametrize(
@@ -214,154 +231,158 @@ def test_what_does_not_change_a_result_retrains_nothing(outputs, no_training, ch
 
 def test_a_second_seed_trains_itself_alone(outputs):
     rows = ["baseline", "sd"]
-    everything(small(name="seeds", student__rows=rows))
-    before = weights_of(outputs / "seeds")
-    everything(small(name="seeds", student__rows=rows, seeds=2))
-    after = weights_of(outputs / "seeds")
-    assert before.items() <= after.items()
-    assert {name.split("/")[0] for name in after.keys() - before.keys()} == {"seed1"}
-    first, second = outputs / "seeds" / "seed0", outputs / "seeds" / "seed1"
-    assert sha256(first / "teachers" / "whole.safetensors") != sha256(second / "teachers" / "whole.safetensors")
+    run, both = small(name="seeds", student__rows=rows), small(name="seeds", student__rows=rows, seeds=2)
+    everything(run)
+    before = models_in(run)
+    everything(both)
+    assert len(models_in(run) - before) == 2
+    assert not same(load_student(both, 0, "baseline"), load_student(both, 1, "baseline"))
 
 
-def test_rows_added_later_train_only_the_teachers_they_need_and_get_the_weights_of_a_run_of_all_rows(outputs):
-    everything(small(name="rows", student__rows=["baseline", "cgpd"]))
-    before = weights_of(outputs / "rows")
-    assert sorted(before) == [
-        f"seed0/{n}.safetensors" for n in ("students/cgpd/student", "teachers/co-0", "teachers/co-1", "teachers/whole")
+def test_rows_added_later_train_only_what_is_missing_and_another_name_trains_nothing(outputs, no_training):
+    run = small(name="rows", student__rows=["baseline", "cgpd"])
+    everything(run)
+    assert sorted(run.noted(["teachers", "students"])) == [
+        f"seed0/{n}" for n in ("students/cgpd", "teachers/co", "teachers/whole")
     ]
     everything(small(name="rows"))
-    assert before.items() <= weights_of(outputs / "rows").items()
-    for name in weights_of(outputs / "base"):
-        assert sha256(outputs / "rows" / name) == sha256(outputs / "base" / name), name
+    for row in ("baseline", *DISTILLED):
+        assert row_key(small(name="rows"), 0, row) == row_key(small(), 0, row)
 
 
 def test_every_row_starts_from_the_same_weights_and_sees_the_same_views(outputs, monkeypatch):
-    run, started, views = small(), {}, {}
-    stores = fill_targets(run, 0)
+    run, started, views = small(name="starts", seed=5), {}, {}
+    cut_labels(run)
+    train_teachers(run, 5)
 
-    def look(learners, batches, training, folder, **_):
-        started[folder.name] = [tensor.clone() for tensor in learners[0].model.state_dict().values()]
-        views[folder.name] = [batch.images for batch in batches.epoch(0)]
-        return {"student": {}}
+    class Looked(Exception):
+        pass
 
-    monkeypatch.setattr(run_training, "fit", look)
+    def look(learners, batches, *_, desc, **__):
+        started[desc] = [tensor.clone() for tensor in learners[0].model.state_dict().values()]
+        views[desc] = [batch.images for batch in batches.epoch(0)]
+        raise Looked
+
+    monkeypatch.setattr(making, "fit", look)
     for row in DISTILLED:
-        train_student(run, 0, row, stores)
-    assert sorted(started) == sorted(DISTILLED)
-    for row in DISTILLED:
-        for found, expected in zip(started[row] + views[row], started["sd"] + views["sd"], strict=True):
-            assert torch.equal(found, expected)
+        with pytest.raises(Looked):
+            train_student(run, 5, row)
+    first, *others = started
+    assert len(others) == 3
+    for name in others:
+        for tensor, expected in zip(started[name] + views[name], started[first] + views[first], strict=True):
+            assert torch.equal(tensor, expected)
 
 
 # ---- what is written -------------------------------------------------------------------------------------------------
 
 
-def test_the_list_of_teachers_is_by_part_in_order_and_covers_every_class(outputs):
+def test_the_teachers_of_a_branch_are_noted_by_part_in_order_and_cover_every_class(outputs):
     run = small()
-    listing, partitions = read_json(run.teacher_folder(0) / "teachers.json"), load_partitions(run)
-    assert list(listing) == ["whole", "co", "dis"]
-    for branch, teachers in listing.items():
-        assert [teacher["part"] for teacher in teachers] == list(range(len(partitions[branch].parts)))
-        assert [teacher["class_indices"] for teacher in teachers] == [
-            list(map(int, part)) for part in partitions[branch].parts
-        ]
-        for teacher in teachers:
-            assert sha256(run.teacher_folder(0) / teacher["file"]) == teacher["sha256"]
+    partitions, names = load_partitions(run), run.dataset.table.names
+    for branch in ("whole", "co", "dis"):
+        keys = run.keys(f"seed0/teachers/{branch}", "03_teachers")
+        classes = [run.store.record("model", key)["recipe"]["classes"] for key in keys]
+        assert classes == [[names[c] for c in part] for part in partitions[branch].parts]
 
 
-def test_soft_targets_are_what_the_teachers_say_of_the_view_the_student_sees(outputs):
-    run = small()
-    stores, merged = fill_targets(run, 0), load_teachers(run, 0)
-    batches = student_batches(run, 0, target_source(run, 0, stores))
-    batch = next(iter(batches.epoch(0)))
-    assert set(stores) == {"whole", "co", "dis"}
-    for branch in stores:
-        with torch.no_grad():
-            torch.testing.assert_close(batch.soft[branch], merged[branch](batch.images), rtol=2e-3, atol=2e-3)
+def test_soft_targets_are_what_the_teachers_compute_for_the_view_the_student_sees(outputs):
+    run, branches = small(), ["whole", "co", "dis"]
+    merged, source = load_teachers(run, 0), StoredTargets(run, 0, branches)
+    batch = next(iter(student_batches(run, 0, source).epoch(0)))
+    assert list(batch.soft) == branches
+    for branch in branches:
+        torch.testing.assert_close(batch.soft[branch], merged[branch].soft_targets(batch.images), rtol=2e-3, atol=2e-3)
 
 
-def test_soft_targets_are_filled_again_for_other_views(outputs, capsys):
-    run = small(name="views", student__rows=["sd"])
+def test_another_view_has_soft_targets_of_its_own_and_more_stored_views_contain_the_first(outputs):
+    run = small(name="views", student__rows=["sd"], student__views=2, student__epochs=3)
     everything(run)
-    everything(small(name="views", student__rows=["sd"], student__view="plain"))
-    assert "computed again" in capsys.readouterr().out
-    assert read_json(run.student_folder(0, "sd") / "student.json")["fingerprint"]["training"]["view"]["flip"] is False
+    two = run.noted(["soft_targets"])["seed0/soft_targets/whole"]
+    plain = small(name="plain_views", student__rows=["sd"], student__views=2, student__epochs=3, student__view="plain")
+    everything(plain)
+    assert len(two) == 2 and not set(two) & set(plain.noted(["soft_targets"])["seed0/soft_targets/whole"])
+    more = small(name="more_views", student__rows=["sd"], student__views=3, student__epochs=3)
+    everything(more)
+    assert more.noted(["soft_targets"])["seed0/soft_targets/whole"][:2] == two
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_students_that_ask_as_they_go_are_those_that_read_what_was_asked_ahead(outputs, mode):
-    settings = {
-        "student__rows": ["sd", "cpsd"],
-        "student__teacher_mode": mode,
-        "student__epochs": 3,
-        "student__views": 2,
-    }
-    ahead, lazy = small(name=f"ahead_{mode}", **settings), small(name=f"lazy_{mode}", **settings)
-    everything(ahead)
-    cut_labels(lazy)
-    train_teachers(lazy, 0)
-    for row in ("sd", "cpsd"):
-        train_student(lazy, 0, row, open_targets(lazy, 0))
-    for row in ("sd", "cpsd"):
-        one, other = (run.student_folder(0, row) / "student.safetensors" for run in (ahead, lazy))
-        assert sha256(one) == sha256(other)
-    asked = {branch: store.seconds for branch, store in open_targets(lazy, 0).items()}
-    assert all(seconds > 0 for seconds in asked.values())
-    fill_targets(lazy, 0)
-    assert asked == {
-        branch: store.seconds for branch, store in open_targets(lazy, 0).items()
-    }  # nothing was left to ask
+def test_a_student_is_the_same_whoever_needed_its_soft_targets_first(outputs, tmp_path, monkeypatch):
+    settings = {"student__rows": ["sd", "cpsd"], "student__epochs": 3, "student__views": 2}
+    weights = []
+    for order in (("sd", "cpsd"), ("cpsd", "sd"), ("ahead", "sd", "cpsd")):
+        monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "-".join(order)))
+        run = small(name="order", **settings)
+        cut_labels(run)
+        train_teachers(run, 0)
+        for row in order:
+            fill_targets(run, 0) if row == "ahead" else train_student(run, 0, row)
+        weights.append([load_student(run, 0, row) for row in ("sd", "cpsd")])
+    assert all(same(one, other) for other in weights[1:] for one, other in zip(weights[0], other, strict=True))
 
 
 def test_a_students_own_seconds_are_without_its_teachers(outputs, monkeypatch):
-    run = small(name="clock", student__rows=["sd"])
+    run, opened = small(name="clock", student__rows=["sd"], seed=3), StoredTargets.open
     cut_labels(run)
-    train_teachers(run, 0)
-    slow = distill.TargetSource._compute
-    monkeypatch.setattr(
-        distill.TargetSource,
-        "_compute",
-        lambda self, *a: (slow(self, *a), setattr(self, "seconds", self.seconds + 100)),
-    )
-    _, entry = train_student(run, 0, "sd", open_targets(run, 0))
-    assert entry["seconds"] < 0  # a hundred seconds that did not pass were taken off, batch by batch
+    train_teachers(run, 3)
+
+    def slow(self, number):
+        self.seconds += 100
+        return opened(self, number)
+
+    monkeypatch.setattr(StoredTargets, "open", slow)
+    train_student(run, 3, "sd")
+    assert about(run, "sd", 3)["seconds"] < 0  # a hundred seconds that did not pass were taken off, batch by batch
 
 
 def test_targets_can_be_filled_ahead_from_the_command_line(outputs, capsys):
-    words = ["tiny", *(f"{key}={value}" for key, value in SMALL.items()), "name=by_hand", "student.rows=[sd]"]
+    words = [
+        "tiny",
+        *(f"{key}={value}" for key, value in SMALL.items()),
+        "name=by_hand",
+        "student.rows=[sd]",
+        "seed=12",
+    ]
     assert main(["targets", *words]) == 1
     assert "there is no run by_hand" in capsys.readouterr().err and not (outputs / "by_hand").exists()
-    run = small(name="by_hand", student__rows=["sd"])
+    run = small(name="by_hand", student__rows=["sd"], seed=12)
     cut_labels(run)
     assert main(["targets", *words]) == 1
     assert "run 03_teachers first" in capsys.readouterr().err
-    train_teachers(run, 0)
-    for expected in ("the teachers need about", "are there"):
+    train_teachers(run, 12)
+    for _ in range(2):
         assert main(["targets", *words]) == 0
-        assert "seed 0: soft targets, 1 store, 0.0 MB" in (out := capsys.readouterr().out) and expected in out
+        assert "seed 12: soft targets of 1 view, 0.0 MB, are there" in capsys.readouterr().out
 
 
-def test_a_record_says_what_the_model_needs_to_be_used(outputs):
+def test_an_artifact_records_what_the_model_needs_to_be_used_and_what_made_it(outputs):
     run = small()
-    entry = read_json(run.student_folder(0, "cpsd") / "student.json")
-    assert entry["class_names"] == run.dataset.table.names and entry["preprocessing"]["size"] == 16
-    assert entry["architecture"]["name"] == "test_resnet" and entry["seed"] == 0 and entry["protocol"] == "honest"
-    assert entry["fingerprint"]["weights"] == {"co": 0.5, "dis": 0.5} and set(entry["fingerprint"]["targets"]) == {
+    record = run.store.record("model", row_key(run, 0, "cpsd"))
+    assert record["recipe"]["classes"] == run.dataset.table.names and record["about"]["preprocessing"]["size"] == 16
+    assert record["about"]["architecture"]["name"] == "test_resnet" and record["about"]["protocol"] == "honest"
+    assert record["recipe"]["objective"]["weights"] == {"co": 0.5, "dis": 0.5} and set(record["recipe"]["soft"]) == {
         "co",
         "dis",
     }
+    assert {"versions", "hardware", "commit", "files"} <= record.keys() and record["about"]["seconds"] > 0
 
 
-def test_the_same_weights_file_under_another_name_is_the_same_model(outputs, tmp_path):
-    for name in ("a.safetensors", "b.safetensors"):
+def test_weights_and_label_vectors_count_by_their_bytes_and_not_by_their_name(outputs, tmp_path):
+    for name in ("a.safetensors", "b.safetensors", "a.npz", "b.npz"):
         (tmp_path / name).write_bytes(b"the same bytes")
-    (tmp_path / "c.safetensors").write_bytes(b"other bytes")
-    made = {}
-    for name in "abc":
-        run = small(model__weights=str(tmp_path / f"{name}.safetensors"))
-        made[name] = training_fingerprint(run, run.params.teachers, run.params.model, 0)
-    assert made["a"] == made["b"] != made["c"]
+    for name in ("c.safetensors", "c.npz"):
+        (tmp_path / name).write_bytes(b"other bytes")
+    for setting in (
+        {"model__weights": "{}.safetensors"},
+        {"model__label_vectors": "{}.npz", "model__head": "label_transformer"},
+    ):
+        keys = {}
+        for name in "abc":
+            values = {k: v if k == "model__head" else str(tmp_path / v.format(name)) for k, v in setting.items()}
+            run = small(name="bytes", **values)
+            cut_labels(run)
+            keys[name] = [teacher_tasks(run, 0, "co")[0].key, student_task(run, 0, "sd").key]
+        assert keys["a"] == keys["b"] and not set(keys["a"]) & set(keys["c"])
 
 
 def test_the_parameters_shown_are_the_parameters_a_run_can_be_repeated_with(outputs, tmp_path):
@@ -387,35 +408,25 @@ def test_describe_data_counts_every_split(outputs):
 # ---- other rows ------------------------------------------------------------------------------------------------------
 
 
-def state(path):
-    return safetensors.torch.load_file(path)
-
-
 def test_a_student_alone_is_the_baseline_where_both_are_the_same_model(outputs):
     run = small(name="student_only", student__rows=["baseline", "student_only"])
     everything(run)
-    alone, baseline = (run.student_folder(0, "student_only") / "student", run.teacher_folder(0) / "whole")
-    one, other = (state(path.with_suffix(".safetensors")) for path in (alone, baseline))
-    assert all(torch.equal(one[name], other[name]) for name in one | other)
-    assert not (run.folder / "seed0" / "soft_targets").exists()  # nobody was asked
+    assert row_key(run, 0, "student_only") == row_key(run, 0, "baseline")  # one recipe, one artifact
+    assert run.noted(["soft_targets"]) == {}
 
 
-def test_the_rows_of_equal_time_train_one_model_as_long_as_the_whole_method_takes(outputs):
+def test_the_rows_of_equal_compute_train_one_model_as_long_as_the_whole_method_takes(outputs):
     rows = ["baseline", "cpsd", "baseline_equal_compute", "sd_equal_compute", "rand"]
-    run = small(
-        name="equal_compute", student__rows=rows, partition__k=2, train__epochs=2, student__views=1, data__images=100
-    )
+    run = small(name="equal_compute", student__rows=rows, partition__k=2, train__epochs=2, student__views=1)
     everything(run)
     epochs, teacher_epochs = equal_epochs(run.params.teachers, run.params.student, 2)
     assert (epochs, teacher_epochs) == (11, 8)  # 2 x 2 teachers of 2 epochs, 4/3 of targets, a student of 2
-    assert pd.read_csv(run.teacher_folder(0) / "equal_compute" / "history.csv")["epoch"].max() == 8
-    assert pd.read_csv(run.student_folder(0, "baseline_equal_compute") / "history.csv")["epoch"].max() == 11
-    assert pd.read_csv(run.teacher_folder(0) / "history.csv")["epoch"].max() == 2
+    assert epochs_of(run, "seed0/teachers/equal_compute").max() == 8
+    assert epochs_of(run, "seed0/students/baseline_equal_compute").max() == 11
+    assert epochs_of(run, "seed0/teachers/whole").max() == 2
     assert [len(load_teachers(run, 0)[branch].experts) for branch in ("random", "equal_compute", "co")] == [2, 1, 2]
     for row in rows:
         load_student(run, 0, row)
-    listing = read_json(run.teacher_folder(0) / "teachers.json")
-    assert [len(teacher["class_indices"]) for teacher in listing["random"]] == [10, 10]
 
 
 SHARED = {"teachers__start": "baseline", "teachers__frozen_stages": 4, "data__size": 32}
@@ -425,61 +436,58 @@ def test_teachers_that_share_a_trunk_start_from_the_baseline_and_own_the_rest(ou
     rows = ["baseline", "sd", "cpsd", "sd_continued", "sd_equal_compute"]
     run = small(name="shared", student__rows=rows, teachers__more_epochs=2, **SHARED)
     everything(run)
-    whole, parts = (
-        state(run.teacher_folder(0) / "whole.safetensors"),
-        state(run.teacher_folder(0) / "from_baseline/co-1.safetensors"),
-    )
-    assert {name.split(".")[1] for name in parts if name.startswith("backbone")} == {"layer4"}
-    assert any(not torch.equal(parts[name], whole[name]) for name in parts if name.startswith("backbone.layer4"))
-    history = pd.read_csv(run.teacher_folder(0) / "from_baseline" / "history.csv")
-    assert set(history["learner"]) == {"co-0", "co-1", "dis-0", "dis-1", "continued"} and history["epoch"].max() == 2
-    assert set(pd.read_csv(run.teacher_folder(0) / "history.csv")["learner"]) == {"whole"}
     loaded = load_teachers(run, 0)
-    assert loaded["co"].experts[0].shared[0] is loaded["dis"].experts[1].shared[0]  # one trunk for all
-    stores, images = fill_targets(run, 0), student_batches(run, 0)
-    some = images.order(0)[0][:4]
-    with torch.inference_mode():
-        online = loaded["co"](images.view(0, some))
-    torch.testing.assert_close(stores["co"].read(0, some), online, atol=2e-3, rtol=2e-3)
+    whole, part = loaded["whole"].experts[0].state_dict(), loaded["co"].experts[1].state_dict()
+    assert {name.split(".")[1] for name in part if name.startswith("backbone")} == {"layer4"}
+    assert any(not torch.equal(part[name], whole[name]) for name in part if name.startswith("backbone.layer4"))
+    for branch, last in (("co", 2), ("dis", 2), ("continued", 2), ("whole", 1)):
+        assert epochs_of(run, f"seed0/teachers/{branch}").max() == last
+    assert loaded["co"].experts[0].shared[0] is loaded["co"].experts[1].shared[0]  # one trunk for all
+    assert loaded["co"].experts[0].shared[0] is loaded["dis"].experts[1].shared[0]
+    batches = student_batches(run, 0)
+    some = batches.order(0)[0][:4]
+    view = batches.view(0, some)
+    stored = StoredTargets(run, 0, ["co"])(0, some, view)["co"]
+    torch.testing.assert_close(stored, loaded["co"].soft_targets(view), atol=2e-3, rtol=2e-3)
     for row in rows:
         load_student(run, 0, row)
     evaluate(run)
     seconds = load_records(run).query("split == 'test'").set_index("row")["seconds"]
-    assert (
-        seconds[["teachers_co", "teachers_dis", "teachers_continued", "cpsd"]].min() > seconds["baseline"]
-    )  # from scratch
+    from_scratch = seconds[["teachers_co", "teachers_dis", "teachers_continued", "cpsd"]]
+    assert from_scratch.min() > seconds["baseline"]
 
 
-def test_a_teacher_with_a_trunk_is_the_same_alone_beside_others_and_after_another_start(outputs):
-    run = small(name="shared_alone", student__rows=["baseline", "cgpd"], **SHARED)
-    both = small(name="shared_both", student__rows=["baseline", "cpsd"], **SHARED)
-    for one in (run, both):
-        cut_labels(one)
-        train_teachers(one, 0)
-    one, other = (state(r.teacher_folder(0) / "from_baseline" / "co-0.safetensors") for r in (run, both))
-    assert all(torch.equal(one[name], other[name]) for name in one | other)
+def test_a_teacher_with_a_trunk_is_the_same_alone_beside_others(outputs, tmp_path, monkeypatch):
+    experts = {}
+    for rows in (["baseline", "cgpd"], ["baseline", "cpsd"]):
+        monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / rows[1]))
+        run = small(name="shared_alone", student__rows=rows, **SHARED)
+        cut_labels(run)
+        train_teachers(run, 0)
+        experts[rows[1]] = load_teachers(run, 0, ["co"])["co"].experts[0]
+    assert same(experts["cgpd"], experts["cpsd"])
     full = small(name="shared_alone", student__rows=["baseline", "cgpd"], **SHARED | {"teachers__frozen_stages": 0})
     with pytest.raises(MissingStage):
         load_teachers(full, 0, ["co"])
-    before = read_json(full.teacher_folder(0) / "whole.json")["sha256"]
+    cut_labels(full)
+    before = row_key(run, 0, "baseline")
     train_teachers(full, 0)
-    after = read_json(full.teacher_folder(0) / "whole.json")["sha256"]
-    assert after == before  # the baseline is the same, and not trained again
-    assert "backbone.conv1.0.weight" in state(full.teacher_folder(0) / "from_baseline" / "co-0.safetensors")
+    assert row_key(full, 0, "baseline") == before  # the baseline is the same, and not trained again
+    assert "backbone.conv1.0.weight" in load_teachers(full, 0, ["co"])["co"].experts[0].state_dict()
 
 
 def test_a_student_may_start_from_the_baseline_and_another_baseline_makes_it_another(outputs):
     standing = {"student__start": "baseline", "student__lr": 1e-9, "student__ema_decay": 0.0}
     run = small(name="warm", student__rows=["baseline", "sd"], **standing)
     everything(run)
-    whole = state(run.teacher_folder(0) / "whole.safetensors")
-    student = state(run.student_folder(0, "sd") / "student.safetensors")
+    whole, student = (load_student(run, 0, row).state_dict() for row in ("baseline", "sd"))
     for name in whole:
         if "running" not in name and whole[name].is_floating_point():
             torch.testing.assert_close(student[name], whole[name], atol=1e-6, rtol=0)
     other = small(name="warm", student__rows=["baseline", "sd"], teachers__weight_decay=0.5, **standing)
     with pytest.raises(MissingStage):
         load_student(other, 0, "sd")
+    assert student_task(other, 0, "sd").key != student_task(run, 0, "sd").key
 
 
 def test_a_backbone_that_cannot_be_cut_is_refused_before_anything_is_trained(outputs):
@@ -489,7 +497,7 @@ def test_a_backbone_that_cannot_be_cut_is_refused_before_anything_is_trained(out
     cut_labels(run)
     with pytest.raises(ValueError, match=r"VisionTransformer cannot be cut at teachers\.frozen_stages=4"):
         train_teachers(run, 0)
-    assert not (run.teacher_folder(0) / "whole.json").exists()
+    assert run.noted(["teachers"]) == {}
 
 
 def test_every_row_of_l2d_trains_and_its_teacher_may_be_another_model(outputs):
@@ -499,8 +507,8 @@ def test_every_row_of_l2d_trains_and_its_teacher_may_be_another_model(outputs):
     run = small(name="l2d", model=student, teacher_model=teacher, student__rows=rows, data__size=160, data__images=100)
     everything(run)
     for row in rows:
-        history = pd.read_csv(run.student_folder(0, row) / "history.csv")
-        named = {name for name in history if name.startswith(("mld", "cd", "id"))}
+        losses = pd.read_csv(history(run, row_key(run, 0, row)))
+        named = {name for name in losses if name.startswith(("mld", "cd", "id"))}
         assert (
             named
             == {
@@ -509,40 +517,33 @@ def test_every_row_of_l2d_trains_and_its_teacher_may_be_another_model(outputs):
                 "cpsd_mld_led": {f"{loss}_{branch}" for loss in ("mld", "cd", "id") for branch in ("co", "dis")},
             }[row]
         )
-        assert (history[sorted(named)] > 0).all(axis=None)
+        assert (losses[sorted(named)] > 0).all(axis=None)
     assert load_teachers(run, 0, ["whole"])["whole"].experts[0].head.project.out_features == 24
-    assert load_student(run, 0, "mld_led")[0].head.project.out_features == 16
+    assert load_student(run, 0, "mld_led").head.project.out_features == 16
 
 
-def test_teachers_in_train_mode_say_something_else_and_are_told_apart(outputs):
-    run = small(name="mode", student__rows=["sd"])
+def test_teachers_in_train_mode_depend_on_the_batch_are_never_stored_and_make_another_student(outputs):
+    run, fault = small(name="mode", student__rows=["sd"]), {"student__teacher_mode": "train"}
     everything(run)
-    there, train_mode = (
-        load_student(run, 0, "sd"),
-        small(name="mode", student__rows=["sd"], student__teacher_mode="train"),
-    )
+    train_mode = small(name="mode", student__rows=["sd"], **fault)
     with pytest.raises(MissingStage):
         load_student(train_mode, 0, "sd")
+    key, student = row_key(run, 0, "baseline"), load_student(run, 0, "sd")
     everything(train_mode)
-    said = load_student(train_mode, 0, "sd")
-    assert said[1]["sha256"] != there[1]["sha256"]
-    before = read_json(train_mode.teacher_folder(0) / "whole.json")["sha256"]
-    assert sha256(train_mode.teacher_folder(0) / "whole.safetensors") == before  # their weights stay what they were
+    assert not same(load_student(train_mode, 0, "sd"), student)
+    assert row_key(train_mode, 0, "baseline") == key  # their weights stay what they were
+    assert about(train_mode, "sd")["soft_targets"] == {}
 
 
 def test_a_teacher_may_leave_its_schedule_before_the_end(outputs):
     rows = ["baseline", "baseline_equal_compute", "sd_equal_compute"]
-    run = small(
-        name="stops", student__rows=rows, partition__k=2, train__epochs=3, teachers__stop_after=1, student__views=1
-    )
+    run = small(name="stops", student__rows=rows, train__epochs=3, teachers__stop_after=1, student__views=1)
     everything(run)
-    history = pd.read_csv(run.teacher_folder(0) / "history.csv")
-    assert history["epoch"].tolist() == [1] and history["lr"].iloc[-1] > 1e-4  # OneCycle has not come down yet
-    # The rows of equal time are made for their own epochs, and go to the end: 2 x 2 teachers, 4/3 of targets, a student.
-    assert pd.read_csv(run.teacher_folder(0) / "equal_compute" / "history.csv")["epoch"].max() == 4
-    assert pd.read_csv(run.student_folder(0, "baseline_equal_compute") / "history.csv")["epoch"].max() == round(
-        4 + 4 / 3 + 3
-    )
+    lines = pd.read_csv(history(run, row_key(run, 0, "baseline")))
+    assert lines["epoch"].tolist() == [1] and lines["lr"].iloc[-1] > 1e-4  # OneCycle has not come down yet
+    # The rows of equal compute are made for their own epochs, and go to the end: 2 x 2 teachers, 4/3 of targets, a student.
+    assert epochs_of(run, "seed0/teachers/equal_compute").max() == 4
+    assert epochs_of(run, "seed0/students/baseline_equal_compute").max() == round(4 + 4 / 3 + 3)
 
 
 def test_a_released_partition_can_take_the_place_of_the_cut(outputs, tmp_path):

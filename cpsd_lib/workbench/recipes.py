@@ -1,0 +1,190 @@
+"""The recipes of a run's artifacts: frozen, JSON-able descriptions of all that determines them. Only makers compute them.
+
+What changes no result is not in a recipe: names, paths, the device, threads, and versions of libraries, which stand beside
+an artifact; when they differ, tables say so.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from cpsd_lib.data import VIEWS, VIEWS_VERSION
+from cpsd_lib.models import MODELS_VERSION
+from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
+from cpsd_lib.support import digest, pick_precision, sha256
+from cpsd_lib.teachers import PartTeachers
+from cpsd_lib.training import TRAINING_VERSION
+from cpsd_lib.workbench.cost import equal_epochs, own_part, work_of
+from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, branch_weights
+from cpsd_lib.workbench.run import load_partitions, training_indices
+from cpsd_lib.workbench.store import code_of, key_of
+
+VERSIONS = {"augment": VIEWS_VERSION, "models": MODELS_VERSION, "training": TRAINING_VERSION}
+
+
+@dataclass(frozen=True, eq=False)
+class ModelTask:
+    """A model of a run that is to be trained, and its recipe."""
+
+    recipe: dict
+    settings: object  # ModelParams
+    training: object  # TrainParams
+    class_indices: list
+    objective: object
+    seed: int
+    member: int  # 0, 1, 2 ... of an ensemble
+    start: tuple  # (key of the trained baseline, frozen stages), or ()
+
+    @cached_property
+    def key(self):
+        return key_of(self.recipe)
+
+    @property
+    def draws(self):
+        """What its random start and its dropout derive from: never its name, never who trains beside it."""
+        return self.seed, self.recipe["classes"], self.member
+
+
+def teacher_model(run):
+    """Return the ModelParams of a run's teachers, which are the student's own unless they are given."""
+    return run.params.teacher_model or run.params.model
+
+
+def equal_epochs_of(run):
+    """Return (epochs of a baseline, epochs of one teacher) of the compute of this run's CPSD (cost.equal_epochs)."""
+    return equal_epochs(run.params.teachers, run.params.student, *_size_of_teachers(run))
+
+
+def work_in_baselines(run):
+    """Return {row: its work from scratch} in trainings of the baseline (cost.work_of), for teachers of the student's model."""
+    teachers, size = run.params.teachers, _size_of_teachers(run)
+    rows = run.params.student.rows
+    return {row: work_of(row, teachers, run.params.student, *size) / teachers.trained_epochs for row in rows}
+
+
+def _size_of_teachers(run):
+    """Return (teachers a branch, part of a forward pass that each has to itself)."""
+    frozen_stages, own = run.params.teachers.frozen_stages, 1.0
+    if frozen_stages:
+        own = own_part(teacher_model(run), len(run.dataset.table.names), run.params.data.size, frozen_stages)
+    return len(load_partitions(run)["co"]), own
+
+
+def teacher_training(run, branch):
+    """Return how the teachers of a branch are trained; those of FROM_MODEL start as the papers' do."""
+    training = run.params.teachers
+    if branch in FROM_MODEL:
+        longer = {"epochs": equal_epochs_of(run)[1], "stop_after": None} if branch == "equal_compute" else {}
+        return training.model_copy(update={"start": "model", "frozen_stages": 0, "more_epochs": None} | longer)
+    if training.more_epochs is None:
+        return training
+    return training.model_copy(update={"epochs": training.more_epochs, "stop_after": None, "more_epochs": None})
+
+
+def student_training(run, row):
+    """Return how a row's student is trained: the baseline of CPSD's compute as the baseline is, which is a teacher."""
+    if row != "baseline_equal_compute":
+        return run.params.student
+    teachers = teacher_training(run, "whole").model_dump(exclude={"frozen_stages", "more_epochs"})
+    return run.params.student.model_copy(
+        update=teachers | {"epochs": equal_epochs_of(run)[0], "stop_after": None, "views": None}
+    )
+
+
+def teacher_tasks(run, seed, branch):
+    """Return the ModelTasks of a branch's teachers, by part in order."""
+    training, parts = teacher_training(run, branch), load_partitions(run)[branch].parts
+    start = ()
+    if training.start == "baseline":
+        start = (baseline_task(run, seed).key, training.frozen_stages)
+    return [_task(run, teacher_model(run), training, part, None, seed, start=start) for part in parts]
+
+
+def baseline_task(run, seed):
+    """Return the ModelTask of the teacher over all classes, which is the baseline."""
+    return teacher_tasks(run, seed, "whole")[0]
+
+
+def student_task(run, seed, row):
+    """Return the ModelTask of a row's student."""
+    training, weights = student_training(run, row), branch_weights(row, run.params.student.alpha)
+    if not weights:
+        objective = Supervised(asl=training.asl)
+    elif ROWS[row].method == "self":
+        objective = SelfDistillation(weights, training.match, training.asl)
+    else:
+        method = ROWS[row].method
+        cd, id_ = (training.cd, training.id) if ROWS[row].uses_embeddings else (0.0, 0.0)
+        mld = training.mld if ROWS[row].uses_logits else 0.0
+        objective = MultiLabelDistillation(weights, method, mld, cd, id_, training.asl)
+    soft = {branch: soft_recipe(run, seed, branch) for branch in weights}
+    classes = list(range(len(run.dataset.table.names)))
+    start = (baseline_task(run, seed).key, 0) if training.start == "baseline" else ()
+    return _task(
+        run, run.params.model, training, classes, objective, seed, soft=soft, start=start, views=training.views
+    )
+
+
+def soft_recipe(run, seed, branch, number=None):
+    """Return the recipe of a branch's soft targets of one view of all training images; without a number: of any view."""
+    training = run.params.student
+    experts = [[task.key, task.recipe["classes"]] for task in teacher_tasks(run, seed, branch)]
+    recipe = {
+        "kind": "soft_targets",
+        "experts": experts,
+        "data": run.dataset.key,
+        "view": asdict(VIEWS[training.view]),
+        "seed": seed,
+        "precision": str(pick_precision(training.precision, run.device)),
+        "mode": training.teacher_mode,
+        "code": code_of(PartTeachers),
+        "versions": VERSIONS,
+    }
+    return recipe if number is None else recipe | {"number": number}
+
+
+def _task(run, settings, training, class_indices, objective, seed, *, member=0, soft=None, start=(), views=None):
+    indices, selection = training_indices(run, training, seed)
+    if objective is None:
+        objective = Supervised(torch.tensor(class_indices, device=run.device), training.asl)
+    described = {
+        field.name: getattr(objective, field.name) for field in fields(objective) if field.name != "class_indices"
+    }
+    recipe = {
+        "kind": "model",
+        "data": run.dataset.key,
+        "images": {
+            "train": digest(indices.tolist()),
+            "selection": None if selection is None else digest(selection.tolist()),
+        },
+        "raw_too": run.params.protocol == "paper",
+        "classes": [run.dataset.table.names[c] for c in class_indices],
+        "architecture": architecture(settings),
+        "training": _settings(training, run.device),
+        "batches": {"size": training.batch_size, "view": asdict(VIEWS[training.view]), "stored_views": views},
+        "objective": {"name": type(objective).__name__} | described,
+        "soft": soft or None,
+        "start": list(start),
+        "seed": seed,
+        "member": member,
+        "code": code_of(type(objective)),
+        "versions": VERSIONS,
+    }
+    return ModelTask(recipe, settings, training, list(class_indices), objective, seed, member, start)
+
+
+def _settings(training, device):
+    settings = asdict(training.training())
+    del settings["checkpoint_seconds"]  # changes no result
+    return settings | {"precision": str(pick_precision(training.precision, device))}
+
+
+def architecture(settings):
+    """Return ModelParams as a recipe has them: files of weights and label vectors by their bytes."""
+    described = settings.model_dump(mode="json")
+    for name, builtin in (("weights", "imagenet"), ("label_vectors", "learned")):
+        if described[name] not in (None, builtin):
+            described[name] = sha256(Path(described[name]))
+    return described
