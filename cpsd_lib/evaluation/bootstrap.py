@@ -78,7 +78,8 @@ def bootstrap_mean(values, images, resamples=1000, seed=0, level=0.95):
 
 
 def _ends(values, level):
-    return (float(end) for end in np.quantile(values, [(1 - level) / 2, (1 + level) / 2]))
+    tail = round((1 - level) / 2, 12)  # of 0.95 it is 0.025, not 0.025000000000000022
+    return (float(end) for end in np.quantile(values, [tail, 1 - tail]))
 
 
 def _check_resampling(resamples, level):

@@ -195,8 +195,7 @@ def against_paper(records, params):
 def table_text(table):
     """Return the component table as aligned text for a terminal."""
     forms = dict.fromkeys(("mAP", "spread", "gain spread", "CF1", "OF1"), ".1f") | {"gain": "+z.1f", "seconds": ",.0f"}
-    texts = {
-        name: ["-" if pd.isna(value) else format(value, forms.get(name, "")) for value in table[name]]  # z: no -0.0
-        for name in table
+    texts = {  # z: no -0.0
+        name: ["-" if pd.isna(value) else format(value, form) for value in table[name]] for name, form in forms.items()
     }
-    return pd.DataFrame(texts, table.index.rename(None)).to_string()
+    return table.assign(**texts).rename_axis(None).to_string()
