@@ -217,8 +217,11 @@ def _from_labels(labels):
     return Partition(sorted(parts), len(labels))
 
 
-def _embedding(affinity, k):
-    """Row c = where class c lies on the k smallest eigenvectors of D^-1/2 (D - P) D^-1/2, rescaled by D^-1/2; [C, k]."""
+def spectral_embedding(affinity, k):
+    """Return where each class lies on the k smallest eigenvectors of D^-1/2 (D - P) D^-1/2, rescaled by D^-1/2; [C, k].
+
+    affinity: [C, C], no class without weight.
+    """
     scale = 1 / np.sqrt(affinity.sum(1))
     laplacian = np.eye(len(affinity)) - scale[:, None] * affinity * scale
     _, vectors = eigh(laplacian, subset_by_index=[0, k - 1])
@@ -234,13 +237,13 @@ def _kmeans(points, k, seed, starts):
 
 def _spectral_cut(affinity, k, seed, starts=200):
     # 200 starts: with 20, some seeds miss the best k-means solution of COCO at k = 8; 200 cost 0.1 s.
-    return _fill_empty(affinity, _kmeans(_embedding(affinity, k), k, seed, starts), k)
+    return _fill_empty(affinity, _kmeans(spectral_embedding(affinity, k), k, seed, starts), k)
 
 
 def _refined_cut(affinity, k, seed):
     # Each start ends in a local minimum of its own. The plain cut comes first, so the result is never above it; k-means
     # from one start each lands near it; random parts find what the eigenvectors do not show (P- is nearly constant).
-    points, random = _embedding(affinity, k), np.random.default_rng(seed)
+    points, random = spectral_embedding(affinity, k), np.random.default_rng(seed)
     starts = [_spectral_cut(affinity, k, seed)]
     starts += [_kmeans(points, k, number, 1) for number in random.integers(2**31, size=NEAR_STARTS)]
     starts += [random.permutation(len(affinity)) % k for _ in range(RANDOM_STARTS)]

@@ -8,15 +8,15 @@ import pytest
 import cpsd_lib
 
 LIBRARY = Path(cpsd_lib.__file__).parent
-METHOD = ("graph", "partition", "losses", "teachers", "objectives")
+RING_1 = ("graph", "partition", "losses", "teachers", "objectives")
 ROOMS = ("data", "models", "evaluation", "training")  # each imports only rooms that stand before it
 FILES = sorted(LIBRARY.rglob("*.py"))
 NAMES = [path.relative_to(LIBRARY).as_posix() for path in FILES]
 # What a module of the left may import of the library, beside its own room.
 ALLOWED = {"support": set(), "__init__": {"support"}, "__main__": {"cli"}}
-ALLOWED |= {name: {"support", *METHOD} for name in METHOD}
-ALLOWED |= {room: {"support", *METHOD, *ROOMS[:place]} for place, room in enumerate(ROOMS)}
-ALLOWED["viz"] = {"support", *METHOD, *ROOMS}
+ALLOWED |= {name: {"support", *RING_1} for name in RING_1}
+ALLOWED |= {room: {"support", *RING_1, *ROOMS[:place]} for place, room in enumerate(ROOMS)}
+ALLOWED["viz"] = {"support", *RING_1, *ROOMS}
 ALLOWED["workbench"] = ALLOWED["viz"] | {"viz"}
 ALLOWED["cli"] = ALLOWED["workbench"] | {"workbench"}
 
@@ -82,7 +82,7 @@ def test_no_function_below_the_workbench_takes_a_run_or_parameters():
 def test_the_method_takes_arrays_and_tensors_and_knows_no_files_but_its_partitions():
     outside = {"torch", "numpy", "scipy", "sklearn", "threadpoolctl"}
     standard = {"collections", "contextlib", "dataclasses", "json", "math", "operator", "typing", "warnings"}
-    for name in METHOD:
+    for name in RING_1:
         for node in ast.walk(ast.parse(MODULES[name].read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 modules = [node.module] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
@@ -93,6 +93,6 @@ def test_the_method_takes_arrays_and_tensors_and_knows_no_files_but_its_partitio
 
 def test_the_method_and_the_library_stay_thin():
     lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
-    assert sum(lines[name] for name in METHOD) <= 1_000
-    assert sum(lines.values()) <= 12_250
+    assert sum(lines[name] for name in RING_1) <= 1_000
+    assert sum(lines.values()) <= 12_161
     assert len(list(LIBRARY.glob("*.py"))) == 9

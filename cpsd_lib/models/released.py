@@ -17,36 +17,25 @@ _RESNET = {"features.0.": "backbone.conv1.", "features.1.": "backbone.bn1."}
 _RESNET |= {f"features.{stage + 3}.": f"backbone.layer{stage}." for stage in (1, 2, 3, 4)}
 _GAP = _RESNET | {"classify.": "head.linear."}
 _TF = _RESNET | {"fc.0.": "head.image_tokens.", "label_emb.0.": "head.label_tokens.", "classify.0.": "head.linear."}
+_BLOCK = {"0.fn.norm": "norm1", "0.fn.fn.to_qkv": "qkv", "0.fn.fn.to_out.0": "out"}
+_BLOCK |= {"1.fn.norm": "norm2", "1.fn.fn.net.0": "linear1", "1.fn.fn.net.3": "linear2"}
 for _layer in (0, 1, 2):
-    _TF |= {
-        f"transformer.layers.{_layer}.{theirs}.": f"head.layers.{_layer}.{ours}."
-        for theirs, ours in {
-            **{"0.fn.norm": "norm1", "0.fn.fn.to_qkv": "qkv", "0.fn.fn.to_out.0": "out"},
-            **{"1.fn.norm": "norm2", "1.fn.fn.net.0": "linear1", "1.fn.fn.net.3": "linear2"},
-        }.items()
-    }
-_Q2L = {
-    **{"backbone.0.body.": "backbone.", "backbone.1.pe": "head.position", "input_proj.": "head.project."},
-    **{"transformer.decoder.norm.": "head.norm.", "query_embed.weight": "head.queries"},
-    **{"fc.W": "head.linear.weight", "fc.b": "head.linear.bias"},
-}
+    _there, _here = f"transformer.layers.{_layer}.", f"head.layers.{_layer}."
+    _TF |= {f"{_there}{theirs}.": f"{_here}{ours}." for theirs, ours in _BLOCK.items()}
+_Q2L = {"backbone.0.body.": "backbone.", "backbone.1.pe": "head.position", "input_proj.": "head.project."}
+_Q2L |= {"transformer.decoder.norm.": "head.norm.", "query_embed.weight": "head.queries"}
+_Q2L |= {"fc.W": "head.linear.weight", "fc.b": "head.linear.bias"}
 for _theirs, _ours, _attention, _norms in (
     ("encoder.layers.0", "encoder", "self_attn", ("norm1", "norm2")),
     ("decoder.layers.0", "decoder.0", "multihead_attn", ("norm2", "norm3")),
     ("decoder.layers.1", "decoder.1", "multihead_attn", ("norm2", "norm3")),
 ):
-    _Q2L |= {
-        f"transformer.{_theirs}.{theirs}.": f"head.{_ours}.{ours}."
-        for theirs, ours in {
-            **{_attention: "attention", "linear1": "feed_forward.linear1", "linear2": "feed_forward.linear2"},
-            **{_norms[0]: "norm", _norms[1]: "feed_forward.norm"},
-        }.items()
-    }
+    _block = {_attention: "attention", "linear1": "feed_forward.linear1", "linear2": "feed_forward.linear2"}
+    _block |= {_norms[0]: "norm", _norms[1]: "feed_forward.norm"}
+    _Q2L |= {f"transformer.{_theirs}.{theirs}.": f"head.{_ours}.{ours}." for theirs, ours in _block.items()}
 # Beginning of their name -> beginning of ours.
-LAYOUTS = {
-    **{"resnet101": _GAP, "resnet101_tf": _TF, "q2l_resnet101": _Q2L, "resnext50_swsl": _GAP},
-    "tresnet_l": {"body.": "backbone.body.", "head.fc.": "head.linear."},  # after timm's own renaming
-}
+LAYOUTS = {"resnet101": _GAP, "resnet101_tf": _TF, "q2l_resnet101": _Q2L, "resnext50_swsl": _GAP}
+LAYOUTS["tresnet_l"] = {"body.": "backbone.body.", "head.fc.": "head.linear."}  # after timm's own renaming
 # Frozen and in-place batch norms count no batches.
 _NO_COUNTERS = ("q2l_resnet101", "tresnet_l")
 

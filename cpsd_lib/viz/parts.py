@@ -8,11 +8,10 @@ import numpy as np
 from matplotlib.collections import PathCollection
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import IdentityTransform
-from scipy.linalg import eigh
 
 from cpsd_lib import graph
 from cpsd_lib.evaluation import PAPER_EXPONENT, partition_numbers
-from cpsd_lib.partition import adjusted_rand, cut
+from cpsd_lib.partition import adjusted_rand, cut, spectral_embedding
 from cpsd_lib.viz.explorer import DPI, Explorer, Picture, check_start, label_size
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, SD
 from cpsd_lib.viz.plots_partition import BRANCHES
@@ -99,12 +98,9 @@ def embedding(affinity):
     weight = affinity.sum(1)
     points = np.where(weight[:, None] > 0, np.zeros((len(affinity), 2)), np.nan)
     connected = np.flatnonzero(weight > 0)
-    scale, count = 1 / np.sqrt(weight[connected]), min(3, len(connected))
+    count = min(3, len(connected))
     if count > 1:
-        # The smallest eigenvalues of the Laplacian, which is 1 minus this matrix, are the largest of this one.
-        similar = scale[:, None] * affinity[np.ix_(connected, connected)] * scale
-        _, vectors = eigh(similar, subset_by_index=[len(connected) - count, len(connected) - 1])
-        vectors = scale[:, None] * vectors[:, -2::-1]
+        vectors = spectral_embedding(affinity[np.ix_(connected, connected)], count)[:, 1:]
         # The sign is arbitrary; left to it, the picture would flip while a control moves.
         points[connected, : count - 1] = vectors * np.where((vectors**3).sum(0) < 0, -1, 1)
     return points

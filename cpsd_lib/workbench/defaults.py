@@ -1,64 +1,33 @@
 """What a training is like unless a parameter file has other values: three named recipes, and two methods."""
 
+from dataclasses import asdict
+
+from cpsd_lib.training import Training
+
+# What the released codes of CPSD and L2D have in common.
+_RELEASED = {"gamma_pos": 0, "epochs": 80, "optimizer": "adam", "weight_decay": 1e-4, "ema_warmup": False}
+_RELEASED |= {"view": "release", "precision": "float16"}
 # Units: epochs and batch_size (images) are counts, lr and weight_decay per step, pct_start a fraction of all steps.
 RECIPES = {
-    # Fine-tunes small data well on one machine.
+    # Fine-tunes small data well on one machine: the defaults of a Training.
     "default": {
-        "train": {
-            "gamma_neg": 4,
-            "gamma_pos": 0,
-            "clip": 0.05,
-            "epochs": 6,
-            "batch_size": 32,
-            "optimizer": "adamw",
-            "lr": 5e-4,
-            "weight_decay": 1e-2,
-            "pct_start": 0.1,
-            "ema_decay": 0.998,
-            "ema_warmup": True,
-            "view": "default",
-        },
+        "train": asdict(Training())
+        | {"gamma_neg": 4, "gamma_pos": 0, "clip": 0.05, "batch_size": 32, "view": "default"},
         "teachers": {},
         "student": {},
         "model": {},
     },
     # CPSD's, as its released code has it.
     "release": {
-        "train": {
-            "gamma_neg": 4,
-            "gamma_pos": 0,
-            "clip": 0.05,
-            "epochs": 80,
-            "batch_size": 24,
-            "optimizer": "adam",
-            "weight_decay": 1e-4,
-            "pct_start": 0.1,
-            "ema_decay": 0.9997,
-            "ema_warmup": False,
-            "view": "release",
-            "precision": "float16",
-        },
+        "train": _RELEASED | {"gamma_neg": 4, "clip": 0.05, "batch_size": 24, "pct_start": 0.1, "ema_decay": 0.9997},
         "teachers": {"lr": 1e-4},
         "student": {"lr": 1e-5},
         "model": {"normalize": "none"},
     },
     # L2D's, as its released code has it: BCE (ASL without its focus and its clip), inputs in [0, 1], no moving average.
     "l2d": {
-        "train": {
-            "gamma_neg": 0,
-            "gamma_pos": 0,
-            "clip": 0,
-            "epochs": 80,
-            "batch_size": 64,
-            "optimizer": "adam",
-            "lr": 1e-4,
-            "weight_decay": 1e-4,
-            "pct_start": 0.2,
-            "ema_decay": 0,
-            "ema_warmup": False,
-            "view": "release",
-            "precision": "float16",
-        },
+        "train": _RELEASED
+        | {"gamma_neg": 0, "clip": 0, "batch_size": 64, "lr": 1e-4, "pct_start": 0.2, "ema_decay": 0},
         "teachers": {"stop_after": 30},
         "student": {},
         "model": {"head": "ml_decoder", "normalize": "none"},

@@ -10,10 +10,12 @@ from torch import nn
 from bench import __main__ as command
 from bench import pairs, reference, reference_training, reference_views, timing, whole
 from bench.timing import STAGES, Pair, Stopwatch, measure
-from bench.workspace import QUICK, Settings, Workspace, apart
+from bench.workspace import QUICK, TRAINING, Settings, Workspace, apart
 from cpsd_lib import losses
 from cpsd_lib.data.augment import randaugment
 from cpsd_lib.evaluation import average_precision
+from cpsd_lib.objectives import Supervised
+from cpsd_lib.training import Learner, fit
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,23 @@ def test_views_made_from_files_in_pillow_are_ours(tmp_path, view, levels, size):
 
 def test_every_operation_of_randaugment_is_in_the_reference():
     assert len(reference_views.OPERATIONS) == len(randaugment.OPERATIONS)
+
+
+def test_a_model_trained_by_the_reference_is_ours(w):
+    objective, start = Supervised(torch.arange(len(w.classes))), w.student()
+    other, ours = (Learner("student", w.student(), objective) for _ in range(2))
+    reference_training.train(w, other, w.batches().epoch(0))
+    fit(ours, w.batches(), TRAINING)
+    assert apart([other.model], [ours.model], [start]) < 1e-3
+
+
+def test_led_of_a_batch_by_the_reference_is_ours():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(9, 5, 4, generator=generator) for _ in range(2))
+    targets = (torch.rand(9, 5, generator=generator) < 0.5).float()
+    both = losses.led(student, teacher, targets), reference.led_group_by_group(student, teacher, targets)
+    for mine, other in zip(*both, strict=True):
+        assert mine.item() == pytest.approx(other.item(), rel=1e-5) and mine > 0
 
 
 def test_teachers_computed_one_expert_after_another_are_part_teachers(w):

@@ -372,9 +372,7 @@ def test_every_model_of_the_paper_gives_a_card(name):
 
 
 def test_a_card_says_how_many_baselines_cpsd_costs():
-    assert paper_cost("resnet101").cpsd_baselines == pytest.approx(
-        (80 * 10 + 80 * 10 / 3 + 80) / 80
-    )  # METHOD: about 14
+    assert paper_cost("resnet101").cpsd_baselines == pytest.approx((80 * 10 + 80 * 10 / 3 + 80) / 80)  # about 14
     shared = paper_cost("resnet101", method="shared_trunk")
     own = own_part(released("resnet101").model, 80, 448, 4)
     # Baseline, then a third as long 10 tails and their trunk, a word about each view, and a student.
