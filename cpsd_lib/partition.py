@@ -33,6 +33,7 @@ class Partition:
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.parts = [sorted(index(c) for c in part) for part in parts]
+        self._made = {}  # {device: the parts as indices there}
         if not all(self.parts):
             empty = [number for number, part in enumerate(self.parts) if not part]
             raise ValueError(f"a part must hold at least one class; empty: {empty}; ask for fewer parts or fill them")
@@ -78,7 +79,7 @@ class Partition:
             raise ValueError(
                 f"expected [N, {self.num_classes}, ...] with classes on axis 1, got shape {tuple(x.shape)}"
             )
-        return [x[:, part] for part in self.parts]
+        return [_columns(x, part) for part in self._indices(x)[:-1]]
 
     def merge(self, pieces):
         """Put per-part arrays or tensors [N, len(part), ...] back in class order, [N, C, ...]: the inverse of `split`.
@@ -92,10 +93,19 @@ class Partition:
             raise ValueError(
                 f"expected pieces with {expected} classes on axis 1, got {found}; pass one piece a part, in order"
             )
-        # Column c of the result stands where c stands when the parts are written one after the other.
-        place = np.argsort(np.concatenate(self.parts)).tolist()
         joined = torch.cat(pieces, 1) if isinstance(pieces[0], torch.Tensor) else np.concatenate(pieces, 1)
-        return joined[:, place]
+        return _columns(joined, self._indices(joined)[-1])
+
+    def _indices(self, x):
+        """Return the indices of each part, and where each class stands when the parts are written one after the other.
+
+        On a tensor's device they are made once: a list, or an index on the host, makes a GPU wait at every step.
+        """
+        device = x.device if isinstance(x, torch.Tensor) else None
+        if device not in self._made:
+            indices = [*map(np.array, self.parts), np.argsort(np.concatenate(self.parts))]
+            self._made[device] = indices if device is None else [torch.from_numpy(i).to(device) for i in indices]
+        return self._made[device]
 
     def save(self, path):
         """Write the partition as JSON: version, num_classes, parts."""
@@ -123,6 +133,10 @@ class Partition:
             return cls(parts, stated)
         except (ValueError, TypeError) as error:
             raise ValueError(f"cannot use the partition {path}: {error}") from error
+
+
+def _columns(x, indices):
+    return x.index_select(1, indices) if isinstance(x, torch.Tensor) else x[:, indices]
 
 
 def _read_own(content):

@@ -84,20 +84,24 @@ class Batches:
                     ahead = reader.submit(self._gather, parts[step + 1])
                 images = self._augmented(pixels, view, indices)
                 soft = self.soft(view, indices, images) if self.soft else {}
+                soft = {b: self._move(one) if torch.is_tensor(one) else one for b, one in soft.items()}
                 yield Batch(images, self._move(self.targets[indices]), indices, soft)
         if hasattr(self.soft, "flush"):
             self.soft.flush()
 
     def _gather(self, indices):
-        pixels = torch.from_numpy(take(self.images, indices))
-        return pixels.pin_memory() if self.device.type == "cuda" else pixels
+        return self._pinned(torch.from_numpy(take(self.images, indices)))
 
     def _augmented(self, pixels, view, indices):
         images = train_view(self._move(pixels), self.recipe, self.seed, view, indices)
         return images.contiguous(memory_format=torch.channels_last)
 
     def _move(self, tensor):
-        return tensor.to(self.device, non_blocking=True)
+        return self._pinned(tensor).to(self.device, non_blocking=True)
+
+    def _pinned(self, tensor):
+        # From other memory a GPU's copy is not asynchronous, whatever non_blocking says.
+        return tensor.pin_memory() if self.device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
 def predict_logits(forward, images, indices, device, batch_size=128, precision=None):

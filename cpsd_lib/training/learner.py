@@ -7,6 +7,8 @@ from torch import nn
 
 from cpsd_lib.support import pick_precision
 
+COMPILED = 1024  # models of one process that can be compiled; Dynamo's own limit is 8
+
 
 class Ema:
     """A moving average of a model's whole state, buffers too: the model that is kept."""
@@ -18,15 +20,16 @@ class Ema:
         self.shadow = [tensor.detach().clone() for tensor in self._live]
         floats = [i for i, tensor in enumerate(self._live) if tensor.is_floating_point()]
         self._floats = [self.shadow[i] for i in floats], [self._live[i] for i in floats]
-        self._counts = [(self.shadow[i], self._live[i]) for i in range(len(self._live)) if i not in set(floats)]
+        counts = [i for i in range(len(self._live)) if i not in set(floats)]
+        self._counts = [self.shadow[i] for i in counts], [self._live[i] for i in counts]
 
     @torch.no_grad()
     def update(self, step):
         """Move the average towards the live weights after `step` (from 1) updates."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         torch._foreach_lerp_(*self._floats, 1 - decay)
-        for shadow, live in self._counts:
-            shadow.copy_(live)
+        if self._counts[0]:
+            torch._foreach_copy_(*self._counts)
 
     def state(self):
         """Return {name: tensor} of the average."""
@@ -90,7 +93,8 @@ def start_state(learner, training, steps, device):
     half = pick_precision(training.precision, device) is torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     ema = Ema(model, training.ema_decay, training.ema_warmup)
-    return TrainState(learner, optimizer, schedule, scaler, ema, _forward(model, training))
+    forward = Compiled(learner.name, model) if training.compile else model
+    return TrainState(learner, optimizer, schedule, scaler, ema, forward)
 
 
 def optimizer_of(model, training, steps):
@@ -110,8 +114,23 @@ def optimizer_of(model, training, steps):
     )
 
 
-def _forward(model, training):
-    if not training.compile:
-        return model
-    torch._dynamo.config.suppress_errors = True  # a graph that does not compile runs eagerly, and torch says so
-    return torch.compile(model)
+class Compiled:
+    """A model compiled for itself; one that does not compile runs eagerly, and a line says so."""
+
+    def __init__(self, name, model):
+        # Dynamo's limit counts per code object, which all models of a run share: from the ninth on they would run eagerly.
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, COMPILED)
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, COMPILED)
+        self.name, self.model = name, model
+        self._forward = torch.compile(model, dynamic=False)
+
+    def __call__(self, images):
+        """Return the model's output."""
+        try:
+            return self._forward(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().split("\n")[0]
+            print(f"{self.name} does not compile and trains eagerly: {reason}")
+            self._forward = self.model
+            return self.model(images)

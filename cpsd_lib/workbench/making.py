@@ -178,13 +178,9 @@ class StoredTargets:
         self._opened, self._keys, self._teachers = {}, {}, None
 
     def __call__(self, view, indices, images):
-        """Return {branch: logits [B, C] float32, on the images' device} of view `view` of the images `indices` [B]."""
+        """Return {branch: logits [B, C] float32} of view `view` of the images `indices` [B]."""
         places = np.searchsorted(self.indices, indices)
-        stored = {
-            branch: torch.from_numpy(np.asarray(logits[places], np.float32))
-            for branch, logits in self.open(view).items()
-        }
-        return {branch: logits.to(images.device, non_blocking=True) for branch, logits in stored.items()}
+        return {b: torch.from_numpy(np.asarray(logits[places], np.float32)) for b, logits in self.open(view).items()}
 
     def open(self, number):
         """Return {branch: logits float16 [n, C], a memory map} of a view, made first where the store lacks it."""

@@ -5,6 +5,7 @@ import csv
 import os
 import pickle
 import random
+import time
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from cpsd_lib.objectives import Supervised
 from cpsd_lib.support import derive_seed, pick_device, pick_precision, read_json
 from cpsd_lib.training import checkpoint, loop
 from cpsd_lib.training.batches import Batches, predict_logits
-from cpsd_lib.training.learner import Ema, Learner, start_state
+from cpsd_lib.training.learner import Compiled, Ema, Learner, start_state
 from cpsd_lib.training.loop import Diverged, Validation, fit
 from cpsd_lib.workbench.defaults import RECIPES
 from cpsd_lib.workbench.params import TrainParams
@@ -249,9 +250,10 @@ def test_the_ema_equals_a_naive_loop_buffers_and_counters_too():
         assert ema.state()["norm.num_batches_tracked"] == 11
 
 
-def test_the_last_ema_is_what_a_naive_training_loop_ends_with(images, targets, tmp_path):
+@pytest.mark.parametrize("warmup", [False, True])
+def test_the_last_ema_is_what_a_naive_training_loop_ends_with(images, targets, tmp_path, warmup):
     """The whole loop written out naively: the specification of fit."""
-    training, found = recipe(epochs=2, ema_decay=0.5, ema_warmup=False, optimizer="adam"), learner()
+    training, found = recipe(epochs=2, ema_decay=0.5, ema_warmup=warmup, optimizer="adam"), learner()
     naive = copy.deepcopy(found.model)
     entry = run([found], tmp_path, images, targets, training=training)["whole"]
     batches = Batches(images, targets, np.arange(32), batch_size=8, view="default", seed=5, device="cpu")
@@ -261,15 +263,19 @@ def test_the_last_ema_is_what_a_naive_training_loop_ends_with(images, targets, t
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=8, pct_start=1.5 / 8)
     average = {name: tensor.clone() for name, tensor in naive.state_dict().items()}
     naive.train()
+    step = 0
     for epoch in range(2):
         for batch in batches.epoch(epoch):
+            step += 1
+            decay = min(0.5, (1 + step) / (10 + step)) if warmup else 0.5
             loss = sum(found.objective(naive(batch.images), batch.targets, {}).values())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             for name, live in naive.state_dict().items():
-                average[name] = (average[name] + live) / 2 if live.is_floating_point() else live.clone()
+                moved = decay * average[name] + (1 - decay) * live if live.is_floating_point() else live
+                average[name] = moved.clone()
     for name, tensor in found.model.state_dict().items():
         torch.testing.assert_close(tensor, average[name], rtol=1e-4, atol=1e-5)
     assert (entry["weights"], entry["epoch"], entry["val_map"]) == ("ema", 2, None)
@@ -458,6 +464,48 @@ def test_a_checkpoint_of_a_machine_that_scales_no_loss_is_gone_on_with_by_one_th
     track.scaler = torch.amp.GradScaler("cpu", enabled=True)
     track.load(state)
     assert track.scaler.get_scale() == 65536
+
+
+@pytest.mark.parametrize(("precision", "scales"), [("float16", True), ("bfloat16", False), ("float32", False)])
+def test_float16_alone_scales_its_loss(monkeypatch, precision, scales):
+    dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": None}
+    monkeypatch.setattr("cpsd_lib.training.learner.pick_precision", lambda name, device: dtypes[name])
+    track = start_state(learner(), recipe(precision=precision).training(), 4, torch.device("cpu"))
+    assert track.scaler.is_enabled() == scales
+
+
+def test_a_loss_that_is_scaled_trains_to_the_same_weights(images, targets, tmp_path, monkeypatch):
+    plain, scaled = learner(), learner()
+    run([plain], tmp_path / "plain", images, targets, training=recipe(epochs=1))
+    original = loop.start_state
+
+    def with_scaler(*arguments):
+        track = original(*arguments)
+        track.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        return track
+
+    monkeypatch.setattr(loop, "start_state", with_scaler)
+    run([scaled], tmp_path / "scaled", images, targets, training=recipe(epochs=1))
+    for name, tensor in plain.model.state_dict().items():
+        torch.testing.assert_close(scaled.model.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_compile_is_done_where_it_is_wanted_and_nowhere_else():
+    compiled = start_state(learner(), recipe(compile=True).training(), 4, torch.device("cpu"))
+    plain = start_state(learner(), recipe().training(), 4, torch.device("cpu"))
+    assert isinstance(compiled.forward, Compiled) and plain.forward is plain.learner.model
+
+
+def test_writing_checkpoints_takes_a_fiftieth_of_the_time_at_most(images, targets, tmp_path, monkeypatch):
+    written, write = [], loop.write_checkpoint
+
+    def slow(*arguments):
+        written.append(time.sleep(0.2))
+        write(*arguments)
+
+    monkeypatch.setattr(loop, "write_checkpoint", slow)
+    run([learner()], tmp_path, images, targets, training=recipe(epochs=3, checkpoint_seconds=0.001))
+    assert len(written) == 1  # of twelve steps of milliseconds; the next is due after 10 seconds
 
 
 def test_a_learner_is_validated_on_its_own_columns(images, targets, tmp_path):

@@ -46,7 +46,9 @@ def plan(draws):
 
 def move(array, images, dtype=None):
     """Return a numpy array as a tensor on the images' device, without waiting for a GPU."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(images.device, dtype, non_blocking=True)
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = tensor.pin_memory() if images.is_cuda else tensor  # else the copy is not asynchronous
+    return tensor.to(images.device, dtype, non_blocking=True)
 
 
 # Operations: images uint8 [b, 3, S, S], amount float64 [b] -> uint8 [b, 3, S, S].
