@@ -7,6 +7,10 @@ elementwise with p = 1/2, and P- = 1 - P+.
 import math
 
 import numpy as np
+from scipy.linalg import eigh
+from scipy.sparse.linalg import eigsh
+
+SPARSE = 300  # classes from which Lanczos' method beats a whole decomposition
 
 
 def cooccurrence(targets):
@@ -64,3 +68,32 @@ def affinity(counts, occurrence, branch="co", exponent=0.5, self_loops=False):
     if not self_loops:  # a part of one class would keep 1 / degree of its weight, and be cheap
         np.fill_diagonal(apart, 0)
     return apart
+
+
+def check_affinity(affinity):
+    """Return an affinity [C, C] as float64, exactly symmetric; ValueError unless it is symmetric, finite and >= 0."""
+    affinity = np.asarray(affinity, dtype=np.float64)
+    if affinity.ndim != 2 or affinity.shape[0] != affinity.shape[1]:
+        raise ValueError(f"affinity must be [C, C], got shape {affinity.shape}; use graph.affinity")
+    if not np.isfinite(affinity).all() or (affinity < 0).any() or not np.allclose(affinity, affinity.T):
+        raise ValueError("affinity must be symmetric, finite and nowhere negative; use graph.affinity")
+    return (affinity + affinity.T) / 2  # float32 inputs are symmetric up to rounding only
+
+
+def spectral_embedding(affinity, k):
+    """Return where each class lies on the k smallest eigenvectors of D^-1/2 (D - P) D^-1/2, rescaled by D^-1/2; [C, k].
+
+    affinity: [C, C], no class without weight.
+    """
+    return spectrum(affinity, k)[1] / np.sqrt(affinity.sum(1))[:, None]
+
+
+def spectrum(affinity, k):
+    """Return the k smallest eigenvalues [k] of the normalised Laplacian, from the smallest on, and their vectors [C, k]."""
+    scale = 1 / np.sqrt(affinity.sum(1))
+    similar = scale[:, None] * affinity * scale
+    if len(affinity) < SPARSE or k >= len(affinity):
+        return eigh(np.eye(len(affinity)) - similar, subset_by_index=[0, k - 1])
+    # Those of the Laplacian are 1 minus these; the largest are what Lanczos' method finds first.
+    values, vectors = eigsh(similar, k, which="LA", v0=np.sqrt(affinity.sum(1)))
+    return 1 - values[::-1], vectors[:, ::-1]

@@ -7,16 +7,20 @@ from operator import index
 
 import numpy as np
 import torch
-from scipy.linalg import eigh
+from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
+from cpsd_lib.graph import check_affinity, spectral_embedding, spectrum
 from cpsd_lib.support import read_json, write_json
 
 VERSION = 1
 NEAR_STARTS, RANDOM_STARTS = 40, 20  # 0.3 s at C = 80 for k <= 8; more starts gain less than 0.001 on COCO
+FEW = 80  # classes: one pair a look at all pairs; of more classes, more pairs at once
+FULL = 200  # classes up to which all of these are tried
+BLOCK = 2**20  # pairs of classes whose swap is looked at in one array
 TOLERANCE = 1e-10  # a change of Ncut below this is rounding, and could go on for ever
 
 
@@ -180,7 +184,7 @@ def ncut(affinity, partition):
     affinity: [C, C], diagonal included in the weight of a class. Lies in 0..k; a part without any weight adds 0.
     Raises ValueError for an affinity that is not symmetric, finite and >= 0, or of another size than the partition.
     """
-    affinity = _check_affinity(affinity)
+    affinity = check_affinity(affinity)
     if len(affinity) != partition.num_classes:
         raise ValueError(f"affinity is of {len(affinity)} classes, the partition of {partition.num_classes}")
     return _ncut(affinity, partition.labels(), len(partition))
@@ -192,24 +196,49 @@ def cut(affinity, k, seed=0, refine=False):
     affinity: [C, C] from `graph.affinity`. refine=False is the paper's: the k smallest eigenvectors of the normalised
     Laplacian D^-1/2 (D - P) D^-1/2, rescaled by D^-1/2, then k-means. refine=True then moves and swaps single classes while the
     normalised cut falls, from several starts, and keeps the best; never above the plain cut of the same seed.
-    Parts come in order of their smallest class. A class without any weight joins the smallest part.
+    Parts come in order of their smallest class. Where the graph falls into components, none is split while there are as
+    many of them as parts; a class without any weight joins the smallest part.
     Raises ValueError unless 1 <= k <= C and the affinity is symmetric, finite and >= 0.
     """
-    affinity = _check_affinity(affinity)
-    num_classes = len(affinity)
-    _check_k(k, num_classes)
+    affinity = check_affinity(affinity)
+    _check_k(k, len(affinity))
+    labels = np.full(len(affinity), -1)
     connected = np.flatnonzero(affinity.sum(1) > 0)
-    labels = np.full(num_classes, -1)
-    graph = affinity[np.ix_(connected, connected)]
-    if len(connected) <= k or k == 1:
-        labels[connected] = np.arange(len(connected)) % k
+    components = [connected[part] for part in _components(affinity[np.ix_(connected, connected)])]
+    if (
+        len(components) >= k or not components
+    ):  # no weight is cut at all: the largest first, each into the smallest part
+        for classes in sorted(components, key=len, reverse=True):
+            labels[classes] = _smallest(labels, k)
     else:
         # One thread: small matrices lose by more (0.3 s becomes 3 s on a busy machine), and the result stays the same.
         with threadpool_limits(1):
-            labels[connected] = (_refined_cut if refine else _spectral_cut)(graph, k, seed)
+            for classes, parts in zip(components, _shared_out(affinity, components, k), strict=True):
+                graph, first = affinity[np.ix_(classes, classes)], labels.max() + 1
+                labels[classes] = first + (_refined_cut if refine else _spectral_cut)(graph, parts, seed)
     for c in np.flatnonzero(labels < 0):
-        labels[c] = np.bincount(labels[labels >= 0], minlength=k).argmin()
+        labels[c] = _smallest(labels, k)
     return _from_labels(labels)
+
+
+def _components(affinity):
+    number, component = connected_components(affinity, directed=False) if len(affinity) else (0, None)
+    return [np.flatnonzero(component == one) for one in range(number)]
+
+
+def _smallest(labels, k):
+    return np.bincount(labels[labels >= 0], minlength=k).argmin()
+
+
+def _shared_out(affinity, components, k):
+    """Return how many of the k parts each component is cut into: as many as it has of the graph's k smallest eigenvalues."""
+    if len(components) == 1:
+        return [k]
+    values = [spectrum(affinity[np.ix_(one, one)], min(k, len(one)))[0] for one in components]
+    owner = np.repeat(np.arange(len(values)), [len(one) for one in values])
+    # The smallest of each is 0: every component has one part at least. Fewer classes with weight than parts: all alone.
+    smallest = owner[np.argsort(np.concatenate(values) + np.concatenate([np.arange(len(v)) > 0 for v in values]))[:k]]
+    return np.bincount(smallest, minlength=len(values))
 
 
 def _check_k(k, num_classes):
@@ -217,29 +246,9 @@ def _check_k(k, num_classes):
         raise ValueError(f"k must be between 1 and the number of classes, {num_classes}; got {k}")
 
 
-def _check_affinity(affinity):
-    affinity = np.asarray(affinity, dtype=np.float64)
-    if affinity.ndim != 2 or affinity.shape[0] != affinity.shape[1]:
-        raise ValueError(f"affinity must be [C, C], got shape {affinity.shape}; use graph.affinity")
-    if not np.isfinite(affinity).all() or (affinity < 0).any() or not np.allclose(affinity, affinity.T):
-        raise ValueError("affinity must be symmetric, finite and nowhere negative; use graph.affinity")
-    return (affinity + affinity.T) / 2  # float32 inputs are symmetric up to rounding only
-
-
 def _from_labels(labels):
     parts = [np.flatnonzero(labels == number).tolist() for number in np.unique(labels)]
     return Partition(sorted(parts), len(labels))
-
-
-def spectral_embedding(affinity, k):
-    """Return where each class lies on the k smallest eigenvectors of D^-1/2 (D - P) D^-1/2, rescaled by D^-1/2; [C, k].
-
-    affinity: [C, C], no class without weight.
-    """
-    scale = 1 / np.sqrt(affinity.sum(1))
-    laplacian = np.eye(len(affinity)) - scale[:, None] * affinity * scale
-    _, vectors = eigh(laplacian, subset_by_index=[0, k - 1])
-    return scale[:, None] * vectors
 
 
 def _kmeans(points, k, seed, starts):
@@ -251,83 +260,117 @@ def _kmeans(points, k, seed, starts):
 
 def _spectral_cut(affinity, k, seed, starts=200):
     # 200 starts: with 20, some seeds miss the best k-means solution of COCO at k = 8; 200 cost 0.1 s.
-    return _fill_empty(affinity, _kmeans(spectral_embedding(affinity, k), k, seed, starts), k)
+    if k in (1, len(affinity)):
+        return np.arange(len(affinity)) % k
+    return _Cut(affinity, _kmeans(spectral_embedding(affinity, k), k, seed, starts), k).labels
 
 
 def _refined_cut(affinity, k, seed):
     # Each start ends in a local minimum of its own. The plain cut comes first, so the result is never above it; k-means
     # from one start each lands near it; random parts find what the eigenvectors do not show (P- is nearly constant).
+    if k in (1, len(affinity)):
+        return np.arange(len(affinity)) % k
     points, random = spectral_embedding(affinity, k), np.random.default_rng(seed)
+    fewer = min(1.0, FULL / len(affinity))  # a start costs about the square of the classes
     starts = [_spectral_cut(affinity, k, seed)]
-    starts += [_kmeans(points, k, number, 1) for number in random.integers(2**31, size=NEAR_STARTS)]
-    starts += [random.permutation(len(affinity)) % k for _ in range(RANDOM_STARTS)]
-    ends = [_descend(affinity, _fill_empty(affinity, labels, k), k) for labels in starts]
-    return min(ends, key=lambda labels: _ncut(affinity, labels, k))
+    starts += [_kmeans(points, k, n, 1) for n in random.integers(2**31, size=round(NEAR_STARTS * fewer))]
+    starts += [random.permutation(len(affinity)) % k for _ in range(round(RANDOM_STARTS * fewer))]
+    return min((_Cut(affinity, labels, k).descend() for labels in starts), key=lambda end: _ncut(affinity, end, k))
 
 
-def _descend(affinity, labels, k):
-    """Move single classes while that lowers Ncut, then try swapping two; stop where neither helps."""
-    labels = labels.copy()
-    while True:
-        moves = _move_changes(affinity, labels, k)
-        c, part = np.unravel_index(moves.argmin(), moves.shape)
-        if moves[c, part] < -TOLERANCE:
-            labels[c] = part
-            continue
-        swaps = _swap_changes(affinity, labels, k)
-        a, b = np.unravel_index(swaps.argmin(), swaps.shape)
-        if swaps[a, b] >= -TOLERANCE:
-            return labels
-        labels[[a, b]] = labels[[b, a]]
+class _Cut:
+    """Classes in k parts, none empty, and the sums by which a change of Ncut is known without computing it anew."""
 
+    def __init__(self, affinity, labels, k):
+        self.affinity, self.labels, self.k = affinity, labels.copy(), k
+        self.degree, self.own = affinity.sum(1), affinity.diagonal()
+        self.to_part, self.within, self.volume = _weights(affinity, labels, k)
+        self.count = np.bincount(labels, minlength=k)
+        for part in np.flatnonzero(self.count == 0):  # the class whose leaving raises Ncut least
+            self.move(self.move_changes()[:, part].argmin(), part)
 
-def _fill_empty(affinity, labels, k):
-    """Give each empty part the class whose leaving raises Ncut least."""
-    labels = labels.copy()
-    for part in np.setdiff1d(np.arange(k), labels):
-        labels[_move_changes(affinity, labels, k)[:, part].argmin()] = part
-    return labels
+    def move(self, c, part):
+        """Move class c into another part."""
+        for number, sign in ((self.labels[c], -1), (part, 1)):
+            # The class's own weight counts once, and its weight to the part's others twice, in both directions.
+            others = self.to_part[c, number] - (self.own[c] if sign < 0 else 0)
+            self.within[number] += sign * (2 * others + self.own[c])
+            self.volume[number] += sign * self.degree[c]
+            self.count[number] += sign
+            self.to_part[:, number] += sign * self.affinity[c]
+        self.labels[c] = part
+
+    def descend(self):
+        """Move single classes while that lowers Ncut, then swap pairs that do; stop where neither helps, return the labels."""
+        while True:
+            moves = self.move_changes()
+            c, part = np.unravel_index(moves.argmin(), moves.shape)
+            if moves[c, part] < -TOLERANCE:
+                self.move(c, part)
+            elif not self._swap():
+                return self.labels
+
+    def _swap(self):
+        """Swap the pairs that gain most, of each class and its best partner, where that lowers Ncut; return whether any did."""
+        best = [self._best_partners(rows) for rows in np.array_split(np.arange(len(self.labels)), self.blocks)]
+        changes, partners = (np.concatenate(found) for found in zip(*best, strict=True))
+        swapped = False
+        for a in np.argsort(changes, kind="stable")[: 2 * max(1, len(self.labels) // FEW)]:  # a pair stands there twice
+            b = partners[a]
+            if self.swap_changes(np.array([a]), np.array([b]))[0, 0] < -TOLERANCE:
+                part = self.labels[a]
+                self.move(a, self.labels[b])
+                self.move(b, part)
+                swapped = True
+        return swapped
+
+    @property
+    def blocks(self):
+        return 1 + len(self.labels) ** 2 // BLOCK
+
+    def _best_partners(self, rows):
+        changes = self.swap_changes(rows, np.arange(len(self.labels)))
+        return changes.min(1), changes.argmin(1)
+
+    def move_changes(self):
+        """Return the change of Ncut by moving class c to part t, [C, k]; inf where nothing moves or a part would be empty."""
+        classes, labels = np.arange(len(self.labels)), self.labels
+        before, own = _leaving(self.within, self.volume), self.own
+        without = self.within[labels] - 2 * self.to_part[classes, labels] + own
+        old = _leaving(without, self.volume[labels] - self.degree)
+        new = _leaving(self.within + 2 * self.to_part + own[:, None], self.volume + self.degree[:, None])
+        change = (old - before[labels])[:, None] + new - before
+        change[classes, labels] = np.inf
+        change[self.count[labels] == 1] = np.inf
+        return change
+
+    def swap_changes(self, a, b):
+        """Return the change of Ncut when class a [A] and class b [B] change places, [A, B]; inf within one part."""
+        change = self._after(a, b) + self._after(b, a).T
+        change[self.labels[a][:, None] == self.labels[b]] = np.inf
+        return change
+
+    def _after(self, a, b):
+        """Return the change in the part of a [A] once a has left it and b [B] has come."""
+        part, before = self.labels[a], _leaving(self.within, self.volume)
+        without = self.within[part] - 2 * self.to_part[a, part] + self.own[a]
+        inside = without[:, None] + 2 * (self.to_part[b][:, part].T - self.affinity[np.ix_(a, b)]) + self.own[b]
+        volume = (self.volume[part] - self.degree[a])[:, None] + self.degree[b]
+        return _leaving(inside, volume) - before[part][:, None]
 
 
 def _weights(affinity, labels, k):
-    """Weight from each class to each part [C, k], inside each part [k], of all classes of each part [k]."""
+    """Return the weight from each class to each part [C, k], inside each part [k], of all classes of each part [k]."""
     member = np.eye(k)[labels]
     to_part = affinity @ member
     return to_part, (member * to_part).sum(0), to_part.sum(1) @ member
 
 
 def _leaving(within, volume):
-    """The share of a part's weight that leaves it, cut / volume; 0 where there is no weight."""
+    """Return the share of a part's weight that leaves it, cut / volume; 0 where there is no weight."""
     return np.divide(volume - within, volume, out=np.zeros(np.shape(volume)), where=volume > 0)
 
 
 def _ncut(affinity, labels, k):
     _, within, volume = _weights(affinity, labels, k)
     return float(_leaving(within, volume).sum())
-
-
-def _move_changes(affinity, labels, k):
-    """Change of Ncut by moving class c to part t, [C, k]; inf where nothing moves or the old part would be empty."""
-    to_part, within, volume = _weights(affinity, labels, k)
-    classes, degree, own = np.arange(len(labels)), affinity.sum(1), affinity.diagonal()
-    before = _leaving(within, volume)
-    old = _leaving(within[labels] - 2 * to_part[classes, labels] + own, volume[labels] - degree)
-    new = _leaving(within + 2 * to_part + own[:, None], volume + degree[:, None])
-    change = (old - before[labels])[:, None] + new - before
-    change[classes, labels] = np.inf
-    change[np.bincount(labels, minlength=k)[labels] == 1] = np.inf
-    return change
-
-
-def _swap_changes(affinity, labels, k):
-    """Change of Ncut when classes a and b change places, [C, C]; inf within one part."""
-    to_part, within, volume = _weights(affinity, labels, k)
-    degree, own = affinity.sum(1), affinity.diagonal()
-    without = within[labels] - 2 * to_part[np.arange(len(labels)), labels] + own
-    # Entry [a, b]: the part of a, once a has left it and b has come.
-    inside = without[:, None] + 2 * (to_part[:, labels].T - affinity) + own
-    after = _leaving(inside, (volume[labels] - degree)[:, None] + degree)
-    change = after - _leaving(within, volume)[labels][:, None]
-    change = change + change.T
-    change[labels[:, None] == labels] = np.inf
-    return change

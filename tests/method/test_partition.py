@@ -4,6 +4,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import SpectralClustering
 
 from cpsd_lib import graph, partition
 from cpsd_lib.partition import Partition
@@ -289,7 +290,8 @@ def test_move_and_swap_changes_equal_ncut_before_and_after():
     def change(new):
         return naive_ncut(affinity, [np.flatnonzero(new == t) for t in range(k)]) - before
 
-    moves, swaps = partition._move_changes(affinity, labels, k), partition._swap_changes(affinity, labels, k)
+    found, every = partition._Cut(affinity, labels, k), np.arange(9)
+    moves, swaps = found.move_changes(), found.swap_changes(every, every)
     for c, t in product(range(9), range(k)):
         new = labels.copy()
         new[c] = t
@@ -299,6 +301,81 @@ def test_move_and_swap_changes_equal_ncut_before_and_after():
         new = labels.copy()
         new[[a, b]] = labels[[b, a]]
         assert swaps[a, b] == (np.inf if labels[a] == labels[b] else pytest.approx(change(new), abs=1e-12))
+
+
+def test_the_sums_kept_while_classes_move_are_those_of_the_parts_at_the_end():
+    affinity, random = random_affinity(5, c=30), np.random.default_rng(0)
+    found = partition._Cut(affinity, np.arange(30) % 4, 4)
+    for _ in range(100):
+        movable = np.flatnonzero(found.count[found.labels] > 1)
+        found.move(random.choice(movable), random.integers(4))
+    kept = (found.to_part, found.within, found.volume)
+    for sums, anew in zip(kept, partition._weights(affinity, found.labels, 4), strict=True):
+        np.testing.assert_allclose(sums, anew, atol=1e-9)
+    assert found.count.tolist() == np.bincount(found.labels, minlength=4).tolist()
+
+
+def test_swaps_looked_at_in_blocks_are_those_of_one_array(monkeypatch):
+    affinity = random_affinity(6, c=40)
+    whole = partition.cut(affinity, 4, refine=True)
+    monkeypatch.setattr(partition, "BLOCK", 100)
+    assert partition.cut(affinity, 4, refine=True) == whole
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_components_stay_together_while_there_are_as_many_of_them_as_parts(refine):
+    affinity, labels = blocks([9, 2, 3, 2], outside=0.0)
+    affinity = np.pad(affinity, (0, 1))  # class 16 has no neighbour
+    for k in (1, 2, 3, 4):
+        parts = partition.cut(affinity, k, refine=refine)
+        assert partition.ncut(affinity, parts) == 0 and len(parts) == k
+    assert sorted(map(len, partition.cut(affinity, 3, refine=refine).parts)) == [4, 4, 9]
+    for k in (5, 6, 8):  # then components are cut, and no part has classes of two of them but for the class alone
+        parts = partition.cut(affinity, k, refine=refine)
+        assert len(parts) == k
+        assert all(len(set(labels[[c for c in part if c < 16]])) <= 1 for part in parts.parts)
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_a_component_that_falls_apart_easily_gets_the_further_part(refine):
+    loose, _ = blocks([4, 4], outside=0.01)
+    tight = 1 - np.eye(8)
+    affinity = np.block([[tight, np.zeros((8, 8))], [np.zeros((8, 8)), loose]])
+    assert partition.cut(affinity, 3, refine=refine).parts == [list(range(8)), [8, 9, 10, 11], [12, 13, 14, 15]]
+
+
+@pytest.mark.parametrize("c", [40, partition.FULL + 1, graph.SPARSE + 20])
+@pytest.mark.parametrize("branch", ["co", "dis"])
+def test_many_classes_are_cut_as_few_are(c, branch):
+    """Lanczos' method, several swaps a look and fewer starts: planted groups are found, and no cut is above the plain one."""
+    random = np.random.default_rng(0)
+    group = random.permutation(c) % 4
+    targets = np.array([random.random(c) < np.where(group == n % 4, 0.3, 0.01) for n in range(800)]).astype(np.int8)
+    affinity = graph.affinity(*graph.cooccurrence(targets), branch)
+    plain, refined = (partition.cut(affinity, 4, refine=refine) for refine in (False, True))
+    assert partition.ncut(affinity, refined) <= partition.ncut(affinity, plain) + 1e-12
+    if branch == "co":
+        planted = Partition([np.flatnonzero(group == g).tolist() for g in range(4)], c)
+        assert partition.adjusted_rand(plain, planted) == partition.adjusted_rand(refined, planted) == 1.0
+
+
+def test_the_spectrum_of_many_classes_is_that_of_the_whole_decomposition(monkeypatch):
+    affinity = graph.check_affinity(random_affinity(1, c=60))
+    whole = graph.spectrum(affinity, 5)
+    monkeypatch.setattr(graph, "SPARSE", 10)
+    values, vectors = graph.spectrum(affinity, 5)
+    np.testing.assert_allclose(values, whole[0], atol=1e-9)
+    np.testing.assert_allclose(np.abs((vectors * whole[1]).sum(0)), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("branch", ["co", "dis"])
+def test_the_plain_cut_without_self_loops_is_that_of_scikit_learn(golden, branch, k):
+    counts = np.load(golden / "coco_label_counts.npz")
+    affinity = graph.affinity(counts["cooccurrence"], counts["occurrence"], branch)
+    labels = SpectralClustering(k, affinity="precomputed", n_init=200, random_state=0).fit(affinity).labels_
+    theirs = Partition([np.flatnonzero(labels == part).tolist() for part in range(k)], 80)
+    assert partition.adjusted_rand(partition.cut(affinity, k), theirs) == 1.0
 
 
 @pytest.mark.parametrize("k", [2, 3, 5, 8])
