@@ -96,8 +96,8 @@ class PartitionParams(Section):
     seed: int = Field(0, ge=0, le=2**31)
     refine_co: bool = False
     refine_dis: bool = True  # the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)
-    # The paper's P- has 1 on its diagonal, which makes parts of one class cheap; False: 0 there.
-    self_loops: bool = True
+    # The formula of the paper has 1 on the diagonal of P-, which makes parts of one class cheap; its code ignores a diagonal.
+    self_loops: bool = False
     # Partition files, ours or the paper's, that the cut is compared with.
     released_co: Annotated[str, AfterValidator(param_paths.file)] | None = None
     released_dis: Annotated[str, AfterValidator(param_paths.file)] | None = None

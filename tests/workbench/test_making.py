@@ -18,6 +18,7 @@ from cpsd_lib.workbench.making import (
     StoredTargets,
     fill_targets,
     history,
+    load_artifact,
     load_student,
     load_teachers,
     row_key,
@@ -25,7 +26,7 @@ from cpsd_lib.workbench.making import (
     train_student,
     train_teachers,
 )
-from cpsd_lib.workbench.recipes import student_task, teacher_tasks
+from cpsd_lib.workbench.recipes import _task, student_task, teacher_tasks
 from cpsd_lib.workbench.run import (
     MissingStage,
     cut_labels,
@@ -367,22 +368,38 @@ def test_an_artifact_records_what_the_model_needs_to_be_used_and_what_made_it(ou
     assert {"versions", "hardware", "commit", "files"} <= record.keys() and record["about"]["seconds"] > 0
 
 
-def test_weights_and_label_vectors_count_by_their_bytes_and_not_by_their_name(outputs, tmp_path):
-    for name in ("a.safetensors", "b.safetensors", "a.npz", "b.npz"):
-        (tmp_path / name).write_bytes(b"the same bytes")
-    for name in ("c.safetensors", "c.npz"):
-        (tmp_path / name).write_bytes(b"other bytes")
-    for setting in (
-        {"model__weights": "{}.safetensors"},
-        {"model__label_vectors": "{}.npz", "model__head": "label_transformer"},
-    ):
-        keys = {}
-        for name in "abc":
-            values = {k: v if k == "model__head" else str(tmp_path / v.format(name)) for k, v in setting.items()}
-            run = small(name="bytes", **values)
-            cut_labels(run)
-            keys[name] = [teacher_tasks(run, 0, "co")[0].key, student_task(run, 0, "sd").key]
-        assert keys["a"] == keys["b"] and not set(keys["a"]) & set(keys["c"])
+@pytest.mark.parametrize("section", ["model", "teacher_model"])
+@pytest.mark.parametrize(
+    "setting",
+    [{"weights": "{}.safetensors"}, {"head": "label_transformer", "label_vectors": "{}.npz"}],
+    ids=["weights", "label_vectors"],
+)
+def test_weights_and_label_vectors_count_by_their_bytes_and_not_by_their_name(outputs, tmp_path, section, setting):
+    for content, letters in ((b"the same bytes", "ab"), (b"other bytes", "c")):
+        for letter in letters:
+            for ending in ("safetensors", "npz"):
+                (tmp_path / f"{letter}.{ending}").write_bytes(content)
+    keys = {}
+    for letter in "abc":
+        values = {k: str(tmp_path / v.format(letter)) if "{" in v else v for k, v in setting.items()}
+        # A teacher of its own is no baseline: the row is left out.
+        settings = {"name": "bytes", "student__rows": ["sd"], section: {"name": "test_resnet"} | values}
+        run = small(**settings)
+        cut_labels(run)
+        keys[letter] = [teacher_tasks(run, 0, "co")[0].key, student_task(run, 0, "sd").key]
+    assert keys["a"] == keys["b"] and not set(keys["a"]) & set(keys["c"])
+
+
+def test_members_of_an_ensemble_are_models_of_their_own(outputs):
+    run = small()
+    training, everything_there = run.params.teachers, list(range(len(run.dataset.table.names)))
+    members = [_task(run, run.params.model, training, everything_there, None, 0, member=m) for m in range(3)]
+    assert members[0].key == teacher_tasks(run, 0, "whole")[0].key
+    assert len({task.key for task in members}) == 3
+    making._make_models(run, 0, members, "three members")
+    models = [load_artifact(run.store, task.key) for task in members]
+    assert same(models[0], load_teachers(run, 0, ["whole"])["whole"].experts[0])
+    assert not any(same(models[a], models[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_the_parameters_shown_are_the_parameters_a_run_can_be_repeated_with(outputs, tmp_path):
@@ -562,7 +579,7 @@ def test_a_released_partition_can_take_the_place_of_the_cut(outputs, tmp_path):
 
 
 def test_self_loops_are_the_diagonal_of_the_label_graph(outputs):
-    there, gone = small(), small(partition__self_loops=False)
+    there, gone = small(partition__self_loops=True), small()
     assert (np.diag(label_graph(there, "dis")) == 1).all() and (np.diag(label_graph(gone, "dis")) == 0).all()
     off = ~np.eye(20, dtype=bool)
     assert np.array_equal(label_graph(there, "dis")[off], label_graph(gone, "dis")[off])
