@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.special import expit
 
 from cpsd_lib.data import NOT_COMPARABLE
@@ -29,20 +30,20 @@ def evaluate(run):
     records, per_class = [], []
     released = run.params.evaluation.released is not None
     for seed in run.params.seed_list()[: 1 if released else None]:
-        for name, forward, seconds in _released(run) if released else _models(run, seed):
-            if not released:
-                held_out = held_out_indices(run, seed)
-                if held_out is not None:  # to tune thresholds on, never scored
-                    _save(score_path(run, seed, name, "held_out"), _logits(run, forward, held_out))
-            for split in SPLITS:
-                indices = run.dataset.table.indices(split)
-                if len(indices):
-                    logits = _logits(run, forward, indices)
-                    _save(score_path(run, seed, name, split), logits)
-                    record, ap = score(logits, run.dataset.table.targets[indices], run.params.evaluation.threshold)
-                    about = {"row": name, "seed": seed, "split": split}
-                    records.append(about | record | {"seconds": seconds, "protocol": run.params.protocol})
-                    per_class.append(pd.DataFrame(about | {"class": run.dataset.table.names, "ap": 100 * ap}))
+        models = list(_released(run) if released else _models(run, seed))
+        held_out = None if released else held_out_indices(run, seed)
+        if held_out is not None:  # to tune thresholds on, never scored
+            for (name, *_), logits in zip(models, _logits(run, models, held_out), strict=True):
+                _save(score_path(run, seed, name, "held_out"), logits)
+        for split in SPLITS:
+            indices = run.dataset.table.indices(split)
+            scored = zip(models, _logits(run, models, indices), strict=True) if len(indices) else ()
+            for (name, _, seconds), logits in scored:
+                _save(score_path(run, seed, name, split), logits)
+                record, ap = score(logits, run.dataset.table.targets[indices], run.params.evaluation.threshold)
+                about = {"row": name, "seed": seed, "split": split}
+                records.append(about | record | {"seconds": seconds, "protocol": run.params.protocol})
+                per_class.append(pd.DataFrame(about | {"class": run.dataset.table.names, "ap": 100 * ap}))
     write_json(folder / "metrics.json", records)
     with atomic(folder / "per_class.csv") as temporary:
         pd.concat(per_class).to_csv(temporary, index=False)
@@ -115,11 +116,15 @@ def _on_device(run, model):
     return lambda images: logits_of(model(images))
 
 
-def _logits(run, forward, indices):
-    precision = pick_precision(run.params.student.precision, run.device)
-    return predict_logits(
-        forward, run.dataset.need_images(), indices, run.device, run.params.evaluation.batch_size, precision
-    )
+def _logits(run, models, indices):
+    """Return the logits [n, C] of each of `models`, as _models yields them, on the same images, which are read once for all."""
+    precision, size = pick_precision(run.params.student.precision, run.device), run.params.evaluation.batch_size
+
+    def forward(images):
+        return torch.cat([model(images).float() for _, model, _ in models], 1)
+
+    logits = predict_logits(forward, run.dataset.need_images(), indices, run.device, size, precision)
+    return np.split(logits, len(models), axis=1)
 
 
 def score(logits, targets, threshold):

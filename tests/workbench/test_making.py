@@ -9,9 +9,10 @@ import torch
 
 from cpsd_lib.cli import main
 from cpsd_lib.support import read_json
+from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import loop
 from cpsd_lib.training.batches import Batches
-from cpsd_lib.workbench import making
+from cpsd_lib.workbench import making, scoring
 from cpsd_lib.workbench.cost import equal_epochs
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.making import (
@@ -37,7 +38,7 @@ from cpsd_lib.workbench.run import (
     show_params,
     training_indices,
 )
-from cpsd_lib.workbench.scoring import evaluate, load_records
+from cpsd_lib.workbench.scoring import evaluate, load_records, score_path
 from cpsd_lib.workbench.yaml_files import ParameterError
 
 SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 32, "partition.k": 2}
@@ -583,3 +584,21 @@ def test_self_loops_are_the_diagonal_of_the_label_graph(outputs):
     assert (np.diag(label_graph(there, "dis")) == 1).all() and (np.diag(label_graph(gone, "dis")) == 0).all()
     off = ~np.eye(20, dtype=bool)
     assert np.array_equal(label_graph(there, "dis")[off], label_graph(gone, "dis")[off])
+
+
+def test_the_test_images_are_read_once_for_all_models_and_each_has_its_own_scores(outputs, monkeypatch):
+    run, read = small(), []
+    original = scoring.predict_logits
+
+    def counted(forward, images, indices, *rest):
+        read.append(len(indices))
+        return original(forward, images, indices, *rest)
+
+    monkeypatch.setattr(scoring, "predict_logits", counted)
+    evaluate(run)
+    indices = run.dataset.table.indices("test")
+    assert read == [len(indices), len(run.dataset.table.indices("test_shifted"))]
+    models = {"cpsd": load_student(run, 0, "cpsd"), "teachers_dis": load_teachers(run, 0, ["dis"])["dis"]}
+    for row, model in models.items():
+        alone = original(lambda x, m=model: logits_of(m(x)), run.dataset.need_images(), indices, run.device)
+        np.testing.assert_allclose(np.load(score_path(run, 0, row, "test")), alone, rtol=1e-5, atol=1e-5)
