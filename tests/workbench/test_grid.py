@@ -77,9 +77,9 @@ def test_what_an_earlier_job_trains_by_the_same_parameters_takes_a_later_one_no_
     first, second = plan.seconds_of(jobs, 1e9)
     cost, stages = jobs[0].cost, plan.STAGE_SECONDS * len(jobs[0].left)
     assert first == pytest.approx(cost.eflop * 1e18 / 1e9 + stages)
-    assert first - second == pytest.approx(cost.teacher_eflop * 1e18 / 1e9)
+    assert first - second == pytest.approx(cost.stages["teachers"] * 1e18 / 1e9)
     again = plan.seconds_of([jobs[0], jobs[0]], 1e9)[1]
-    assert again == pytest.approx(cost.evaluation_eflop * 1e18 / 1e9 + stages)
+    assert again == pytest.approx(cost.stages["evaluation"] * 1e18 / 1e9 + stages)
 
 
 def test_the_plan_names_the_jobs_and_the_time(outputs, monkeypatch, capsys):

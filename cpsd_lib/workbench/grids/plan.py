@@ -150,7 +150,7 @@ def measured_speed(job, threads, seconds=2.0):
             began = began or time.perf_counter()
     finally:
         torch.set_num_threads(before)
-    return 3 * cost.forward_gflop * 1e9 * batch * steps / (time.perf_counter() - began)
+    return 3 * cost.student.flop * batch * steps / (time.perf_counter() - began)
 
 
 def seconds_of(jobs, speed):
@@ -160,14 +160,14 @@ def seconds_of(jobs, speed):
     """
     made, seconds = set(), []
     for job in jobs:
-        cost, eflop, run = job.cost, job.cost.evaluation_eflop, Run(job.params)
-        training = cost.teacher_eflop + cost.student_eflop
-        work = {"teachers": cost.teacher_eflop, "students": cost.student_eflop + cost.target_eflop}
+        cost, eflop, run = job.cost, job.cost.stages["evaluation"], Run(job.params)
+        training = cost.stages["teachers"] + cost.stages["students"]
+        work = {"teachers": cost.stages["teachers"], "students": cost.stages["students"] + cost.stages["soft targets"]}
         for kind, its_eflop in work.items():
             name = run.made_with(kind), tuple(job.params.student.rows), job.params.seed, job.params.seeds
             if name not in made:
-                trained = cost.teacher_eflop if kind == "teachers" else cost.student_eflop
-                eflop += its_eflop + (cost.validation_eflop * trained / training if training else 0.0)
+                trained = cost.stages["teachers"] if kind == "teachers" else cost.stages["students"]
+                eflop += its_eflop + (cost.stages["validation"] * trained / training if training else 0.0)
             made.add(name)
         seconds.append(eflop * 1e18 / speed + STAGE_SECONDS * len(job.left))
     return seconds
