@@ -14,13 +14,14 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
-from grid_fakes import journal, refusing, sleepy, without_kernels
+from grid_fakes import journal
 
 from cpsd_lib.support import read_json, write_json, write_text
 from cpsd_lib.workbench.grids import engines, plan, results, runner
@@ -35,7 +36,14 @@ REPO = Path(__file__).resolve().parents[2]
 def outputs(tmp_path, monkeypatch):
     monkeypatch.setenv("CPSD_ROOT", str(REPO))
     monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]))
     return tmp_path / "outputs"
+
+
+def fake(monkeypatch, name):
+    """Have the jobs do what a function of grid_fakes does."""
+    monkeypatch.setattr(engines, "JOB", "grid_fakes")
+    monkeypatch.setenv("GRID_FAKE", name)
 
 
 def asked(**changed):
@@ -111,11 +119,11 @@ def test_the_speed_is_that_of_real_steps_and_draws_nothing_from_the_global_gener
 
 def test_memory_limits_the_jobs_side_by_side_and_leaves_one(outputs, monkeypatch):
     jobs, many = planned(), asked(jobs=8)
-    for free, count in ((100.0, 8), (6.9, 3), (0.1, 1), (None, 8)):
-        monkeypatch.setattr(plan, "_free_gib", lambda free=free: free)
+    for free, count in ((100.0, 8), (6.9, 3), (0.1, 1)):
+        free_memory = SimpleNamespace(available=free * 2**30)
+        monkeypatch.setattr(plan.psutil, "virtual_memory", lambda free_memory=free_memory: free_memory)
         most, why = plan.side_by_side(many, jobs)
         assert most == count and (why is None) == (count == 8)
-    monkeypatch.setattr(plan, "_free_gib", lambda: 0.1)
     assert plan.side_by_side(asked(jobs=8, engine="ray"), jobs) == (8, None)
 
 
@@ -139,7 +147,7 @@ def fakes(outputs, monkeypatch):
 
     monkeypatch.setattr(plan, "stages_left", left)
     monkeypatch.setattr(plan, "measured_speed", lambda *_: 1e9)
-    monkeypatch.setattr(engines, "work", sleepy)
+    fake(monkeypatch, "sleepy")
     return outputs
 
 
@@ -189,7 +197,7 @@ def test_a_grid_of_8_jobs_with_2_killed_at_random_finishes_on_rerun_with_nothing
 
 
 def test_a_job_that_fails_says_why_and_one_that_ends_without_a_word_too(fakes, monkeypatch, capsys):
-    monkeypatch.setattr(engines, "work", refusing)
+    fake(monkeypatch, "refusing")
     assert runner.run_grid("tiny", {"vary": {"seed": [1, 2, 3]}, "overrides": {}, "jobs": 3}) == 1
     said = capsys.readouterr()
     assert "seed-1: done in" in said.out and "04_student stopped: no room\n" in said.out
@@ -220,13 +228,13 @@ def test_ctrl_c_stops_the_jobs(fakes, monkeypatch):
 
 def test_a_grid_that_is_killed_takes_its_jobs_along(tmp_path):
     program = (
-        "from pathlib import Path; from cpsd_lib.workbench.grids.engines import Local, Task; from grid_fakes import sleepy\n"
+        "from pathlib import Path; from cpsd_lib.workbench.grids.engines import work\n"
         f"folder = Path({str(tmp_path)!r})\n"
-        "with Local(sleepy) as engine:\n"
-        "    engine.start(Task('job', '', folder / 'log', {'CPSD_OUTPUTS': str(folder)}))\n"
-        "    engine.wait()"
+        "work('grid_fakes', str(folder / 'job.yaml'), folder / 'log', {'CPSD_OUTPUTS': str(folder)})"
     )
+    (tmp_path / "job.yaml").write_text("name: job\n")
     environment = os.environ | {"SLEEPY_SECONDS": "60", "PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests")])}
+    environment |= {"GRID_FAKE": "sleepy"}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment)
     deadline = time.monotonic() + 60
     while not (tmp_path / "job" / "pid").exists():
@@ -248,11 +256,13 @@ def test_a_grid_that_runs_already_is_not_run_beside_itself(fakes, capsys):
     assert "is held by process" in capsys.readouterr().err and not journal(fakes)
 
 
-def test_what_a_job_prints_goes_to_its_log_and_its_environment_ends_with_it(tmp_path):
-    log = tmp_path / "logs" / "job.log"
-    with engines._printing_to(log), engines._environment({"CPSD_TEST": "1"}):
-        subprocess.run(["sh", "-c", "echo $CPSD_TEST; echo two >&2"], check=True)
-    assert log.read_text() == "1\ntwo\n" and "CPSD_TEST" not in os.environ
+def test_what_a_job_and_its_children_print_goes_to_its_log_and_its_environment_is_its_own(tmp_path, monkeypatch):
+    program = "import os; from cpsd_lib.workbench.grids.engines import answer_with\n"
+    program += "answer_with(lambda params: os.system('echo $CPSD_TEST; echo two >&2') or print(params))"
+    (tmp_path / "printing.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(tmp_path)]))
+    assert engines.work("printing", "x", tmp_path / "logs" / "job.log", {"CPSD_TEST": "1"}) is None
+    assert (tmp_path / "logs" / "job.log").read_text() == "1\ntwo\nx\n" and "CPSD_TEST" not in os.environ
 
 
 def test_the_engine_ray_without_its_package_says_how_to_get_it(outputs, monkeypatch):
@@ -413,7 +423,7 @@ def test_two_real_jobs_train_their_teachers_once_and_end_as_a_run_by_itself(outp
     for name in ("notebooks", "params"):  # a copy that nobody edits while this runs
         shutil.copytree(REPO / name, outputs.parent / name, ignore=shutil.ignore_patterns(".*"))
     monkeypatch.setenv("CPSD_ROOT", str(outputs.parent))
-    monkeypatch.setattr(engines, "work", without_kernels)
+    fake(monkeypatch, "without_kernels")
     # Both at the same moment: whoever comes second waits for the teachers of the first.
     assert runner.run_grid("tiny", {"threads": 1, "jobs": 2}) == 0, [
         p.read_text() for p in outputs.glob("*/logs/*.log")
@@ -438,8 +448,6 @@ def test_two_real_jobs_train_their_teachers_once_and_end_as_a_run_by_itself(outp
 @pytest.fixture
 def ray_fakes(fakes, monkeypatch):
     pytest.importorskip("ray")
-    # Ray's workers must find the stand-ins too.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]))
     return fakes
 
 
@@ -456,7 +464,7 @@ def test_on_ray_a_job_whose_worker_is_killed_is_started_once_more_and_all_end_we
 
 @pytest.mark.filterwarnings("ignore")
 def test_on_ray_a_job_that_fails_says_why_and_the_others_go_on(ray_fakes, monkeypatch, capsys):
-    monkeypatch.setattr(engines, "work", refusing)
+    fake(monkeypatch, "refusing")
     changed = {"vary": {"seed": [1, 2, 3]}, "overrides": {}, "jobs": 3, "engine": "ray", "threads": 1}
     assert runner.run_grid("tiny", changed) == 1
     said = capsys.readouterr()

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from cpsd_lib.support import write_text
 from cpsd_lib.workbench.grids import engines, results
@@ -48,47 +49,47 @@ def _run_jobs(grid, folder, jobs):
     if not todo:
         return {}
     print(f"logs: {folder / 'logs'}", flush=True)
-    failed, began, running, waiting = {}, time.monotonic(), {}, list(todo)
-    with _engine(grid) as engine:
-        for number in range(1, len(todo) + 1):
-            while waiting and len(running) < most:
-                job = waiting.pop(0)
-                running[job.name] = job, time.monotonic()
-                engine.start(_task(grid, folder, job))
-            name, error = engine.wait()
-            job, started = running.pop(name)
-            took = f"{time.monotonic() - started:,.0f} s"
-            if error is not None:
-                failed[name] = error
-            result = f"done in {took}" if error is None else f"FAILED after {took}: {error.splitlines()[0]}"
-            print(f"{time.strftime('%H:%M:%S')} {number}/{len(todo)} {job.slug}: {result}", flush=True)
+    engine = engines.on_ray(grid.address, grid.threads_a_job, grid.gpus) if grid.engine == "ray" else engines.local()
+    failed, began = {}, time.monotonic()
+
+    def do(job):
+        started = time.monotonic()
+        try:
+            error = work(engines.JOB, _params_file(folder, job), _log(folder, job.name), _environment(grid))
+        except engines.Died as died:
+            error = str(died)
+        return error, f"{time.monotonic() - started:,.0f} s"
+
+    with ThreadPoolExecutor(most) as pool, engine as work:
+        running = {pool.submit(do, job): job for job in todo}
+        try:
+            for number, ended in enumerate(as_completed(running), 1):
+                job, (error, took) = running[ended], ended.result()
+                if error is not None:
+                    failed[job.name] = error
+                result = f"done in {took}" if error is None else f"FAILED after {took}: {error.splitlines()[0]}"
+                print(f"{time.strftime('%H:%M:%S')} {number}/{len(todo)} {job.slug}: {result}", flush=True)
+        finally:  # after a Ctrl-C no other job starts
+            pool.shutdown(wait=False, cancel_futures=True)
     print(f"{len(todo) - len(failed)} of {len(todo)} done in {spoken_time(time.monotonic() - began)}", flush=True)
     return failed
-
-
-def _engine(grid):
-    if grid.engine == "ray":
-        return engines.Ray(engines.work, grid.address, grid.threads_a_job, grid.gpus)
-    return engines.Local(engines.work)
 
 
 def _log(folder, job):
     return folder / "logs" / f"{job.removeprefix(f'{folder.name}.')}.log"
 
 
-def _task(grid, folder, job):
+def _params_file(folder, job):
     # The resolved parameters, not the files they came from: those may be edited while the grid runs.
     path = folder / "params" / f"{job.slug}.yaml"
     write_text(path, show_params(Run(job.params)))
-    environment = {"CPSD_ROOT": str(repo_root()), "CPSD_OUTPUTS": str(outputs_root())}
+    return str(path)
+
+
+def _environment(grid):
+    roots = {"CPSD_ROOT": str(repo_root()), "CPSD_OUTPUTS": str(outputs_root())}
     # The bars of a job would fill its log with a line every half second.
-    environment |= {"OMP_NUM_THREADS": str(grid.threads_a_job), "TQDM_DISABLE": "1"}
-    return engines.Task(
-        job=job.name,
-        params=str(path),
-        log=_log(folder, job.name),
-        environment=environment,
-    )
+    return roots | {"OMP_NUM_THREADS": str(grid.threads_a_job), "TQDM_DISABLE": "1"}
 
 
 def _write_results(grid, folder, done, count):
