@@ -176,14 +176,13 @@ def pick_precision(name, device):
 
 
 def memory_gib(device):
-    """Return the memory of a torch device, used or free, in GiB: a GPU's own, or the machine's; None where nobody says."""
+    """Return the memory of a torch device, used or free, in GiB: a GPU's own, or the machine's."""
+    import psutil
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2**30
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):  # Windows
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return psutil.virtual_memory().total / 2**30
 
 
 def keep_freed_memory():

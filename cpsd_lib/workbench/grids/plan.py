@@ -1,17 +1,15 @@
 """A grid before it starts: what is left of each job, how many fit into memory, how long they all take."""
 
-import os
-import re
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
+import psutil
 import torch
 
-from cpsd_lib.data import VIEWS, train_view
-from cpsd_lib.losses import asymmetric_loss
-from cpsd_lib.support import digest, keep_freed_memory, pick_device, pick_precision
+from cpsd_lib.objectives import Supervised
+from cpsd_lib.support import counted, digest, keep_freed_memory, pick_device
+from cpsd_lib.training import Batches, fit
 from cpsd_lib.workbench import pipeline
 from cpsd_lib.workbench.building import build_shape
 from cpsd_lib.workbench.cost import Cost, as_computed, estimate
@@ -21,10 +19,8 @@ from cpsd_lib.workbench.run import Run
 from cpsd_lib.workbench.yaml_files import outputs_root
 
 STAGE_SECONDS = 7  # the start of a notebook's kernel, its imports and figures, beside its work
-RUNNER_GIB, GPU_RUNNER_GIB = (
-    2.0,
-    5.0,
-)  # memory of a runner and a kernel without a model (1.7 seen); with CUDA's libraries
+RUNNER_GIB = 2.0  # memory of a runner and a kernel without a model (1.7 seen)
+GPU_RUNNER_GIB = 5.0  # the same with CUDA's libraries
 GPU_CONTEXT_GIB = 0.7
 
 
@@ -92,65 +88,48 @@ def side_by_side(grid, jobs):
     if grid.engine == "ray" or not jobs:
         return grid.jobs, None
     need, gpus = max(job.cost.gpu_gib for job in jobs), _gpus(jobs)
-    limits = [("memory", _free_gib(), GPU_RUNNER_GIB if gpus else RUNNER_GIB + need)]
+    free = psutil.virtual_memory().available / 2**30
+    limits = [("memory", free, GPU_RUNNER_GIB if gpus else RUNNER_GIB + need)]
     if gpus:
         free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) / 2**30
         limits.append(("GPU memory", free, GPU_CONTEXT_GIB + need))
     found = grid.jobs, None
     for what, free, one in limits:
-        count = grid.jobs if free is None else max(1, int(free // one))
+        count = max(1, int(free // one))
         if count < found[0]:
             found = count, f"{free:.1f} GiB of {what} are free, and a job takes about {one:.1f}"
     return found
 
 
-def _free_gib():
-    """Return the GiB of memory that programs could get now; None where the system does not say."""
-    info = Path("/proc/meminfo")
-    if info.exists():
-        kib = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())
-        return int(kib[1]) / 2**20 if kib else None
-    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return None
-
-
 def measured_speed(job, threads, seconds=2.0):
-    """Return the FLOP a second of this machine on training steps of a Planned job's student on random images, views included.
+    """Return the FLOP a second of this machine while a Planned job's student trains on one batch of random images.
 
-    threads: of torch on a CPU. Takes `seconds`, or two steps after the first where those are longer. Raises RuntimeError
-    where a step does not fit into memory.
+    threads: of torch on a CPU. Takes about `seconds`, or two steps after the first where those are longer. Raises
+    RuntimeError where a step does not fit into memory.
     """
     keep_freed_memory()
-    params, cost = job.params, job.cost
-    device, training = pick_device(params.device), params.student
-    batch = max(2, cost.student_batch)
-    precision, before = pick_precision(training.precision, device), torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.manual_seed(params.seed)
-        model = build_shape(params.model, cost.num_classes)
-        pixels = torch.randint(0, 256, (batch, 3, params.data.size, params.data.size), dtype=torch.uint8)
-        targets = (torch.rand(batch, cost.num_classes) < 0.1).float().to(device)
-    model = model.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, fused=True)
-    steps, began = -1, 0.0  # the first step is not like the others
+    params, cost, training, before = job.params, job.cost, job.params.student, torch.get_num_threads()
+    batch, size, draw = max(2, cost.student_batch), params.data.size, np.random.default_rng(params.seed)
+    pixels = draw.integers(0, 256, (batch, 3, size, size), np.uint8)
+    targets = draw.random((batch, cost.num_classes)) < 0.1
+    batches = Batches(
+        pixels, targets, batch_size=batch, view=training.view, seed=params.seed, device=pick_device(params.device)
+    )
+
+    def seconds_of_steps(count):
+        settings = replace(training.training(), epochs=count, stop_after=None, compile=False)
+        began = time.perf_counter()
+        fit(model, batches, settings, objective=Supervised(asl=training.asl), desc="measuring the speed")
+        return time.perf_counter() - began
+
     try:
         torch.set_num_threads(threads)
-        while steps < 2 or time.perf_counter() - began < seconds:
-            rows = np.arange(batch)
-            images = train_view(pixels.to(device), VIEWS[training.view], params.seed, steps + 1, rows)
-            with torch.autocast(device.type, precision, enabled=precision is not None):
-                logits = model(images.contiguous(memory_format=torch.channels_last)).logits
-            loss = asymmetric_loss(logits, targets, **training.asl)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            loss.item()  # a GPU answers when it has computed
-            steps += 1
-            began = began or time.perf_counter()
+        with torch.random.fork_rng():
+            model = build_shape(params.model, cost.num_classes)
+            steps = max(2, round(seconds / seconds_of_steps(1)))  # the first step is not like the others
+            return 3 * cost.student.flop * batch * steps / seconds_of_steps(steps)
     finally:
         torch.set_num_threads(before)
-    return 3 * cost.student.flop * batch * steps / (time.perf_counter() - began)
 
 
 def seconds_of(jobs, speed):
@@ -160,16 +139,17 @@ def seconds_of(jobs, speed):
     """
     made, seconds = set(), []
     for job in jobs:
-        cost, eflop, run = job.cost, job.cost.stages["evaluation"], Run(job.params)
-        training = cost.stages["teachers"] + cost.stages["students"]
-        work = {"teachers": cost.stages["teachers"], "students": cost.stages["students"] + cost.stages["soft targets"]}
-        for kind, its_eflop in work.items():
+        work, run = dict(job.cost.stages), Run(job.params)
+        choosing, training = work.pop("validation"), work["teachers"] + work["students"]
+        for kind, others in (("teachers", []), ("students", ["soft targets"])):
+            # The epoch is chosen in proportion to what is trained.
+            work[kind] += sum(work.pop(other) for other in others) + (
+                choosing * work[kind] / training if training else 0.0
+            )
             name = run.made_with(kind), tuple(job.params.student.rows), job.params.seed, job.params.seeds
-            if name not in made:
-                trained = cost.stages["teachers"] if kind == "teachers" else cost.stages["students"]
-                eflop += its_eflop + (cost.stages["validation"] * trained / training if training else 0.0)
+            work[kind] *= name not in made
             made.add(name)
-        seconds.append(eflop * 1e18 / speed + STAGE_SECONDS * len(job.left))
+        seconds.append(sum(work.values()) * 1e18 / speed + STAGE_SECONDS * len(job.left))
     return seconds
 
 
@@ -188,7 +168,7 @@ def print_plan(grid, jobs, most, why):
     print(f"{grid.name}: {len(jobs)} jobs over {over}, from {grid.source}; {len(jobs) - len(todo)} are done already")
     if not todo:
         return
-    threads = f"{grid.threads_a_job} thread{'s' if grid.threads_a_job > 1 else ''} each"
+    threads = f"{counted(grid.threads_a_job, 'thread')} each"
     print(f"engine {grid.engine}, {most} side by side{f' ({why})' if why else ''}, {threads}", flush=True)
     speed, trouble = None, ""
     try:
