@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from cpsd_lib.objectives import Supervised
-from cpsd_lib.support import counted, digest, keep_freed_memory, pick_device
+from cpsd_lib.support import counted, keep_freed_memory, pick_device
 from cpsd_lib.training import Batches, fit
 from cpsd_lib.workbench import pipeline
 from cpsd_lib.workbench.building import build_shape
@@ -16,7 +16,6 @@ from cpsd_lib.workbench.cost import Cost, as_computed, estimate
 from cpsd_lib.workbench.grids.params import Job, cores, refuse
 from cpsd_lib.workbench.preflight import images_of
 from cpsd_lib.workbench.run import Run
-from cpsd_lib.workbench.yaml_files import outputs_root
 
 STAGE_SECONDS = 7  # the start of a notebook's kernel, its imports and figures, beside its work
 RUNNER_GIB = 2.0  # memory of a runner and a kernel without a model (1.7 seen)
@@ -49,23 +48,11 @@ def look_at(jobs, here=True):
             # A GPU may be another machine's: the card's own precision is a GPU's.
             computed = job.params if _on_gpu(job.params) else as_computed(job.params, torch.device("cpu"))
             cost = estimate(computed, classes, train, test)
-            planned.append(Planned(**vars(job), left=stages_left(job.params), cost=cost))
+            planned.append(Planned(**vars(job), left=pipeline.stages_left(job.params), cost=cost))
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(job.slug)
     refuse(faults, len(jobs))
     return planned
-
-
-def stages_left(params):
-    """Return the names of a run's stages that are not done and fresh, in order: what `cpsd run` would do."""
-    run, previous, left = Run(params), None, []
-    entries = pipeline.read_manifest(outputs_root() / params.name)["stages"]
-    for name in pipeline.stages_of(params):
-        fingerprint, entry = pipeline.stage_fingerprint(name, params, previous), entries.get(name)
-        if not entry or entry["fingerprint"] != fingerprint or not pipeline.outputs_are_there(run, entry):
-            left.append(name)
-        previous = digest([fingerprint, entry["outputs"], entry["keys"]]) if entry else None
-    return left
 
 
 def _on_gpu(params):
