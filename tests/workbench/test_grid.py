@@ -6,6 +6,7 @@ half a minute on two free cores. Ray's tests run where the package ray is instal
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -389,11 +390,9 @@ def test_a_run_finds_the_finished_grids_of_its_own_data(outputs):
     assert key == "partition.k" and "1 of 3 jobs are missing" in figure.get_suptitle()
 
 
-def test_a_grid_from_before_a_parameter_existed_is_still_of_the_same_data(outputs):
-    jobs = finished("mine", outputs)
-    for path in (outputs / "mine" / "params").iterdir():
-        path.write_text(path.read_text().replace("allow_overlap: false, ", ""))
-    assert list(results.beside(jobs[0].params.model_copy(update={"name": "a_run"}))) == ["mine"]
+def test_what_notebook_07_takes_from_the_results_is_there():
+    taken = set(re.findall(r"\bresults\.(\w+)", (REPO / "notebooks" / "07_ablation.ipynb").read_text()))
+    assert len(taken) > 4 and all(hasattr(results, name) for name in taken)
 
 
 def test_every_grid_file_is_offered_with_its_command():
