@@ -43,10 +43,8 @@ STAGES = {
 MADE = {"03_teachers": ("teachers",), "04_student": ("students", "soft_targets")}
 
 # Parameters that name a file: a stage that reads their section follows the bytes in it, not its name alone.
-FILES = (
-    *("partition.released_co", "partition.released_dis", "model.weights", "model.label_vectors"),
-    "evaluation.checkpoint",
-)
+FILES = ("partition.released_co", "partition.released_dis", "model.weights", "model.label_vectors")
+FILES += ("teacher_model.weights", "teacher_model.label_vectors", "evaluation.checkpoint")
 
 INTERRUPT_SECONDS = 15  # nbclient gives a kernel 5 to end by itself
 
@@ -136,7 +134,7 @@ def stage_fingerprint(name, params, previous):
 
 def _value(values, key):
     for name in key.split("."):
-        values = values[name]
+        values = values[name] if values is not None else None  # no teacher_model, no weights of it
     return values
 
 

@@ -84,7 +84,7 @@ def write(frame, folder, keys, notes=()):
 
 
 LEGEND = "Percent, mean over seeds; s.d.: standard deviation over seeds, unknown (-) for one."
-PAPER_LEGEND = "paper: published for this data set, model, pixels and row, whatever else the grid varies."
+PAPER_LEGEND = "paper: published for this data set, model, pixels, k, alpha and row, whatever else the grid varies."
 
 
 def table(frame, keys):
