@@ -1,21 +1,12 @@
 """The command line: `cpsd run params/demo.yaml key=value ...`, also `python -m cpsd_lib`."""
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
 
 # Whatever loads torch is imported by the command that needs it: a wrong parameter is answered at once.
-from cpsd_lib.workbench import (
-    ParameterError,
-    find_params,
-    is_grid,
-    outputs_root,
-    parse_overrides,
-    read_params,
-    repo_root,
-)
+from cpsd_lib.workbench import ParameterError, Stopped, outputs_root, parse_overrides
 
 
 def main(arguments=None):
@@ -56,6 +47,9 @@ def main(arguments=None):
     except ParameterError as error:
         print(f"nothing was started:\n{error}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:  # a broken file of the run, a full disk: they name what it is
         print(f"stopped: {error}", file=sys.stderr)
         return 1
@@ -74,13 +68,9 @@ def _run(source, overrides):
     from cpsd_lib.workbench import load_params
 
     load_params(source, overrides)
-    from cpsd_lib.workbench import Held, StageFailed, run_stages, scores_text, stages_of, write_report
+    from cpsd_lib.workbench import run_stages, scores_text, stages_of, write_report
 
-    try:
-        done = run_stages(source, overrides)
-    except (Held, StageFailed) as error:
-        print(error, file=sys.stderr)
-        return 1
+    done = run_stages(source, overrides)
     if "05_evaluation" not in stages_of(done.params):
         print(f"\nlabels without images: nothing was trained; look at {done.folder / '02_partition.ipynb'}")
         return 0
@@ -106,21 +96,17 @@ def _cost(source, overrides):
 def _targets(source, overrides):
     from cpsd_lib.workbench import load_params
 
-    load_params(source, overrides)
-    from cpsd_lib.workbench import Held, MissingStage, fill_targets, one_runner, open_run
+    folder = outputs_root() / load_params(source, overrides).name
+    from cpsd_lib.workbench import MissingStage, fill_targets, one_runner, open_run
 
+    if not folder.exists():
+        raise MissingStage(
+            f"there is no run {folder.name} in {folder.parent}; run 03_teachers first: cpsd run {source}"
+        )
     run = open_run(source, overrides)
-    try:
-        if not (outputs_root() / run.params.name).exists():
-            raise MissingStage(
-                f"there is no run {run.params.name} in {outputs_root()}; run 03_teachers first: cpsd run {source}"
-            )
-        with one_runner(run.folder):
-            for seed in run.params.seed_list():
-                fill_targets(run, seed)
-    except (Held, MissingStage) as error:
-        print(error, file=sys.stderr)
-        return 1
+    with one_runner(folder):
+        for seed in run.params.seed_list():
+            fill_targets(run, seed)
     return 0
 
 
@@ -146,26 +132,10 @@ def _store(action):
 def _grid(source, overrides):
     from cpsd_lib.workbench import jobs_of, load_grid
 
-    try:
-        jobs_of(load_grid(source, overrides))
-    except ParameterError:
-        _refuse_a_run(source)
-        raise
+    jobs_of(load_grid(source, overrides))
     from cpsd_lib.workbench import run_grid
 
     return run_grid(source, overrides)
-
-
-def _refuse_a_run(source):
-    """Raise ParameterError when `source` is the parameter file of one run, in place of all that it lacks as a grid."""
-    if any(os.path.isfile(repo_root() / "params" / "grids" / name) for name in (source, f"{source}.yaml")):
-        return  # load_grid looks there first
-    try:
-        raw = read_params(find_params(source))
-    except ParameterError:
-        return  # load_grid has named what is wrong with it
-    if not is_grid(raw) and "base" not in raw:
-        raise ParameterError(f"{source} is one run, not a grid (it has no `vary:`); run it by: cpsd run {source}")
 
 
 def _check_data(source, overrides):

@@ -21,7 +21,7 @@ from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.preflight import check_run, remarks
 from cpsd_lib.workbench.run import Run, save_params
 from cpsd_lib.workbench.store import environment
-from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root, repo_root
+from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, outputs_root, repo_root
 
 # A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's
 # outputs), and which files of the run folder it leaves.
@@ -49,11 +49,11 @@ FILES += ("teacher_model.weights", "teacher_model.label_vectors", "evaluation.ch
 INTERRUPT_SECONDS = 15  # nbclient gives a kernel 5 to end by itself
 
 
-class StageFailed(RuntimeError):
+class StageFailed(Stopped):
     """A notebook stopped with an error."""
 
 
-class Held(RuntimeError):
+class Held(Stopped):
     """Another process runs in the same run folder."""
 
 

@@ -21,10 +21,10 @@ from cpsd_lib.support import (
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.rows import unread_by
 from cpsd_lib.workbench.store import Store
-from cpsd_lib.workbench.yaml_files import ParameterError, flow_text, mapping, outputs_root, parse_yaml
+from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, flow_text, mapping, outputs_root, parse_yaml
 
 
-class MissingStage(RuntimeError):
+class MissingStage(Stopped):
     """A notebook needs what an earlier one makes."""
 
 

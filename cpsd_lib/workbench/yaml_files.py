@@ -17,6 +17,10 @@ class ParameterError(ValueError):
     """A parameter is unknown, has the wrong type or range, or names something that is not there."""
 
 
+class Stopped(RuntimeError):
+    """Work that cannot go on, for a reason that the message names: no fault of the parameters, nor of the program."""
+
+
 @contextmanager
 def blamed_on(section):
     """Raise what goes wrong inside as a ParameterError that begins with `section`: the user's choice did not work out."""

@@ -24,6 +24,7 @@ import torch
 from filelock import FileLock
 from grid_fakes import journal
 
+from cpsd_lib import cli
 from cpsd_lib.support import read_json, write_json, write_text
 from cpsd_lib.workbench.grids import engines, plan, results, runner
 from cpsd_lib.workbench.grids.params import Grid, jobs_of
@@ -253,7 +254,7 @@ def test_a_grid_that_is_killed_takes_its_jobs_along(tmp_path):
 def test_a_grid_that_runs_already_is_not_run_beside_itself(fakes, capsys):
     (fakes / "eight").mkdir(parents=True)
     with FileLock(fakes / "eight" / ".runner.lock"):
-        assert runner.run_grid("tiny", EIGHT) == 1
+        assert cli.main(["grid", "tiny", "name=eight", "vary.seed=[0, 1]"]) == 1
     assert "is held by process" in capsys.readouterr().err and not journal(fakes)
 
 

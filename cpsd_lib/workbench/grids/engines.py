@@ -10,7 +10,7 @@ import threading
 import traceback
 from contextlib import contextmanager
 
-from cpsd_lib.workbench.yaml_files import ParameterError
+from cpsd_lib.workbench.yaml_files import ParameterError, Stopped
 
 JOB = "cpsd_lib.workbench.grids.engines"  # the module whose `python -m` does a job
 _running = set()  # the processes that this one has started
@@ -113,7 +113,7 @@ def _end_with_the_grid():
 
 def run_job(params):
     """Run every stage of a file of resolved parameters and write the report; return None, else what went wrong, in words."""
-    from cpsd_lib.workbench.pipeline import Held, StageFailed, run_stages, stages_of
+    from cpsd_lib.workbench.pipeline import run_stages, stages_of
     from cpsd_lib.workbench.report import write_report
 
     try:
@@ -122,7 +122,7 @@ def run_job(params):
             write_report(done)
     except KeyboardInterrupt:  # for all jobs and the grid itself, which says so
         return "stopped by Ctrl-C"
-    except (Held, StageFailed) as error:
+    except Stopped as error:
         print(error)
         return str(error)
     except Exception as error:

@@ -8,7 +8,7 @@ from cpsd_lib.support import write_text
 from cpsd_lib.workbench.grids import engines, results
 from cpsd_lib.workbench.grids.params import jobs_of, load_grid
 from cpsd_lib.workbench.grids.plan import look_at, print_plan, side_by_side, spoken_time
-from cpsd_lib.workbench.pipeline import Held, one_runner
+from cpsd_lib.workbench.pipeline import one_runner
 from cpsd_lib.workbench.run import Run, show_params
 from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root, repo_root
 
@@ -17,7 +17,8 @@ def run_grid(source, overrides=None):
     """Run every job of a grid that is not done; return the exit status: 1 when a job failed.
 
     Prints the plan with its estimated time, then a line a job, then the table; writes grid.csv, grid.md and figures/ into
-    the grid's folder. The same call after a kill does what is missing. Raises ParameterError before anything starts.
+    the grid's folder. The same call after a kill does what is missing. Raises ParameterError
+    before anything starts, Held when another process works in the folder.
     """
     grid = load_grid(source, overrides)
     jobs, folder = jobs_of(grid), outputs_root() / grid.name
@@ -27,13 +28,9 @@ def run_grid(source, overrides=None):
         engines.import_ray()
     jobs = look_at(jobs, here=grid.engine == "local")
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with one_runner(folder):
-            failed = _run_jobs(grid, folder, jobs)
-            _write_results(grid, folder, [job for job in jobs if job.name not in failed], len(jobs))
-    except Held as error:
-        print(error, file=sys.stderr)
-        return 1
+    with one_runner(folder):
+        failed = _run_jobs(grid, folder, jobs)
+        _write_results(grid, folder, [job for job in jobs if job.name not in failed], len(jobs))
     if failed:
         print(f"\n{len(failed)} of {len(jobs)} jobs failed; the same command does what is missing", file=sys.stderr)
         for job, error in failed.items():
