@@ -1,9 +1,8 @@
 """The figures of the CPSD paper (IJCAI 2022), to stand beside ours; percent."""
 
-_SCORES = ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")
-_COLUMNS = [("baseline", name) for name in _SCORES]
+_COLUMNS = [("baseline", name) for name in ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")]
 _COLUMNS += [(row, "mAP") for row in ("sd", "cgpd", "dgpd")]  # from the ablation, which gives nothing else
-_COLUMNS += [("cpsd", name) for name in _SCORES]
+_COLUMNS += [("cpsd", name) for _, name in _COLUMNS[:7]]
 
 # Data kind, model and pixels, then the figures in the order of _COLUMNS; "-" where the paper gives none.
 #                           baseline                              +SD  +CGPD +DGPD +CPSD
@@ -20,16 +19,12 @@ nuswide tresnet_l 448       64.7 -    -    63.7 -    -    75.0    -    -    -   
 """
 
 
-def _figures(cells):
-    rows = {}
-    for (row, name), cell in zip(_COLUMNS, cells, strict=True):
-        if cell != "-":
-            rows.setdefault(row, {})[name] = float(cell)
-    return rows
-
-
-_LINES = [line.split() for line in _TABLE.strip().splitlines()]
-_PUBLISHED = {(kind, model, int(pixels)): _figures(cells) for kind, model, pixels, *cells in _LINES}
+_PUBLISHED = {}  # {(kind, model, pixels): {row: {name: percent}}}
+for _kind, _model, _pixels, *_cells in map(str.split, _TABLE.strip().splitlines()):
+    _rows = _PUBLISHED[_kind, _model, int(_pixels)] = {}
+    for (_row, _name), _cell in zip(_COLUMNS, _cells, strict=True):
+        if _cell != "-":
+            _rows.setdefault(_row, {})[_name] = float(_cell)
 
 
 def no_figure(params):

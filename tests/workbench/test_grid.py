@@ -147,7 +147,7 @@ def fakes(outputs, monkeypatch):
     def left(params):
         return [] if (outputs / params.name / "done").exists() else ["04_student"]
 
-    monkeypatch.setattr(plan.pipeline, "stages_left", left)
+    monkeypatch.setattr(plan, "stages_left", left)
     monkeypatch.setattr(plan, "measured_speed", lambda *_: 1e9)
     fake(monkeypatch, "sleepy")
     return outputs

@@ -84,6 +84,8 @@ class Job:
     slug: str  # of its varied values
     varied: dict
     params: Params
+    left: tuple = ()  # names of the stages that are not done and fresh, in order; a plan's, as `cost` is
+    cost: object = None  # the Cost of all of it
 
 
 def cores():

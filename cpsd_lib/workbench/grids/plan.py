@@ -1,7 +1,7 @@
 """A grid before it starts: what is left of each job, how many fit into memory, how long they all take."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -10,10 +10,10 @@ import torch
 from cpsd_lib.objectives import Supervised
 from cpsd_lib.support import counted, keep_freed_memory, pick_device
 from cpsd_lib.training import Batches, fit
-from cpsd_lib.workbench import pipeline
 from cpsd_lib.workbench.building import build_shape
-from cpsd_lib.workbench.cost import Cost, as_computed, estimate
-from cpsd_lib.workbench.grids.params import Job, cores, refuse
+from cpsd_lib.workbench.cost import as_computed, estimate
+from cpsd_lib.workbench.grids.params import cores, refuse
+from cpsd_lib.workbench.pipeline import stages_left
 from cpsd_lib.workbench.preflight import images_of
 from cpsd_lib.workbench.run import Run
 
@@ -23,16 +23,8 @@ GPU_RUNNER_GIB = 5.0  # the same with CUDA's libraries
 GPU_CONTEXT_GIB = 0.7
 
 
-@dataclass(frozen=True, eq=False)
-class Planned(Job):
-    """A job as it was found."""
-
-    left: list  # names of the stages that are not done and fresh, in order
-    cost: Cost  # of all of it
-
-
 def look_at(jobs, here=True):
-    """Return the Jobs as Planned; one that cannot be trained at all is a ParameterError, and names the job.
+    """Return the Jobs with what is left of them and their cost; ParameterError names those that cannot be trained at all.
 
     here: they run on this machine, which must have the device they name.
     """
@@ -48,7 +40,7 @@ def look_at(jobs, here=True):
             # A GPU may be another machine's: the card's own precision is a GPU's.
             computed = job.params if _on_gpu(job.params) else as_computed(job.params, torch.device("cpu"))
             cost = estimate(computed, classes, train, test)
-            planned.append(Planned(**vars(job), left=pipeline.stages_left(job.params), cost=cost))
+            planned.append(replace(job, left=tuple(stages_left(job.params)), cost=cost))
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(job.slug)
     refuse(faults, len(jobs))
@@ -67,7 +59,7 @@ def _gpus(jobs):
 
 
 def side_by_side(grid, jobs):
-    """Return (how many Planned jobs may run at once, why fewer than wanted or None), by the memory free now; 1 at least.
+    """Return (how many planned Jobs may run at once, why fewer than wanted or None), by the memory free now; 1 at least.
 
     A local job is taken to need what its larger training needs (cost.py) beside a runner and a kernel; on a GPU that is
     the GPU's memory, which all jobs share. Ray does its own counting.
@@ -89,7 +81,7 @@ def side_by_side(grid, jobs):
 
 
 def measured_speed(job, threads, seconds=2.0):
-    """Return the FLOP a second of this machine while a Planned job's student trains on one batch of random images.
+    """Return the FLOP a second of this machine while a planned Job's student trains on one batch of random images.
 
     threads: of torch on a CPU. Takes about `seconds`, or two steps after the first where those are longer. Raises
     RuntimeError where a step does not fit into memory.
@@ -120,7 +112,7 @@ def measured_speed(job, threads, seconds=2.0):
 
 
 def seconds_of(jobs, speed):
-    """Return the seconds that each of the Planned jobs takes at most, at `speed` FLOP a second, in their order.
+    """Return the seconds that each of the planned Jobs takes at most, at `speed` FLOP a second, in their order.
 
     What an earlier job trains by the same parameters is taken from the store: all teachers, or all students with them.
     """
@@ -149,7 +141,7 @@ def spoken_time(seconds):
 
 
 def print_plan(grid, jobs, most, why):
-    """Print what will be done and an estimate of the time; jobs: all Planned jobs; most, why: as side_by_side found."""
+    """Print what will be done and an estimate of the time; jobs: all planned Jobs; most, why: as side_by_side found."""
     todo = [job for job in jobs if job.left]
     over = " x ".join(f"{key} ({len(values)})" for key, values in grid.vary.items())
     print(f"{grid.name}: {len(jobs)} jobs over {over}, from {grid.source}; {len(jobs) - len(todo)} are done already")
