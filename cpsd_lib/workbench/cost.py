@@ -146,7 +146,7 @@ class Cost:
         return self.eflop * 1e6 / tflops / 3600
 
 
-def estimate(params, num_classes, train_images, test_images):
+def estimate(params, num_classes, train_images, test_images, device=None):
     """Return the Cost of Params `params` on `train_images` and `test_images` (all test splits) of `num_classes` classes.
 
     A training step counts as 3 forwards, frozen layers or not, but for the stages that teachers.frozen_stages names: 1, once
@@ -154,8 +154,9 @@ def estimate(params, num_classes, train_images, test_images):
     the training images, as if the data had no val split of its own.
     Memory: weights, moving average and optimizer of all models that train side by side, gradients and activations of
     one, since they take a batch in turn. It is an estimate, without the allocator's and cuDNN's workspace, without
-    torch.compile, and with the attention matrices that a fused kernel does not keep; precision auto is bfloat16, as on a
-    GPU.
+    torch.compile, and with the attention matrices that a fused kernel does not keep.
+    device: a torch device, whose precision counts (on a CPU in most cases float32, twice the memory); None: a GPU's, where
+    auto is bfloat16.
     Raises ParameterError for a model that cannot be built, too few images, or more parts than classes.
     """
     released, size, frozen = params.evaluation.released is not None, params.data.size, params.teachers.frozen_stages
@@ -176,8 +177,8 @@ def estimate(params, num_classes, train_images, test_images):
             own = own_part(params.teacher_model or params.model, num_classes, size, frozen)
     parts = _parts(params.partition, num_classes) if rows else {"co": 0, "dis": 0}
     load = workload(rows, params.teachers, params.student, parts, own)
-    teachers = _Images(params, params.teachers, train_images, test_images)
-    students = _Images(params, params.student, train_images, test_images)
+    teachers = _Images(params, params.teachers, train_images, test_images, device)
+    students = _Images(params, params.student, train_images, test_images, device)
     images = load.in_images(teachers, students, train_images)
     of_student = {row: teachers if row == EQUAL else students for row in load.students}
     looked_at = {branch: (models, teachers.looks(epochs)) for branch, (models, epochs) in load.teachers.items()}
@@ -221,16 +222,6 @@ def estimate(params, num_classes, train_images, test_images):
     )
 
 
-def as_computed(params, device):
-    """Return Params whose precision is what the torch device makes of it: on a CPU in most cases float32, twice the memory."""
-    floats = {torch.bfloat16: "bfloat16", torch.float16: "float16", None: "float32"}
-
-    def computed(training):
-        return training.model_copy(update={"precision": floats[pick_precision(training.precision, device)]})
-
-    return params.model_copy(update={"teachers": computed(params.teachers), "student": computed(params.student)})
-
-
 def own_part(settings, num_classes, size, frozen_stages):
     """Return the part of a forward pass of ModelParams `settings` that comes after its first stages, by FLOP, 0..1."""
     made, images = _on_meta(settings, num_classes), torch.empty(1, 3, size, size, device="meta")
@@ -261,9 +252,11 @@ def _teacher_bytes(counts, images, model, tail):
 class _Images:
     """What a training of one model sees, in images: a batch, the passes of some epochs, those that choose the epoch."""
 
-    def __init__(self, params, training, train_images, test_images):
+    def __init__(self, params, training, train_images, test_images, device):
         paper = params.protocol == "paper"
         self.half, self.selects = training.precision != "float32", paper or training.select == "val"
+        if device is not None:
+            self.half = pick_precision(training.precision, device) is not None
         held_out = max(1, int(training.val_share * train_images)) if self.selects and not paper else 0
         self.images = train_images - held_out
         self.batch = max(1, min(training.batch_size, self.images))

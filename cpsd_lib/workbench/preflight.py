@@ -7,7 +7,7 @@ from cpsd_lib.models import check_split
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import counted, memory, memory_gib, pick_device
 from cpsd_lib.workbench.building import build
-from cpsd_lib.workbench.cost import as_computed, estimate
+from cpsd_lib.workbench.cost import estimate
 from cpsd_lib.workbench.loading import data_on_disk
 from cpsd_lib.workbench.scoring import load_checkpoint
 from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on
@@ -61,7 +61,7 @@ def remarks(params, stage):
     with blamed_on("device"):  # a cuda:7 that is not there
         device = pick_device(params.device)
         there = memory_gib(device)
-    cost = estimate(as_computed(params, device), classes, train, test)
+    cost = estimate(params, classes, train, test, device)
     if cost.gpu_gib > TIGHT * there:
         teaching = cost.teacher_gib >= cost.student_gib
         what = counted(cost.teachers, "teacher") if teaching else "a student"

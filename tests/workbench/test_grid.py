@@ -25,6 +25,7 @@ from filelock import FileLock
 from grid_fakes import journal
 
 from cpsd_lib import cli
+from cpsd_lib.data import NOT_COMPARABLE
 from cpsd_lib.support import read_json, write_json, write_text
 from cpsd_lib.workbench.grids import engines, plan, results, runner
 from cpsd_lib.workbench.grids.params import Grid, jobs_of
@@ -290,7 +291,7 @@ def scored(jobs, outputs, seeds, rows=("baseline", "cgpd", "teachers_co")):
         folder = outputs / one.name
         write_json(folder / "evaluation" / "metrics.json", records)
         write_json(folder / "manifest.json", {"stages": {"05_evaluation": {"commit": f"c{number}"}}})
-        write_json(folder / "data.json", {"incomplete": ""})
+        write_json(folder / "data.json", {"incomplete": "", "notes": ["a note"]})
 
 
 def test_the_csv_has_one_line_a_job_row_split_and_seed(outputs):
@@ -359,9 +360,11 @@ def test_a_parameter_of_words_is_drawn_as_dots_beside_each_other_and_another_as_
 def test_what_must_stand_beside_the_numbers_stands_there(outputs):
     jobs = jobs_of(asked(overrides={"protocol": "paper"}))
     scored(jobs, outputs, 1)
-    write_json(outputs / jobs[1].name / "data.json", {"incomplete": "INCOMPLETE: two images"})
+    subset = f"a subset, {NOT_COMPARABLE}"
+    described = {"incomplete": "INCOMPLETE: two images", "notes": [subset, "another note"]}
+    write_json(outputs / jobs[1].name / "data.json", described)
     found = results.stamps(jobs)
-    assert found == ["protocol: paper, epochs chosen on TEST", "INCOMPLETE: two images"]
+    assert found == ["protocol: paper, epochs chosen on TEST", "INCOMPLETE: two images", subset]
     results.write(results.collect(jobs), outputs / "g", ["partition.k"], found)
     assert "(protocol: paper, epochs chosen on TEST) (INCOMPLETE" in (outputs / "g" / "grid.md").read_text()
 

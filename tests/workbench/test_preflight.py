@@ -9,7 +9,7 @@ from cpsd_lib.data.dataset import read_source
 from cpsd_lib.data.readers.coco2014 import COCO_CLASSES
 from cpsd_lib.support import memory_gib
 from cpsd_lib.workbench import pipeline, preflight
-from cpsd_lib.workbench.cost import as_computed, estimate
+from cpsd_lib.workbench.cost import estimate
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.preflight import check_run, remarks
 from cpsd_lib.workbench.yaml_files import ParameterError
@@ -93,7 +93,7 @@ def test_a_run_that_fits_is_told_nothing():
 
 def test_a_training_that_needs_more_than_nine_tenths_of_the_memory_is_told_what_to_lower(monkeypatch):
     params = tiny()
-    needed = estimate(as_computed(params, torch.device("cpu")), 20, 60, 40).gpu_gib
+    needed = estimate(params, 20, 60, 40, torch.device("cpu")).gpu_gib
     monkeypatch.setattr(preflight, "memory_gib", lambda device: needed / 0.91)
     (line,) = remarks(params, "01_data")
     assert line.startswith("WARNING: training 9 teachers takes about ") and "this machine has " in line

@@ -11,7 +11,7 @@ from cpsd_lib.objectives import Supervised
 from cpsd_lib.support import counted, keep_freed_memory, pick_device
 from cpsd_lib.training import Batches, fit
 from cpsd_lib.workbench.building import build_shape
-from cpsd_lib.workbench.cost import as_computed, estimate
+from cpsd_lib.workbench.cost import estimate
 from cpsd_lib.workbench.grids.params import cores, refuse
 from cpsd_lib.workbench.pipeline import stages_left
 from cpsd_lib.workbench.preflight import images_of
@@ -38,8 +38,8 @@ def look_at(jobs, here=True):
                 images[data] = images_of(data)  # a frozen model is its own key
             train, test, classes, _ = images[data]
             # A GPU may be another machine's: the card's own precision is a GPU's.
-            computed = job.params if _on_gpu(job.params) else as_computed(job.params, torch.device("cpu"))
-            cost = estimate(computed, classes, train, test)
+            device = None if _on_gpu(job.params) else torch.device("cpu")
+            cost = estimate(job.params, classes, train, test, device)
             planned.append(replace(job, left=tuple(stages_left(job.params)), cost=cost))
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(job.slug)

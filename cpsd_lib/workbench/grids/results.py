@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from cpsd_lib.data import NOT_COMPARABLE
 from cpsd_lib.support import atomic, read_json, write_json, write_text
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.grids.params import load_grid
@@ -50,13 +51,14 @@ def _cell(value):
 
 
 def stamps(jobs):
-    """Return what must stand beside the figures of these Jobs: epochs chosen on test, images that are missing."""
+    """Return what must stand beside the figures of these Jobs, as scoring.caveat has it for one run."""
     found = []
     for job in jobs:
-        data = Run(job.params).folder / "data.json"
+        path = Run(job.params).folder / "data.json"
+        data = read_json(path) if path.exists() else {"incomplete": "", "notes": []}
         found += ["protocol: paper, epochs chosen on TEST"] if job.params.protocol == "paper" else []
-        found += [read_json(data)["incomplete"]] if data.exists() and read_json(data)["incomplete"] else []
-    return list(dict.fromkeys(found))
+        found += [data["incomplete"], *(note for note in data["notes"] if NOT_COMPARABLE in note)]
+    return [note for note in dict.fromkeys(found) if note]
 
 
 def write(frame, folder, keys, notes=()):
