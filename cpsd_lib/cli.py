@@ -1,21 +1,13 @@
 """The command line: `cpsd run params/demo.yaml key=value ...`, also `python -m cpsd_lib`."""
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
 
-# Whatever loads torch is imported by the command that needs it: a wrong parameter is answered at once.
-from cpsd_lib.workbench import (
-    ParameterError,
-    find_params,
-    is_grid,
-    outputs_root,
-    parse_overrides,
-    read_params,
-    repo_root,
-)
+# Its names are imported on first use, and those that load torch after a look at the parameters: a wrong one is answered at once.
+from cpsd_lib import workbench
+from cpsd_lib.support import counted, memory, pick_device
 
 
 def main(arguments=None):
@@ -52,19 +44,21 @@ def main(arguments=None):
             return _store(options.action)
         if options.command == "check-gpu":
             return _check_gpu(options.device, options.to)
-        overrides = parse_overrides(options.overrides)
+        overrides = workbench.parse_overrides(options.overrides)
         if options.command == "evaluate":
             checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file
             overrides = _released(options.params, overrides, options.released, checkpoint) | overrides
-        work = {"run": _run, "evaluate": _run, "cost": _cost, "targets": _targets}
-        work |= {"grid": _grid, "data": _check_data}
+        work = {"run": _run, "evaluate": _run, "cost": _cost, "targets": _targets, "grid": _grid, "data": _check_data}
         return work[options.command](options.params, overrides)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except ParameterError as error:
+    except workbench.ParameterError as error:
         print(f"nothing was started:\n{error}", file=sys.stderr)
         return 2
+    except workbench.Stopped as error:
+        print(error, file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:  # a broken file of the run, a full disk: they name what it is
         print(f"stopped: {error}", file=sys.stderr)
         return 1
@@ -72,76 +66,50 @@ def main(arguments=None):
 
 def _released(source, overrides, model, checkpoint):
     """Return the overrides that turn a parameter file into the scoring of one checkpoint, in a folder of its own."""
-    from cpsd_lib.workbench import load_params
-
     scored = {"evaluation.released": model, "evaluation.checkpoint": checkpoint}
-    name = load_params(source, overrides | scored).name
+    name = workbench.load_params(source, overrides | scored).name
     return {"name": f"{name}_{re.sub(r'[^A-Za-z0-9._-]', '-', Path(checkpoint).stem)}"[:100]} | scored
 
 
 def _run(source, overrides):
-    from cpsd_lib.workbench import load_params
-
-    load_params(source, overrides)
-    from cpsd_lib.workbench import Held, StageFailed, run_stages, scores_text, stages_of, write_report
-
-    try:
-        done = run_stages(source, overrides)
-    except (Held, StageFailed) as error:
-        print(error, file=sys.stderr)
-        return 1
-    if "05_evaluation" not in stages_of(done.params):
+    workbench.load_params(source, overrides)
+    done = workbench.run_stages(source, overrides)
+    if "05_evaluation" not in workbench.stages_of(done.params):
         print(f"\nlabels without images: nothing was trained; look at {done.folder / '02_partition.ipynb'}")
         return 0
-    print(scores_text(done))
-    print(f"\nreport: {write_report(done)}")
+    print(workbench.scores_text(done))
+    print(f"\nreport: {workbench.write_report(done)}")
     return 0
 
 
 def _cost(source, overrides):
-    from cpsd_lib.workbench import load_params
-
-    params = load_params(source, overrides, paths=False)
-    from cpsd_lib.support import counted
-    from cpsd_lib.workbench import card, estimate, images_of
-
-    train, test, classes, source = images_of(params.data)
-    shown = card(estimate(params, classes, train, test))
+    params = workbench.load_params(source, overrides, paths=False)
+    train, test, classes, source = workbench.images_of(params.data)
+    shown = workbench.card(workbench.estimate(params, classes, train, test))
     images = f"{train:,} training and {counted(test, 'test image')}"
     print(f"{params.name}: {images}, {counted(classes, 'class', 'classes')} ({source})\n{shown}")
     return 0
 
 
 def _targets(source, overrides):
-    from cpsd_lib.workbench import load_params
-
-    load_params(source, overrides)
-    from cpsd_lib.workbench import Held, MissingStage, fill_targets, one_runner, open_run
-
-    run = open_run(source, overrides)
-    try:
-        if not (outputs_root() / run.params.name).exists():
-            raise MissingStage(
-                f"there is no run {run.params.name} in {outputs_root()}; run 03_teachers first: cpsd run {source}"
-            )
-        with one_runner(run.folder):
-            for seed in run.params.seed_list():
-                fill_targets(run, seed)
-    except (Held, MissingStage) as error:
-        print(error, file=sys.stderr)
-        return 1
+    folder = workbench.outputs_root() / workbench.load_params(source, overrides).name
+    if not folder.exists():
+        raise workbench.MissingStage(
+            f"there is no run {folder.name} in {folder.parent}; run 03_teachers first: cpsd run {source}"
+        )
+    run = workbench.open_run(source, overrides)
+    with workbench.one_runner(folder):
+        for seed in run.params.seed_list():
+            workbench.fill_targets(run, seed)
     return 0
 
 
 def _store(action):
-    from cpsd_lib.support import counted, memory
-    from cpsd_lib.workbench import clean, default_store, inventory
-
-    store = default_store()
+    store, outputs = workbench.default_store(), workbench.outputs_root()
     if action == "clean":
-        print(f"{memory(clean(store, outputs_root()) / 2**30)} freed: what no run in {outputs_root()} uses")
+        print(f"{memory(workbench.clean(store, outputs) / 2**30)} freed: what no run in {outputs} uses")
         return 0
-    artifacts = inventory(store, outputs_root())
+    artifacts = workbench.inventory(store, outputs)
     for kind, key, size, runs in artifacts if action == "list" else []:
         print(f"{kind:<12}  {key}  {size / 2**20:>9,.1f} MiB  {', '.join(runs) or 'no run uses it'}")
     for kind in dict.fromkeys(kind for kind, *_ in artifacts):
@@ -153,48 +121,24 @@ def _store(action):
 
 
 def _check_gpu(device, path):
-    from cpsd_lib.support import pick_device
-    from cpsd_lib.workbench import check_gpu
-
     try:
         device = pick_device(device)
     except (ValueError, RuntimeError) as error:
-        raise ParameterError(f"--device: {error}") from error
-    passed = check_gpu(device, path)
+        raise workbench.ParameterError(f"--device: {error}") from error
+    passed = workbench.check_gpu(device, path)
     print(f"written: {path}")
     return 0 if passed else 1
 
 
 def _grid(source, overrides):
-    from cpsd_lib.workbench import jobs_of, load_grid
-
-    try:
-        jobs_of(load_grid(source, overrides))
-    except ParameterError:
-        _refuse_a_run(source)
-        raise
-    from cpsd_lib.workbench import run_grid
-
-    return run_grid(source, overrides)
-
-
-def _refuse_a_run(source):
-    """Raise ParameterError when `source` is the parameter file of one run, in place of all that it lacks as a grid."""
-    if any(os.path.isfile(repo_root() / "params" / "grids" / name) for name in (source, f"{source}.yaml")):
-        return  # load_grid looks there first
-    try:
-        raw = read_params(find_params(source))
-    except ParameterError:
-        return  # load_grid has named what is wrong with it
-    if not is_grid(raw) and "base" not in raw:
-        raise ParameterError(f"{source} is one run, not a grid (it has no `vary:`); run it by: cpsd run {source}")
+    workbench.jobs_of(workbench.load_grid(source, overrides))
+    return workbench.run_grid(source, overrides)
 
 
 def _check_data(source, overrides):
+    name, data = workbench.load_data(source, overrides)
     from cpsd_lib.data import check_data
-    from cpsd_lib.workbench import load_data
 
-    name, data = load_data(source, overrides)
-    checked = check_data(data.settings(), outputs_root() / name)
+    checked = check_data(data.settings(), workbench.outputs_root() / name)
     print("\n".join(checked.lines))
     return 0 if checked.trainable else 1

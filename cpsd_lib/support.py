@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import platform
-import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -91,57 +91,31 @@ def digest(value):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# papermill's kernel cannot draw on the terminal: when the runner sets this variable the bar's state goes into the file it
-# names, and the runner draws it (run.py). The executed notebook then stays free of half-drawn bars.
-FILE_VARIABLE = "CPSD_PROGRESS_FILE"
+# A notebook that papermill runs has no terminal: its runner names its own here, after the stage. The executed notebook then
+# stays free of half-drawn bars.
+TERMINAL_VARIABLE = "CPSD_TERMINAL"  # "03_teachers:/dev/pts/0"
 
 
 @contextmanager
 def bar(total, desc, unit="it", initial=0):
-    """Yield a progress bar with `.update(n)` and `.note(text)`; it shows `desc`, the count of `total` and the time left."""
-    path = os.environ.get(FILE_VARIABLE)
-    progress = _FileBar(Path(path), total, desc, unit, initial) if path else _ScreenBar(total, desc, unit, initial)
-    try:
-        yield progress
-    finally:
-        progress.close()
+    """Yield tqdm's bar (`.update(n)`) with a `.note(text)`, on the runner's terminal or here: the count, the time left."""
+    from tqdm import auto, tqdm  # 0.1 s that a command line does not wait for
+
+    stage, _, terminal = os.environ.get(TERMINAL_VARIABLE, "").partition(":")
+    with _opened(terminal) if terminal else nullcontext() as file:
+        # disable=None: not drawn into what is no terminal.
+        make = partial(tqdm, file=file, disable=None) if terminal else auto.tqdm
+        desc = f"{stage} {desc}".lstrip()
+        with make(total=total, desc=desc, unit=unit, initial=initial, mininterval=0.5, leave=bool(terminal)) as shown:
+            shown.note = partial(shown.set_postfix_str, refresh=False)
+            yield shown
 
 
-class _ScreenBar:
-    def __init__(self, total, desc, unit, initial):
-        from tqdm.auto import tqdm  # 0.1 s that a command line does not wait for
-
-        self._bar = tqdm(total=total, desc=desc, unit=unit, initial=initial, mininterval=0.5, leave=False)
-        self.update, self.close = self._bar.update, self._bar.close
-
-    def note(self, text):
-        self._bar.set_postfix_str(text, refresh=False)
-
-
-class _FileBar:
-    def __init__(self, path, total, desc, unit, initial):
-        self._path, self._written = path, 0.0
-        self._state = {"desc": desc, "total": total, "unit": unit, "initial": initial, "n": initial, "note": ""}
-        self._write()
-
-    def update(self, n=1):
-        self._state["n"] += n
-        if time.monotonic() - self._written > 0.5:
-            self._write()
-
-    def note(self, text):
-        self._state["note"] = text
-
-    def close(self):
-        self._write()
-
-    def _write(self):
-        # Not `files.atomic`: half a second of progress needs no fsync, only a reader that never sees half a file.
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        with suppress(OSError):  # a runner that is gone took its folder along; that must not end a training
-            temporary.write_text(json.dumps(self._state))
-            os.replace(temporary, self._path)
-        self._written = time.monotonic()
+def _opened(terminal):
+    try:  # not to become the terminal of this process as well, whose Ctrl-C would then reach it
+        return open(terminal, "w", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NOCTTY", 0)))
+    except OSError:  # a runner that is gone took it along; that must not end a training
+        return open(os.devnull, "w")
 
 
 def derive_seed(*parts):
@@ -176,14 +150,13 @@ def pick_precision(name, device):
 
 
 def memory_gib(device):
-    """Return the memory of a torch device, used or free, in GiB: a GPU's own, or the machine's; None where nobody says."""
+    """Return the memory of a torch device, used or free, in GiB: a GPU's own, or the machine's."""
+    import psutil
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2**30
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):  # Windows
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return psutil.virtual_memory().total / 2**30
 
 
 def keep_freed_memory():

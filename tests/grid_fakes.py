@@ -1,16 +1,18 @@
-"""What a grid's jobs do in tests, in processes of their own: light to import, because every job imports it anew."""
+"""What a grid's jobs do in tests, in processes of their own: `python -m grid_fakes params`, the fake named by GRID_FAKE."""
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
 from cpsd_lib.workbench.grids import engines
 
 
-def folder_of(task):
+def folder_of(params):
     """The run folder of a job."""
-    return Path(task.environment["CPSD_OUTPUTS"]) / task.job
+    name = re.search(r"^name: (\S+)$", Path(params).read_text(), re.MULTILINE)[1]
+    return Path(os.environ["CPSD_OUTPUTS"]) / name
 
 
 def note(folder, line):
@@ -24,30 +26,32 @@ def journal(folder):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def sleepy(task):
+def sleepy(params):
     """A job that does nothing but take half a second; it leaves its process number and, when it is done, a file `done`."""
-    folder = folder_of(task)
+    folder = folder_of(params)
     folder.mkdir(parents=True, exist_ok=True)
-    note(folder.parent, f"start {task.job}")
+    note(folder.parent, f"start {folder.name}")
     (folder / "pid.new").write_text(str(os.getpid()))
     os.replace(folder / "pid.new", folder / "pid")
     time.sleep(float(os.environ.get("SLEEPY_SECONDS", "0.5")))
     (folder / "done").touch()
-    note(folder.parent, f"end {task.job}")
+    note(folder.parent, f"end {folder.name}")
 
 
-def refusing(task):
+def refusing(params):
     """A job that is done, or says why not, as its parameters' file name wants it."""
-    if "2" in Path(task.params).name:
+    if "2" in Path(params).name:
         return "04_student stopped: no room\nits notebook: somewhere"
-    if "3" in Path(task.params).name:
+    if "3" in Path(params).name:
         os._exit(7)
     return None
 
 
-def without_kernels(task):
+def without_kernels(params):
     """The real job, its notebooks' cells executed in its own process: a kernel a notebook takes 10 s of imports."""
     from cpsd_lib.workbench import pipeline
+
+    folder = folder_of(params)
 
     def execute(notebook, out, parameters, cwd, **_):
         cells = [cell for cell in json.loads(Path(notebook).read_text())["cells"] if cell["cell_type"] == "code"]
@@ -58,7 +62,13 @@ def without_kernels(task):
             if number == 0:
                 names |= parameters
         Path(out).write_text("executed")
-        note(folder_of(task).parent, f"{task.job} {Path(notebook).stem}")
+        note(folder.parent, f"{folder.name} {Path(notebook).stem}")
 
     pipeline.papermill.execute_notebook = execute
-    return engines.work(task)
+    return engines.run_job(params)
+
+
+if __name__ == "__main__":
+    engines.answer_with(
+        {"sleepy": sleepy, "refusing": refusing, "without_kernels": without_kernels}[os.environ["GRID_FAKE"]]
+    )

@@ -1,4 +1,3 @@
-import json
 import os
 
 import pytest
@@ -82,26 +81,27 @@ def test_a_digest_depends_on_values_and_list_order_and_not_on_dictionary_order()
         digest({"a": float("nan")})
 
 
-def test_a_bar_writes_its_state_to_the_file_the_runner_names(tmp_path, monkeypatch):
-    path = tmp_path / "support.json"
-    monkeypatch.setenv(support.FILE_VARIABLE, str(path))
-    with support.bar(10, "teachers", "img", initial=2) as bar:
-        assert json.loads(path.read_text())["n"] == 2
+def test_a_bar_is_drawn_on_the_terminal_that_the_runner_names(monkeypatch, capfd):
+    runner, terminal = os.openpty()
+    monkeypatch.setenv(support.TERMINAL_VARIABLE, f"03_teachers:{os.ttyname(terminal)}")
+    with support.bar(10, "seed 0", "img", initial=2) as bar:
         bar.update(3)
-        bar.note("loss 1.0")
-    state = json.loads(path.read_text())
-    assert state == {"desc": "teachers", "total": 10, "unit": "img", "initial": 2, "n": 5, "note": "loss 1.0"}
-    assert os.listdir(tmp_path) == ["support.json"]
+    drawn = os.read(runner, 10_000).decode()
+    assert "03_teachers seed 0:  20%" in drawn and "5/10" in drawn
+    assert capfd.readouterr() == ("", "")
+    os.close(runner), os.close(terminal)
 
 
-def test_a_bar_whose_runner_is_gone_does_not_end_the_training(tmp_path, monkeypatch):
-    monkeypatch.setenv(support.FILE_VARIABLE, str(tmp_path / "gone" / "support.json"))
+@pytest.mark.parametrize("terminal", [os.devnull, "/nowhere/pts/0"])
+def test_a_bar_whose_runner_has_no_terminal_or_is_gone_does_not_end_the_training(monkeypatch, capfd, terminal):
+    monkeypatch.setenv(support.TERMINAL_VARIABLE, f"03_teachers:{terminal}")
     with support.bar(10, "teachers") as bar:
         bar.update(10)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_bar_on_the_screen_takes_the_same_calls(monkeypatch, capsys):
-    monkeypatch.delenv(support.FILE_VARIABLE, raising=False)
+    monkeypatch.delenv(support.TERMINAL_VARIABLE, raising=False)
     with support.bar(4, "teachers", initial=1) as bar:
         bar.update(3)
         bar.note("loss 1.0")

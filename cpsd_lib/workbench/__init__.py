@@ -8,7 +8,7 @@ from cpsd_lib.support import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "yaml_files": "ParameterError find_params is_grid outputs_root parse_overrides read_params repo_root",
+        "yaml_files": "ParameterError Stopped outputs_root parse_overrides repo_root",
         "loading": "load_data load_params",
         "rows": "ROWS TITLES baseline_of branches_of",
         "run": "MissingStage cut_labels describe_data label_graph load_partitions open_run overrides_of released_partitions"

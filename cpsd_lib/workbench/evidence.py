@@ -28,27 +28,26 @@ def gain_intervals(run, row, against, split="test", resamples=1000):
     It measures the luck of the test images; the spread between the lines measures the luck of training. A gain needs both.
     The draw of images is that of the run's seed, the same for every line.
     """
-    targets = run.dataset.table.targets[run.dataset.table.indices(split)]
-    lines = []
+    targets, lines = run.dataset.table.targets[run.dataset.table.indices(split)], {}
     for seed in run.params.seed_list():
         first, second = (scores_of(run, seed, name, split) for name in (row, against))
         paired = paired_bootstrap(first, second, targets, resamples, run.params.seed)
-        interval = {"gain": paired.difference, "low": paired.low, "high": paired.high}
-        lines.append({"seed": seed} | {name: 100 * value for name, value in interval.items()} | {"p": paired.p_value})
-    return pd.DataFrame(lines).set_index("seed")
+        percent = {"gain": 100 * paired.difference, "low": 100 * paired.low, "high": 100 * paired.high}
+        lines[seed] = percent | {"p": paired.p_value}
+    return pd.DataFrame(lines).T.rename_axis("seed")
 
 
 def calibration_errors(run, rows, split="test"):
     """Return the expected calibration error of rows (mean and standard deviation over seeds), in percent."""
-    targets = run.dataset.table.targets[run.dataset.table.indices(split)]
-    lines = {}
-    for row in rows:
-        errors = [
-            100 * expected_calibration_error(_probabilities(run, seed, row, split), targets)
-            for seed in run.params.seed_list()
-        ]
-        lines[TITLES[row]] = {"ECE": np.mean(errors), "spread": pd.Series(errors).std()}
-    return pd.DataFrame(lines).T.rename_axis("row")
+    targets, seeds = run.dataset.table.targets[run.dataset.table.indices(split)], run.params.seed_list()
+    errors = pd.DataFrame(
+        [
+            [expected_calibration_error(_probabilities(run, seed, row, split), targets) for row in rows]
+            for seed in seeds
+        ],
+        columns=[TITLES[row] for row in rows],
+    )
+    return pd.DataFrame({"ECE": 100 * errors.mean(), "spread": 100 * errors.std()}).rename_axis("row")
 
 
 def decision_rules(run, rows, split="test"):
@@ -61,14 +60,12 @@ def decision_rules(run, rows, split="test"):
     targets, lines = table.targets[table.indices(split)], []
     for row in rows:
         for seed in run.params.seed_list():
-            scores = _probabilities(run, seed, row, split)
-            rules = {"0.5": {"threshold": 0.5}, "0.8": {"threshold": 0.8}}
-            rules["top 3"] = {"threshold": 0.0, "top_k": min(3, targets.shape[1])}
-            held_out = held_out_indices(run, seed)
+            scores, held_out = _probabilities(run, seed, row, split), held_out_indices(run, seed)
+            rules = {"0.5": (0.5, None), "0.8": (0.8, None), "top 3": (0.0, min(3, targets.shape[1]))}
             if held_out is not None:
                 tuning = _probabilities(run, seed, row, "held_out")
-                rules["tuned per class"] = {"threshold": best_thresholds(tuning, table.targets[held_out])}
-            for rule, arguments in rules.items():
-                f1 = precision_recall_f1(scores, targets, **arguments)
+                rules["tuned per class"] = (best_thresholds(tuning, table.targets[held_out]), None)
+            for rule, (threshold, top_k) in rules.items():
+                f1 = precision_recall_f1(scores, targets, threshold, top_k)
                 lines.append({"row": TITLES[row], "rule": rule} | {name: 100 * f1[name] for name in ("CF1", "OF1")})
     return pd.DataFrame(lines).groupby(["row", "rule"], sort=False).mean()

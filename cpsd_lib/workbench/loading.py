@@ -1,63 +1,47 @@
 """Parameter files checked: recipe, method and overrides resolved, and pydantic's errors in the words of a YAML file."""
 
+import re
+from typing import get_args
+
 from pydantic import ValidationError
 
 from cpsd_lib.workbench.defaults import RECIPES, method_sections
 from cpsd_lib.workbench.params import DataParams, Params, Section, TrainParams
 from cpsd_lib.workbench.yaml_files import ParameterError, find_params, is_grid, near_name, read_params, set_dotted
 
-# Former names, which a user's file may still have.
-RENAMED = {
-    "share": "frozen_stages",
-    "alone": "student_only",
-    "sd_again": "sd_continued",
-    "baseline_long": "baseline_equal_compute",
-    "sd_long": "sd_equal_compute",
-}
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "string": "text",
-    "list": "a list",
-    "dict": "a section of `name: value` lines",
-    "model": "a section of `name: value` lines",
-}
-_BOUNDS = {
-    "greater_than": ("more than", "gt"),
-    "greater_than_equal": ("at least", "ge"),
-    "less_than": ("less than", "lt"),
-    "less_than_equal": ("at most", "le"),
-    "multiple_of": ("a multiple of", "multiple_of"),
-    "literal_error": ("one of", "expected"),
+# What pydantic says, in the words of whoever wrote the YAML; in this order.
+_WORDS = {
+    "Input should": "must",
+    "String should": "must",
+    "a valid string": "text",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid list": "a list",
+    "a valid dictionary": "a section of `name: value` lines",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "more than",
 }
 _YAML = {None: "null", True: "true", False: "false"}
 
 
-def format_error(fault):
-    """Return what a value must be and what it is, without its name; fault: one of ValidationError.errors()."""
-    kind, context, value = fault["type"], fault.get("ctx", {}), fault["input"]
-    if kind == "literal_error" and isinstance(value, str) and value in RENAMED:
-        return f"unknown value {value!r}; did you mean {RENAMED[value]}?"
-    if kind == "finite_number":
-        text = "must be a finite number"
-    elif kind in _BOUNDS:
-        words, name = _BOUNDS[kind]
-        text = f"must be {words} {_plain(context[name])}"
-    elif kind == "int_from_float":
-        text = "must be a whole number"
-    elif kind.removesuffix("_type") in _KINDS:
-        text = f"must be {_KINDS[kind.removesuffix('_type')]}"
-    else:  # our own validators
-        text = fault["msg"].removeprefix("Value error, ").replace("String should", "must")
-    if isinstance(value, dict):  # a whole section is too long to repeat
-        return text
-    got = _YAML[value] if value is None or isinstance(value, bool) else repr(value)
-    return f"{text}; got {got[:80]}"
-
-
-def _plain(bound):
-    return int(bound) if isinstance(bound, float) and bound.is_integer() else bound  # 1, not 1.0
+def format_error(fault, location):
+    """Return where a fault is, what a value must be and what it is; fault: one of ValidationError.errors()."""
+    where, kind, value = ".".join(map(str, location)), fault["type"], fault["input"]
+    if kind == "missing":
+        return f"{where}: is needed and has no default"
+    if kind == "value_error":  # our own validators
+        text = fault["msg"].removeprefix("Value error, ")
+    else:
+        text = re.sub(r" or instance of \w+$|, got a number with .*", "", fault["msg"])
+        for pydantics, ours in _WORDS.items():
+            text = text.replace(pydantics, ours)
+        text = text.replace("must be", "must be one of") if kind == "literal_error" else text
+    if not isinstance(value, dict):  # a whole section is too long to repeat
+        got = _YAML[value] if value is None or isinstance(value, bool) else repr(value)
+        text = f"{text}; got {got[:80]}"
+    return f"{where}: {text}" if where else text  # an error of several sections names them itself
 
 
 def load_params(source, overrides=None, paths=True):
@@ -85,8 +69,9 @@ def data_on_disk(data):
     try:
         return DataParams.model_validate(data.model_dump())
     except ValidationError as error:
-        faults = [_explain(fault | {"loc": ("data", *fault["loc"])}, {}, {}) for fault in error.errors()]
-        raise ParameterError("\n".join(faults)) from None
+        raise ParameterError(
+            "\n".join(format_error(fault, ("data", *fault["loc"])) for fault in error.errors())
+        ) from None
 
 
 def resolve(raw, paths=True):
@@ -119,43 +104,30 @@ def resolve(raw, paths=True):
 
 
 def _explain(fault, shared, sections):
-    location = tuple(str(part) for part in fault["loc"])
+    location = fault["loc"]
     if fault["type"] == "extra_forbidden":
-        return _unknown(location, _section_at(location[:-1]))
-    if fault["type"] == "missing":
-        return f"{'.'.join(location)}: is needed and has no default"
+        return _unknown(location, _SECTIONS[".".join(location[:-1])])
     if len(location) > 1 and location[1] in shared and location[1] not in sections.get(location[0], shared):
         location = ("train", *location[1:])  # where the user wrote it
-    where = f"{'.'.join(location)}: " if location else ""  # an error of several sections names them itself
-    return f"{where}{format_error(fault)}"
+    return format_error(fault, location)
+
+
+# The kind of each section by its name; "": the top level.
+_SECTIONS = {"": Params, "train": TrainParams} | {
+    name: kind
+    for name, field in Params.model_fields.items()
+    for kind in (field.annotation, *get_args(field.annotation))
+    if isinstance(kind, type) and issubclass(kind, Section)
+}
 
 
 def _unknown(location, section):
-    *above, name = location
-    here, name = ".".join(above), RENAMED.get(name, name)
+    name, here = location[-1], ".".join(location[:-1])
     known = [*section.model_fields, *(["train"] if section is Params else [])]
     # The right name in the wrong place, or else a wrong name in the right place.
-    places = [place for place in _places(name) if place != ".".join(location)]
+    places = [f"{place}.{name}".lstrip(".") for place, kind in _SECTIONS.items() if name in kind.model_fields]
     if places:
         hint = f"did you mean {places[0]}?"
     else:
         hint = near_name(name, known, f"{here or 'the top level'} has", f"{here}." if here else "")
     return f"{'.'.join(location)}: unknown parameter; {hint}"
-
-
-def _places(name):
-    sections = {"": Params, "train": TrainParams} | {
-        section: field.annotation for section, field in Params.model_fields.items() if _is_section(field.annotation)
-    }
-    return [f"{section}.{name}".lstrip(".") for section, kind in sections.items() if name in kind.model_fields]
-
-
-def _is_section(kind):
-    return isinstance(kind, type) and issubclass(kind, Section)
-
-
-def _section_at(location):
-    section = Params
-    for name in location:
-        section = section.model_fields[name].annotation
-    return section

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from cpsd_lib.data import DataSettings
 from cpsd_lib.training import Training
-from cpsd_lib.workbench import paths as param_paths
+from cpsd_lib.workbench.paths import File, Folder, LabelVectors, Weights
 from cpsd_lib.workbench.rows import COMPONENTS, ROWS, branches_of
 
 # What build_model decides itself, and what would let timm read a file behind its back.
@@ -63,7 +63,7 @@ class DataParams(Section):
     images: int = Field(6000, ge=100, le=1_000_000)
     groups: int = Field(4, ge=2, le=4)
     seed: int = Field(0, ge=0, le=2**31)
-    root: Annotated[str, AfterValidator(param_paths.folder)] | None = None
+    root: Folder | None = None
     annotations: str = "annotations.csv"
     image_folder: str = "images"
     difficult: bool = True
@@ -99,8 +99,8 @@ class PartitionParams(Section):
     # The formula of the paper has 1 on the diagonal of P-, which makes parts of one class cheap; its code ignores a diagonal.
     self_loops: bool = False
     # Partition files, ours or the paper's, that the cut is compared with.
-    released_co: Annotated[str, AfterValidator(param_paths.file)] | None = None
-    released_dis: Annotated[str, AfterValidator(param_paths.file)] | None = None
+    released_co: File | None = None
+    released_dis: File | None = None
     use_released: bool = False  # True: train on those two, and cut nothing
     study_k: Annotated[list[int], AfterValidator(_part_counts)] = [2, 3, 5, 8]  # cut for the study of stability alone
     study_repeats: int = Field(3, ge=2, le=100)  # seeds, and random halves of the images, a k
@@ -124,9 +124,9 @@ class ModelParams(Section):
     # width of a head with tokens, in multiples of 8; None: the papers' own (1024, 2048, 768)
     head_width: int | None = Field(None, ge=8, le=8192, multiple_of=8)
     # label_transformer: "learned", or a file: GloVe text, or an .npz with class_names and vectors
-    label_vectors: Annotated[str, AfterValidator(param_paths.label_vectors)] | None = None
+    label_vectors: LabelVectors | None = None
     # None: random; "imagenet": timm's own from the hub; else a local file
-    weights: Annotated[str, AfterValidator(param_paths.weights)] | None = None
+    weights: Weights | None = None
     normalize: Literal["auto", "none", "imagenet"] = "auto"  # auto: what the weights were trained with; none: [0, 1]
     prior: float = Field(0.12, gt=0, lt=1)  # the new head's first probability of every class; 0.12 is a bias of -2
     options: Annotated[dict[str, Any], AfterValidator(_options)] = {}  # of timm's backbone
@@ -227,7 +227,7 @@ class EvaluationParams(Section):
     threshold: float = Field(0.5, gt=0, lt=1)  # probability from which a class counts as predicted, for CP ... OF1
     batch_size: int = Field(128, ge=1)  # images
     released: Released | None = None  # score a released checkpoint of this model, not the run's own training
-    checkpoint: Annotated[str, AfterValidator(param_paths.file)] | None = None  # its file
+    checkpoint: File | None = None  # its file
 
     @model_validator(mode="after")
     def _both_or_none(self):

@@ -1,30 +1,27 @@
 """papermill over the notebooks, stage by stage: what is done and fresh is skipped, what is missing or stale is redone."""
 
-import json
 import os
 import platform
 import signal
 import sys
-import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import papermill
 from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
-from tqdm import tqdm
 
-from cpsd_lib import support
 from cpsd_lib.data import signature
-from cpsd_lib.support import digest, read_json, sha256, write_json
+from cpsd_lib.support import TERMINAL_VARIABLE, digest, read_json, sha256, write_json
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.preflight import check_run, remarks
 from cpsd_lib.workbench.run import Run, save_params
 from cpsd_lib.workbench.store import environment
-from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root, repo_root
+from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, outputs_root, repo_root
 
 # A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's
 # outputs), and which files of the run folder it leaves.
@@ -46,19 +43,17 @@ STAGES = {
 MADE = {"03_teachers": ("teachers",), "04_student": ("students", "soft_targets")}
 
 # Parameters that name a file: a stage that reads their section follows the bytes in it, not its name alone.
-FILES = (
-    *("partition.released_co", "partition.released_dis", "model.weights", "model.label_vectors"),
-    "evaluation.checkpoint",
-)
+FILES = ("partition.released_co", "partition.released_dis", "model.weights", "model.label_vectors")
+FILES += ("teacher_model.weights", "teacher_model.label_vectors", "evaluation.checkpoint")
 
 INTERRUPT_SECONDS = 15  # nbclient gives a kernel 5 to end by itself
 
 
-class StageFailed(RuntimeError):
+class StageFailed(Stopped):
     """A notebook stopped with an error."""
 
 
-class Held(RuntimeError):
+class Held(Stopped):
     """Another process runs in the same run folder."""
 
 
@@ -84,27 +79,38 @@ def run_stages(source, overrides=None):
     opened = Run(params)
     with one_runner(opened.folder), _ctrl_c_gets_through():
         manifest = read_manifest(opened.folder)
-        previous = None
-        for name in stages_of(params):
-            fingerprint = stage_fingerprint(name, params, previous)
-            entry = manifest["stages"].get(name)
-            if entry and entry["fingerprint"] == fingerprint and outputs_are_there(opened, entry):
+        for name, fingerprint, fresh in _walk(opened, manifest["stages"]):
+            if fresh:
+                entry = manifest["stages"][name]
                 print(f"{name}: done ({entry['seconds']:.0f} s on {entry['finished']})")
-            else:
-                if not checked:
-                    _look_before(params, name)
-                    checked = True
-                save_params(opened)  # what is executed reads them
-                if entry:
-                    del manifest["stages"][name]
-                    write_json(manifest_path, manifest)
-                remove_outputs(name, opened)
-                entry = _execute(name, opened, fingerprint)
-                manifest["stages"][name] = entry
+                continue
+            if not checked:
+                _look_before(params, name)
+                checked = True
+            save_params(opened)  # what is executed reads them
+            if manifest["stages"].pop(name, None):
                 write_json(manifest_path, manifest)
-            previous = digest([fingerprint, entry["outputs"], entry["keys"]])
+            remove_outputs(name, opened)
+            manifest["stages"][name] = _execute(name, opened, fingerprint)
+            write_json(manifest_path, manifest)
         save_params(opened)
     return opened
+
+
+def stages_left(params):
+    """Return the names of a run's stages that are not done and fresh, in order: what `cpsd run` would do."""
+    entries = read_manifest(outputs_root() / params.name)["stages"]
+    return [name for name, _, fresh in _walk(Run(params), entries) if not fresh]
+
+
+def _walk(run, entries):
+    """Yield (stage, fingerprint, whether it is done and fresh) in order; entries: those of the manifest, by now."""
+    previous = None
+    for name in stages_of(run.params):
+        fingerprint, entry = stage_fingerprint(name, run.params, previous), entries.get(name)
+        yield name, fingerprint, bool(entry) and entry["fingerprint"] == fingerprint and outputs_are_there(run, entry)
+        entry = entries.get(name)  # it may have been made
+        previous = digest([fingerprint, entry["outputs"], entry["keys"]]) if entry else None
 
 
 def _look_before(params, stage):
@@ -128,7 +134,7 @@ def stage_fingerprint(name, params, previous):
 
 def _value(values, key):
     for name in key.split("."):
-        values = values[name]
+        values = values[name] if values is not None else None  # no teacher_model, no weights of it
     return values
 
 
@@ -174,9 +180,13 @@ def remove_outputs(name, run):
 
 def _execute(name, opened, fingerprint):
     notebook, out = repo_root() / "notebooks" / f"{name}.ipynb", opened.folder / f"{name}.ipynb"
-    began = time.time()
-    with _shown_progress(name):
-        try:
+    began, terminal = time.time(), os.devnull
+    if sys.stderr.isatty():
+        terminal = os.ttyname(sys.stderr.fileno()) if os.name == "posix" else "CONOUT$"
+    # A notebook's working folder is another: the root is handed on in full.
+    given = {"CPSD_ROOT": str(repo_root()), TERMINAL_VARIABLE: f"{name}:{terminal}"}
+    try:
+        with patch.dict(os.environ, given):  # papermill hands no other environment on
             papermill.execute_notebook(
                 notebook,
                 out,
@@ -191,13 +201,13 @@ def _execute(name, opened, fingerprint):
                 # would tear the progress bar; the notebook's errors come another way.
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
-        except PapermillExecutionError as error:
-            raise StageFailed(f"{name} stopped: {error.ename}: {error.evalue}\nits notebook: {out}") from None
-        except (DeadKernelError, RuntimeError):  # died at work, or before it answered
-            raise StageFailed(
-                f"{name} stopped: its process died (killed from outside, or out of memory?); the same command goes on "
-                f"from the last checkpoint\nits notebook: {out}"
-            ) from None
+    except PapermillExecutionError as error:
+        raise StageFailed(f"{name} stopped: {error.ename}: {error.evalue}\nits notebook: {out}") from None
+    except (DeadKernelError, RuntimeError):  # died at work, or before it answered
+        raise StageFailed(
+            f"{name} stopped: its process died (killed from outside, or out of memory?); the same command goes on "
+            f"from the last checkpoint\nits notebook: {out}"
+        ) from None
     seconds = time.time() - began
     print(f"{name}: {seconds:.0f} s", flush=True)
     outputs = sorted(path for pattern in STAGES[name][1] for path in opened.folder.glob(pattern))
@@ -253,49 +263,3 @@ def _ctrl_c_gets_through():
         for timer in timers:
             timer.cancel()
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _shown_progress(name):
-    """Draw on this terminal the bars of the notebook that runs in another process."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "progress.json"
-        # A notebook's working folder is another: the root is handed on in full.
-        given = {"CPSD_ROOT": str(repo_root()), support.FILE_VARIABLE: str(path)}
-        before = {variable: os.environ.get(variable) for variable in given}
-        os.environ |= given
-        stop = threading.Event()
-        drawer = threading.Thread(target=_draw, args=(name, path, stop), daemon=True)
-        drawer.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            drawer.join()
-            for variable, value in before.items():
-                os.environ.pop(variable)
-                if value is not None:
-                    os.environ[variable] = value
-
-
-def _draw(name, path, stop):
-    bar, shown = None, None
-    while not stop.wait(0.5):
-        try:
-            state = json.loads(path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            continue
-        key = state["desc"], state["total"], state["initial"]
-        if key != shown:
-            if bar:
-                bar.close()
-            bar, shown = (
-                tqdm(total=state["total"], initial=state["initial"], unit=state["unit"], file=sys.stderr, disable=None),
-                key,
-            )
-            bar.set_description(f"{name} {state['desc']}")
-        bar.set_postfix_str(state["note"], refresh=False)
-        bar.n = state["n"]
-        bar.refresh()
-    if bar:
-        bar.close()

@@ -7,7 +7,7 @@ from cpsd_lib.models import check_split
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import counted, memory, memory_gib, pick_device
 from cpsd_lib.workbench.building import build
-from cpsd_lib.workbench.cost import as_computed, estimate
+from cpsd_lib.workbench.cost import estimate
 from cpsd_lib.workbench.loading import data_on_disk
 from cpsd_lib.workbench.scoring import load_checkpoint
 from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on
@@ -21,14 +21,15 @@ def check_run(params):
 
     It costs seconds, and decoding a data set, which comes first in a run, costs up to an hour. No image is read.
     """
-    cut = params.partition
+    cut, size = params.partition, params.data.size
     with blamed_on("data"):
         names = read_source(params.data.settings()).table.names
-    if params.evaluation.released:
+    if params.data.kind != "labels" or params.evaluation.released:
         with blamed_on("device"):
             pick_device(params.device)
+    if params.evaluation.released:
         with blamed_on("evaluation"):
-            _look(load_checkpoint(params, names), params.data.size)
+            _look(load_checkpoint(params, names), size)
         return
     if cut.k > len(names) and not cut.use_released:
         only = counted(len(names), "class", "classes")
@@ -39,54 +40,40 @@ def check_run(params):
                 Partition.load(path, len(names))
     if params.data.kind == "labels":
         return
-    with blamed_on("device"):
-        pick_device(params.device)
-    with blamed_on("model"):
-        teacher = _look(build(params.model, names), params.data.size)
-    if params.teacher_model:
-        with blamed_on("teacher_model"):
-            teacher = _look(build(params.teacher_model, names), params.data.size)
+    for section in ("model", "teacher_model") if params.teacher_model else ("model",):
+        with blamed_on(section):
+            teacher = _look(build(getattr(params, section), names), size)
     if params.teachers.frozen_stages:
         with blamed_on("teachers.frozen_stages"):
-            check_split(teacher, params.teachers.frozen_stages, params.data.size)
+            check_split(teacher, params.teachers.frozen_stages, size)
 
 
 def remarks(params, stage):
     """Return what a user should know before `stage`, the first that is not done, starts: sentences, in most runs none."""
     train, test, classes, _ = images_of(params.data)
-    found = []
-    if stage <= "02_partition" and not params.evaluation.released:
-        found += _left_out(params.partition.study_k, classes)
-    if stage <= "04_student" and params.data.kind != "labels":  # no model is made of labels alone
-        with blamed_on("device"):  # a cuda:7 that is not there
-            device = pick_device(params.device)
-            there = memory_gib(device)
-        found += _memory_remark(params, estimate(as_computed(params, device), classes, train, test), device, there)
+    found, many = [], [k for k in params.partition.study_k if k >= classes]
+    if many and stage <= "02_partition" and not params.evaluation.released:
+        only = counted(classes, "class", "classes")
+        left_out = ", ".join(map(str, many))
+        found.append(f"partition.study_k: k = {left_out} left out of the study, since there are only {only}")
+    if stage > "04_student" or params.data.kind == "labels":  # no model is made of labels alone
+        return found
+    with blamed_on("device"):  # a cuda:7 that is not there
+        device = pick_device(params.device)
+        there = memory_gib(device)
+    cost = estimate(params, classes, train, test, device)
+    if cost.gpu_gib > TIGHT * there:
+        teaching = cost.teacher_gib >= cost.student_gib
+        what = counted(cost.teachers, "teacher") if teaching else "a student"
+        section, batch = ("teachers", cost.teacher_batch) if teaching else ("student", cost.student_batch)
+        where = "the GPU" if device.type == "cuda" else "this machine"
+        fewer = " or partition.k" if teaching and cost.teachers > 1 else ""
+        found.append(
+            f"WARNING: training {what} takes about {memory(cost.gpu_gib)} of memory, and {where} has {memory(there)}: the run "
+            f"may be killed. Lower {section}.batch_size ({batch}), data.size ({params.data.size}){fewer}; "
+            "`cpsd cost` says what helps"
+        )
     return found
-
-
-def _left_out(study_k, classes):
-    many = [k for k in study_k if k >= classes]
-    if not many:
-        return []
-    only = counted(classes, "class", "classes")
-    return [f"partition.study_k: k = {', '.join(map(str, many))} left out of the study, since there are only {only}"]
-
-
-def _memory_remark(params, cost, device, there):
-    """Return the sentence that warns of too little memory, in a list; [] where `there` (GiB) is enough, or None."""
-    if there is None or cost.gpu_gib <= TIGHT * there:
-        return []
-    teaching = cost.teacher_gib >= cost.student_gib
-    what = counted(cost.teachers, "teacher") if teaching else "a student"
-    batch = cost.teacher_batch if teaching else cost.student_batch
-    section = "teachers" if teaching else "student"
-    where = "the GPU" if device.type == "cuda" else "this machine"
-    fewer = " or partition.k" if teaching and cost.teachers > 1 else ""
-    return [
-        f"WARNING: training {what} takes about {memory(cost.gpu_gib)} of memory, and {where} has {memory(there)}: the run "
-        f"may be killed. Lower {section}.batch_size ({batch}), data.size ({params.data.size}){fewer}; `cpsd cost` says what helps"
-    ]
 
 
 def images_of(data):

@@ -1,9 +1,8 @@
 """The figures of the CPSD paper (IJCAI 2022), to stand beside ours; percent."""
 
-_SCORES = ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")
-_COLUMNS = [("baseline", name) for name in _SCORES]
+_COLUMNS = [("baseline", name) for name in ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")]
 _COLUMNS += [(row, "mAP") for row in ("sd", "cgpd", "dgpd")]  # from the ablation, which gives nothing else
-_COLUMNS += [("cpsd", name) for name in _SCORES]
+_COLUMNS += [("cpsd", name) for _, name in _COLUMNS[:7]]
 
 # Data kind, model and pixels, then the figures in the order of _COLUMNS; "-" where the paper gives none.
 #                           baseline                              +SD  +CGPD +DGPD +CPSD
@@ -20,16 +19,12 @@ nuswide tresnet_l 448       64.7 -    -    63.7 -    -    75.0    -    -    -   
 """
 
 
-def _figures(cells):
-    rows = {}
-    for (row, name), cell in zip(_COLUMNS, cells, strict=True):
-        if cell != "-":
-            rows.setdefault(row, {})[name] = float(cell)
-    return rows
-
-
-_LINES = [line.split() for line in _TABLE.strip().splitlines()]
-_PUBLISHED = {(kind, model, int(pixels)): _figures(cells) for kind, model, pixels, *cells in _LINES}
+_PUBLISHED = {}  # {(kind, model, pixels): {row: {name: percent}}}
+for _kind, _model, _pixels, *_cells in map(str.split, _TABLE.strip().splitlines()):
+    _rows = _PUBLISHED[_kind, _model, int(_pixels)] = {}
+    for (_row, _name), _cell in zip(_COLUMNS, _cells, strict=True):
+        if _cell != "-":
+            _rows.setdefault(_row, {})[_name] = float(_cell)
 
 
 def no_figure(params):
@@ -37,17 +32,30 @@ def no_figure(params):
     kind, name, size = params.data.kind, params.evaluation.released or params.model.name, params.data.size
     if published(params) or name not in {model for _, model, _ in _PUBLISHED}:
         return None
-    sizes = [str(pixels) for other, model, pixels in _PUBLISHED if (other, model) == (kind, name)]
-    return f"the paper has no figure of {name} on {kind}" + (
-        f" at {size} px, only at {' and '.join(sizes)} px" if sizes else ""
-    )
+    text = f"the paper has no figure of {name} on {kind}"
+    sizes = [pixels for other, model, pixels in _PUBLISHED if (other, model) == (kind, name)]
+    if size in sizes:
+        return f"{text} with {' and '.join(_unlike_the_paper(params))}"
+    return f"{text} at {size} px, only at {' and '.join(map(str, sizes))} px" if sizes else text
+
+
+def _unlike_the_paper(params):
+    """Return what makes another run than the paper's of these parameters, a word or two each."""
+    cut, alpha, limit = params.partition, params.student.alpha, params.data.limit
+    found = [] if limit is None else [f"data.limit = {limit}"]
+    if not params.evaluation.released:  # a checkpoint has the paper's own
+        found += [f"partition.k = {cut.k} (only 5)"] if cut.k != 5 and not cut.use_released else []
+        found += [f"student.alpha = {alpha} (only 0.5)"] if alpha != 0.5 else []
+    return found
 
 
 def published(params):
-    """Return {row: {"mAP": ..., "CF1": ...}} of the paper for this data set, model and size; {} where it has no figure.
+    """Return {row: {"mAP": ..., "CF1": ...}} of the paper for this data set as a whole, model, size, k and alpha; else {}.
 
     A released checkpoint (params.evaluation.released) is the paper's student, so its row is "released".
     """
     name = params.evaluation.released or params.model.name
     rows = _PUBLISHED.get((params.data.kind, name, params.data.size), {})
-    return {"released": rows["cpsd"]} if params.evaluation.released and rows else rows
+    if not rows or _unlike_the_paper(params):
+        return {}
+    return {"released": rows["cpsd"]} if params.evaluation.released else rows

@@ -19,8 +19,7 @@ _SHOWN = 50  # files left out that are listed; all of them are in data.json
 def scores_text(run):
     """Return the component tables of a run, what they show, and ours beside the paper's, as text for a terminal."""
     records, lines = load_records(run), []
-    for split in [split for split in SPLITS if split in set(records["split"])]:
-        table = component_table(records, split)
+    for split, table in _tables(records).items():
         lines.append(f"\n{run.params.name}: mAP on {split}, {counted(int(table['seeds'].max()), 'seed')}{caveat(run)}")
         lines.append(f"{table_text(table)}\n{gain_summary(table, split)}".rstrip())
     if deviation(run.params):
@@ -36,48 +35,45 @@ def scores_text(run):
 
 def write_report(run):
     """Write the run's report.html from its manifest, its scores and the figures that the manifest lists; return its path."""
-    records, manifest = load_records(run), read_json(run.folder / "manifest.json")
-    path = run.folder / "report.html"
-    write_text(path, _page(run, records, manifest["stages"]))
-    return path
-
-
-def _page(run, records, stages):
-    last, compared = stages[max(stages)], against_paper(records, run.params)
-    hardware = last["hardware"]
+    records, stages = load_records(run), read_json(run.folder / "manifest.json")["stages"]
+    last, hardware, compared = stages[max(stages)], stages[max(stages)]["hardware"], against_paper(records, run.params)
     versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
-    seconds = pd.DataFrame({"seconds": {name: entry["seconds"] for name, entry in stages.items()}})
     # What else lies in figures/ is of other parameters, or somebody else's.
     figures = sorted(name for entry in stages.values() for name in entry["outputs"] if name.endswith(".png"))
-    tables = {split: component_table(records, split) for split in SPLITS if split in set(records["split"])}
-    template = Environment(autoescape=True, trim_blocks=True).from_string(
-        Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    page = (
+        Environment(autoescape=True, trim_blocks=True)
+        .from_string(template)
+        .render(
+            name=run.params.name,
+            caveat=caveat(run),
+            made=f"{counted(run.params.seeds, 'seed')} from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
+            f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
+            f"{versions}; finished {last['finished']}",
+            deviation=deviation(run.params),
+            components=[(split, _html(table), gain_summary(table, split)) for split, table in _tables(records).items()],
+            compared=None if compared is None else _html(compared),
+            not_compared=no_figure(run.params),
+            times=_html(pd.DataFrame(stages).T[["seconds"]].astype(float), ",.0f"),
+            figures=[
+                (Path(name).stem, base64.b64encode((run.folder / name).read_bytes()).decode()) for name in figures
+            ],
+            notes=_notes(run),
+            params=show_params(run),
+        )
     )
-    return template.render(
-        name=run.params.name,
-        caveat=caveat(run),
-        made=f"{counted(run.params.seeds, 'seed')} from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
-        f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
-        f"{versions}; finished {last['finished']}",
-        deviation=deviation(run.params),
-        components=[(split, _html(table), gain_summary(table, split)) for split, table in tables.items()],
-        compared=None if compared is None else _html(compared),
-        not_compared=no_figure(run.params),
-        times=_html(seconds, ",.0f"),
-        figures=[(name.removeprefix("figures/").removesuffix(".png"), _base64(run.folder / name)) for name in figures],
-        notes=_notes(run),
-        params=show_params(run),
-    )
+    write_text(run.folder / "report.html", page)
+    return run.folder / "report.html"
+
+
+def _tables(records):
+    return {split: component_table(records, split) for split in SPLITS if split in set(records["split"])}
 
 
 def _html(table, form="z.1f"):
-    names = table.index.names  # the column of row titles needs no heading
-    table = table.rename_axis(None) if names == ["row"] else table
+    # A column of row titles needs no heading.
+    table = table.rename_axis(None) if table.index.names == ["row"] else table
     return table.to_html(border=0, na_rep="-", float_format=lambda value: format(value, form))
-
-
-def _base64(path):
-    return base64.b64encode(path.read_bytes()).decode()
 
 
 def _notes(run):

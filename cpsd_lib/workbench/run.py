@@ -21,10 +21,10 @@ from cpsd_lib.support import (
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.rows import unread_by
 from cpsd_lib.workbench.store import Store
-from cpsd_lib.workbench.yaml_files import ParameterError, flow_text, mapping, outputs_root, parse_yaml
+from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, flow_text, mapping, outputs_root, parse_yaml
 
 
-class MissingStage(RuntimeError):
+class MissingStage(Stopped):
     """A notebook needs what an earlier one makes."""
 
 
@@ -71,49 +71,44 @@ class Run:
         """The Store of all runs' models and soft targets."""
         return Store(outputs_root() / ".store")
 
+    @property
+    def _artifacts(self):
+        path = self.folder / "artifacts.json"
+        return read_json(path) if path.exists() else {}
+
     def note(self, name, keys):
         """Write down in artifacts.json which artifacts `name`, such as seed0/teachers/co, are, and by which parameters."""
-        path = self.folder / "artifacts.json"
-        noted = read_json(path) if path.exists() else {}
-        write_json(path, noted | {name: {"keys": keys, "params": self.made_with(*name.split("/")[1:])}})
+        entry = {"keys": keys, "params": self.made_with(*name.split("/")[1:])}
+        write_json(self.folder / "artifacts.json", self._artifacts | {name: entry})
 
     def noted(self, kinds):
         """Return {name: keys} of artifacts.json whose names are of some kinds: teachers, students, soft_targets."""
-        path = self.folder / "artifacts.json"
-        noted = read_json(path) if path.exists() else {}
-        return {name: entry["keys"] for name, entry in noted.items() if name.split("/")[1] in kinds}
+        return {name: entry["keys"] for name, entry in self._artifacts.items() if name.split("/")[1] in kinds}
 
     def forget(self, kinds):
         """Take the names of some kinds out of artifacts.json; the artifacts themselves stay in the store."""
-        path = self.folder / "artifacts.json"
-        if path.exists():
-            write_json(path, {n: entry for n, entry in read_json(path).items() if n.split("/")[1] not in kinds})
+        left = {name: entry for name, entry in self._artifacts.items() if name.split("/")[1] not in kinds}
+        if left != self._artifacts:
+            write_json(self.folder / "artifacts.json", left)
 
     def keys(self, name, notebook):
         """Return the keys of the artifacts that a maker has noted under `name`; whoever reads computes none.
 
         MissingStage, naming the notebook that makes them, when they are not noted or were made by other parameters.
         """
-        path = self.folder / "artifacts.json"
-        noted = (read_json(path) if path.exists() else {}).get(name)
+        noted = self._artifacts.get(name)
         if noted is None or noted["params"] != self.made_with(*name.split("/")[1:]):
             raise MissingStage(f"{self.folder} has no {name} for these parameters; run {notebook} first")
         return noted["keys"]
 
     def made_with(self, kind, row=None):
         """Return a hash of the parameters that this run's artifacts of a kind (teachers, students, ...) may depend on."""
-        sections = ["data", "protocol", "model", "teacher_model", "teachers"] + ["student"] * (kind != "teachers")
-        values = {
-            section: value for section, value in self.params.model_dump(mode="json").items() if section in sections
-        }
-        values["partition"] = {
-            name: value for name, value in self.params.partition.model_dump().items() if name in _CUT
-        }
-        for section in ("teachers", "student"):
-            if section in values:
-                free = {"checkpoint_seconds", "rows"} | (unread_by(row) if kind == "students" and row else set())
-                values[section] = {name: value for name, value in values[section].items() if name not in free}
-        return digest(values)
+        read = dict.fromkeys(["data", "protocol", "model", "teacher_model", "teachers"], True) | {"partition": _CUT}
+        if kind != "teachers":
+            read["student"] = True
+        unread = {"checkpoint_seconds", "rows"} | (unread_by(row) if kind == "students" and row else set())
+        exclude = {"teachers": {"checkpoint_seconds"}, "student": unread}
+        return digest(self.params.model_dump(mode="json", include=read, exclude=exclude))
 
     def figure(self, name):
         """Return the path of a figure of this run."""
@@ -132,20 +127,19 @@ def save_params(run):
 
 def describe_data(run):
     """Write data.json, what a reader of the run should know of its data, and return it."""
-    table = run.dataset.table
-    found = {
-        "key": run.dataset.key,
+    dataset, table = run.dataset, run.dataset.table
+    indices = {split: table.indices(split) for split in sorted(set(table.split))}
+    described = {
+        "key": dataset.key,
         "class_names": table.names,
-        "notes": run.dataset.notes,
-        "skipped": run.dataset.skipped,
-        "incomplete": run.dataset.incomplete,
+        "notes": dataset.notes,
+        "skipped": dataset.skipped,
+        "incomplete": dataset.incomplete,
+        "positives": {split: (table.targets[places] == 1).sum(0).tolist() for split, places in indices.items()},
+        "images": {split: len(places) for split, places in indices.items()},
     }
-    found["positives"] = {
-        split: (table.targets[table.indices(split)] == 1).sum(0).tolist() for split in sorted(set(table.split))
-    }
-    found["images"] = {split: len(table.indices(split)) for split in found["positives"]}
-    write_json(run.folder / "data.json", found)
-    return found
+    write_json(run.folder / "data.json", described)
+    return described
 
 
 # ---- 02: partition -------------------------------------------------------------------------------------------------
@@ -181,8 +175,8 @@ def held_out_indices(run, seed):
 
 def label_graph(run, branch, exponent=None, self_loops=None):
     """Return the affinity [C, C] of a branch ("co", "dis") of the train split's labels; None: as the parameters have it."""
-    counts, occurrence = graph.cooccurrence(run.dataset.table.targets[run.dataset.table.indices("train")])
-    settings = run.params.partition
+    table, settings = run.dataset.table, run.params.partition
+    counts, occurrence = graph.cooccurrence(table.targets[table.indices("train")])
     exponent = settings.exponent if exponent is None else exponent
     self_loops = settings.self_loops if self_loops is None else self_loops
     return graph.affinity(counts, occurrence, branch, exponent, self_loops)
@@ -197,15 +191,15 @@ def cut_labels(run):
     num_classes = len(run.dataset.table.names)
     if settings.k > num_classes:
         raise ParameterError(f"partition.k is {settings.k}, but the data set has only {num_classes} classes")
-    found = {}
-    for branch, refine in (("co", settings.refine_co), ("dis", settings.refine_dis)):
-        if settings.use_released:
-            found[branch] = released_partitions(run)[branch]
-        else:
-            found[branch] = partition.cut(label_graph(run, branch), settings.k, settings.seed, refine)
-        found[branch].save(run.folder / "partition" / f"{branch}.json")
+    if settings.use_released:
+        partitions = released_partitions(run)
+    else:
+        refine = {"co": settings.refine_co, "dis": settings.refine_dis}
+        partitions = {b: partition.cut(label_graph(run, b), settings.k, settings.seed, refine[b]) for b in refine}
+    for branch, cut in partitions.items():
+        cut.save(run.folder / "partition" / f"{branch}.json")
     write_json(run.folder / "partition" / "fingerprint.json", _partition_fingerprint(run))
-    return found
+    return partitions
 
 
 # The parameters that determine a cut; all others only say what it is compared with.

@@ -17,6 +17,10 @@ class ParameterError(ValueError):
     """A parameter is unknown, has the wrong type or range, or names something that is not there."""
 
 
+class Stopped(RuntimeError):
+    """Work that cannot go on, for a reason that the message names: no fault of the parameters, nor of the program."""
+
+
 @contextmanager
 def blamed_on(section):
     """Raise what goes wrong inside as a ParameterError that begins with `section`: the user's choice did not work out."""
@@ -54,11 +58,18 @@ def find_params(source, grid=False):
     """
     params = repo_root() / "params"
     folders = (params / "grids", params) if grid else (params, params / "grids")
-    for candidate in (Path(source), *(folder / f"{source}{suffix}" for folder in folders for suffix in ("", ".yaml"))):
-        if os.path.isfile(candidate):  # False, where Path.is_file raises, for a name too long to be one
-            return candidate
-    hint = near_name(Path(source).stem, sorted(file.stem for file in folders[0].glob("*.yaml")), "there are")
-    raise ParameterError(f"no {'grid' if grid else 'parameter'} file {source!r}; {hint}")
+    path = Path(source) if os.path.isfile(source) else _named(source, folders)
+    if path is None:
+        hint = near_name(Path(source).stem, sorted(file.stem for file in folders[0].glob("*.yaml")), "there are")
+        raise ParameterError(f"no {'grid' if grid else 'parameter'} file {source!r}; {hint}")
+    return path
+
+
+def _named(name, folders):
+    """Return the path of a file in some folders by its name, with or without .yaml; None where there is none."""
+    places = (folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".yaml"))
+    # os.path.isfile is False, where Path.is_file raises, for a name too long to be one.
+    return next((place for place in places if os.path.isfile(place)), None)
 
 
 def near_name(name, known, all_are, prefix=""):
@@ -77,35 +88,26 @@ def read_params(path):
     raw = read_yaml(path)
     if "extends" not in raw:
         return raw
-    base_path = _base(path, raw.pop("extends"))
-    base = read_yaml(base_path)
-    if "extends" in base:
-        raise ParameterError(f"{path} extends {base_path}, which extends another; write {base_path.name} out in full")
-    return base | {key: _over(base.get(key), value) for key, value in raw.items()}
-
-
-def _base(path, name):
-    folders = list(dict.fromkeys((path.parent.resolve(), repo_root() / "params")))
-    places = [folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".yaml")]
-    base = next((place for place in places if os.path.isfile(place)), None) if name and isinstance(name, str) else None
-    if base is None:
+    name, folders = raw.pop("extends"), list(dict.fromkeys((path.parent.resolve(), repo_root() / "params")))
+    base_path = _named(name, folders) if name and isinstance(name, str) else None
+    if base_path is None:
         looked = " and ".join(map(str, folders))
         raise ParameterError(f"{path} extends {name!r}, and there is no such parameter file; looked in {looked}")
-    if base.samefile(path):
+    if base_path.samefile(path):
         raise ParameterError(
             f"{path} extends itself; name another file after `extends:`, or give this one another name"
         )
-    return base
+    base = read_yaml(base_path)
+    if "extends" in base:
+        raise ParameterError(f"{path} extends {base_path}, which extends another; write {base_path.name} out in full")
+    # A section gives way name by name; a value, or a list, as a whole.
+    sections = [key for key in raw.keys() & base.keys() if isinstance(raw[key], dict) and isinstance(base[key], dict)]
+    return base | raw | {key: base[key] | raw[key] for key in sections}
 
 
 def is_grid(raw):
     """Return whether the mapping of a YAML file is a grid's, which has something to vary."""
     return "vary" in raw
-
-
-def _over(below, above):
-    # A section gives way name by name; a value, or a list, as a whole.
-    return below | above if isinstance(below, dict) and isinstance(above, dict) else above
 
 
 # ---- YAML 1.2 -------------------------------------------------------------------------------------------------------

@@ -182,3 +182,19 @@ def test_what_the_paper_has_no_figure_for_is_named_for_the_papers_models_only(pl
     scored = {"data.size": 64, "evaluation.released": "resnet101", "evaluation.checkpoint": "F.ckpt"}
     assert "at 64 px, only at 448 px" in no_figure(params(place, "coco_resnet101", **scored))
     assert no_figure(params(place, "voc2007_resnet101")) == "the paper has no figure of resnet101 on voc2007"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"data.limit": 1000}, "with data.limit = 1000"),
+        ({"partition.k": 3}, "with partition.k = 3 (only 5)"),
+        ({"student.alpha": 0.3, "partition.k": 4}, "with partition.k = 4 (only 5) and student.alpha = 0.3 (only 0.5)"),
+    ],
+)
+def test_the_papers_figure_stands_beside_no_subset_and_no_other_k_or_alpha(place, changed, words):
+    assert published(params(place, "coco_resnet101", **changed)) == {}
+    assert no_figure(params(place, "coco_resnet101", **changed)).endswith(words)
+    scored = changed | {"evaluation.released": "resnet101", "evaluation.checkpoint": "F.ckpt"}
+    # A checkpoint was trained with the paper's own, and is scored on what there is.
+    assert (published(params(place, "coco_resnet101", **scored)) == {}) == ("data.limit" in changed)

@@ -6,6 +6,7 @@ half a minute on two free cores. Ray's tests run where the package ray is instal
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,14 +15,17 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
-from grid_fakes import journal, refusing, sleepy, without_kernels
+from grid_fakes import journal
 
+from cpsd_lib import cli
+from cpsd_lib.data import NOT_COMPARABLE
 from cpsd_lib.support import read_json, write_json, write_text
 from cpsd_lib.workbench.grids import engines, plan, results, runner
 from cpsd_lib.workbench.grids.params import Grid, jobs_of
@@ -35,7 +39,14 @@ REPO = Path(__file__).resolve().parents[2]
 def outputs(tmp_path, monkeypatch):
     monkeypatch.setenv("CPSD_ROOT", str(REPO))
     monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]))
     return tmp_path / "outputs"
+
+
+def fake(monkeypatch, name):
+    """Have the jobs do what a function of grid_fakes does."""
+    monkeypatch.setattr(engines, "JOB", "grid_fakes")
+    monkeypatch.setenv("GRID_FAKE", name)
 
 
 def asked(**changed):
@@ -77,9 +88,9 @@ def test_what_an_earlier_job_trains_by_the_same_parameters_takes_a_later_one_no_
     first, second = plan.seconds_of(jobs, 1e9)
     cost, stages = jobs[0].cost, plan.STAGE_SECONDS * len(jobs[0].left)
     assert first == pytest.approx(cost.eflop * 1e18 / 1e9 + stages)
-    assert first - second == pytest.approx(cost.teacher_eflop * 1e18 / 1e9)
+    assert first - second == pytest.approx(cost.stages["teachers"] * 1e18 / 1e9)
     again = plan.seconds_of([jobs[0], jobs[0]], 1e9)[1]
-    assert again == pytest.approx(cost.evaluation_eflop * 1e18 / 1e9 + stages)
+    assert again == pytest.approx(cost.stages["evaluation"] * 1e18 / 1e9 + stages)
 
 
 def test_the_plan_names_the_jobs_and_the_time(outputs, monkeypatch, capsys):
@@ -111,11 +122,11 @@ def test_the_speed_is_that_of_real_steps_and_draws_nothing_from_the_global_gener
 
 def test_memory_limits_the_jobs_side_by_side_and_leaves_one(outputs, monkeypatch):
     jobs, many = planned(), asked(jobs=8)
-    for free, count in ((100.0, 8), (6.9, 3), (0.1, 1), (None, 8)):
-        monkeypatch.setattr(plan, "_free_gib", lambda free=free: free)
+    for free, count in ((100.0, 8), (6.9, 3), (0.1, 1)):
+        free_memory = SimpleNamespace(available=free * 2**30)
+        monkeypatch.setattr(plan.psutil, "virtual_memory", lambda free_memory=free_memory: free_memory)
         most, why = plan.side_by_side(many, jobs)
         assert most == count and (why is None) == (count == 8)
-    monkeypatch.setattr(plan, "_free_gib", lambda: 0.1)
     assert plan.side_by_side(asked(jobs=8, engine="ray"), jobs) == (8, None)
 
 
@@ -139,7 +150,7 @@ def fakes(outputs, monkeypatch):
 
     monkeypatch.setattr(plan, "stages_left", left)
     monkeypatch.setattr(plan, "measured_speed", lambda *_: 1e9)
-    monkeypatch.setattr(engines, "work", sleepy)
+    fake(monkeypatch, "sleepy")
     return outputs
 
 
@@ -189,7 +200,7 @@ def test_a_grid_of_8_jobs_with_2_killed_at_random_finishes_on_rerun_with_nothing
 
 
 def test_a_job_that_fails_says_why_and_one_that_ends_without_a_word_too(fakes, monkeypatch, capsys):
-    monkeypatch.setattr(engines, "work", refusing)
+    fake(monkeypatch, "refusing")
     assert runner.run_grid("tiny", {"vary": {"seed": [1, 2, 3]}, "overrides": {}, "jobs": 3}) == 1
     said = capsys.readouterr()
     assert "seed-1: done in" in said.out and "04_student stopped: no room\n" in said.out
@@ -220,13 +231,13 @@ def test_ctrl_c_stops_the_jobs(fakes, monkeypatch):
 
 def test_a_grid_that_is_killed_takes_its_jobs_along(tmp_path):
     program = (
-        "from pathlib import Path; from cpsd_lib.workbench.grids.engines import Local, Task; from grid_fakes import sleepy\n"
+        "from pathlib import Path; from cpsd_lib.workbench.grids.engines import work\n"
         f"folder = Path({str(tmp_path)!r})\n"
-        "with Local(sleepy) as engine:\n"
-        "    engine.start(Task('job', '', folder / 'log', {'CPSD_OUTPUTS': str(folder)}))\n"
-        "    engine.wait()"
+        "work('grid_fakes', str(folder / 'job.yaml'), folder / 'log', {'CPSD_OUTPUTS': str(folder)})"
     )
+    (tmp_path / "job.yaml").write_text("name: job\n")
     environment = os.environ | {"SLEEPY_SECONDS": "60", "PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests")])}
+    environment |= {"GRID_FAKE": "sleepy"}
     process = subprocess.Popen([sys.executable, "-c", program], env=environment)
     deadline = time.monotonic() + 60
     while not (tmp_path / "job" / "pid").exists():
@@ -244,15 +255,17 @@ def test_a_grid_that_is_killed_takes_its_jobs_along(tmp_path):
 def test_a_grid_that_runs_already_is_not_run_beside_itself(fakes, capsys):
     (fakes / "eight").mkdir(parents=True)
     with FileLock(fakes / "eight" / ".runner.lock"):
-        assert runner.run_grid("tiny", EIGHT) == 1
+        assert cli.main(["grid", "tiny", "name=eight", "vary.seed=[0, 1]"]) == 1
     assert "is held by process" in capsys.readouterr().err and not journal(fakes)
 
 
-def test_what_a_job_prints_goes_to_its_log_and_its_environment_ends_with_it(tmp_path):
-    log = tmp_path / "logs" / "job.log"
-    with engines._printing_to(log), engines._environment({"CPSD_TEST": "1"}):
-        subprocess.run(["sh", "-c", "echo $CPSD_TEST; echo two >&2"], check=True)
-    assert log.read_text() == "1\ntwo\n" and "CPSD_TEST" not in os.environ
+def test_what_a_job_and_its_children_print_goes_to_its_log_and_its_environment_is_its_own(tmp_path, monkeypatch):
+    program = "import os; from cpsd_lib.workbench.grids.engines import answer_with\n"
+    program += "answer_with(lambda params: os.system('echo $CPSD_TEST; echo two >&2') or print(params))"
+    (tmp_path / "printing.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(tmp_path)]))
+    assert engines.work("printing", "x", tmp_path / "logs" / "job.log", {"CPSD_TEST": "1"}) is None
+    assert (tmp_path / "logs" / "job.log").read_text() == "1\ntwo\nx\n" and "CPSD_TEST" not in os.environ
 
 
 def test_the_engine_ray_without_its_package_says_how_to_get_it(outputs, monkeypatch):
@@ -278,7 +291,7 @@ def scored(jobs, outputs, seeds, rows=("baseline", "cgpd", "teachers_co")):
         folder = outputs / one.name
         write_json(folder / "evaluation" / "metrics.json", records)
         write_json(folder / "manifest.json", {"stages": {"05_evaluation": {"commit": f"c{number}"}}})
-        write_json(folder / "data.json", {"incomplete": ""})
+        write_json(folder / "data.json", {"incomplete": "", "notes": ["a note"]})
 
 
 def test_the_csv_has_one_line_a_job_row_split_and_seed(outputs):
@@ -347,9 +360,11 @@ def test_a_parameter_of_words_is_drawn_as_dots_beside_each_other_and_another_as_
 def test_what_must_stand_beside_the_numbers_stands_there(outputs):
     jobs = jobs_of(asked(overrides={"protocol": "paper"}))
     scored(jobs, outputs, 1)
-    write_json(outputs / jobs[1].name / "data.json", {"incomplete": "INCOMPLETE: two images"})
+    subset = f"a subset, {NOT_COMPARABLE}"
+    described = {"incomplete": "INCOMPLETE: two images", "notes": [subset, "another note"]}
+    write_json(outputs / jobs[1].name / "data.json", described)
     found = results.stamps(jobs)
-    assert found == ["protocol: paper, epochs chosen on TEST", "INCOMPLETE: two images"]
+    assert found == ["protocol: paper, epochs chosen on TEST", "INCOMPLETE: two images", subset]
     results.write(results.collect(jobs), outputs / "g", ["partition.k"], found)
     assert "(protocol: paper, epochs chosen on TEST) (INCOMPLETE" in (outputs / "g" / "grid.md").read_text()
 
@@ -379,11 +394,9 @@ def test_a_run_finds_the_finished_grids_of_its_own_data(outputs):
     assert key == "partition.k" and "1 of 3 jobs are missing" in figure.get_suptitle()
 
 
-def test_a_grid_from_before_a_parameter_existed_is_still_of_the_same_data(outputs):
-    jobs = finished("mine", outputs)
-    for path in (outputs / "mine" / "params").iterdir():
-        path.write_text(path.read_text().replace("allow_overlap: false, ", ""))
-    assert list(results.beside(jobs[0].params.model_copy(update={"name": "a_run"}))) == ["mine"]
+def test_what_notebook_07_takes_from_the_results_is_there():
+    taken = set(re.findall(r"\bresults\.(\w+)", (REPO / "notebooks" / "07_ablation.ipynb").read_text()))
+    assert len(taken) > 4 and all(hasattr(results, name) for name in taken)
 
 
 def test_every_grid_file_is_offered_with_its_command():
@@ -413,7 +426,7 @@ def test_two_real_jobs_train_their_teachers_once_and_end_as_a_run_by_itself(outp
     for name in ("notebooks", "params"):  # a copy that nobody edits while this runs
         shutil.copytree(REPO / name, outputs.parent / name, ignore=shutil.ignore_patterns(".*"))
     monkeypatch.setenv("CPSD_ROOT", str(outputs.parent))
-    monkeypatch.setattr(engines, "work", without_kernels)
+    fake(monkeypatch, "without_kernels")
     # Both at the same moment: whoever comes second waits for the teachers of the first.
     assert runner.run_grid("tiny", {"threads": 1, "jobs": 2}) == 0, [
         p.read_text() for p in outputs.glob("*/logs/*.log")
@@ -438,8 +451,6 @@ def test_two_real_jobs_train_their_teachers_once_and_end_as_a_run_by_itself(outp
 @pytest.fixture
 def ray_fakes(fakes, monkeypatch):
     pytest.importorskip("ray")
-    # Ray's workers must find the stand-ins too.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]))
     return fakes
 
 
@@ -456,7 +467,7 @@ def test_on_ray_a_job_whose_worker_is_killed_is_started_once_more_and_all_end_we
 
 @pytest.mark.filterwarnings("ignore")
 def test_on_ray_a_job_that_fails_says_why_and_the_others_go_on(ray_fakes, monkeypatch, capsys):
-    monkeypatch.setattr(engines, "work", refusing)
+    fake(monkeypatch, "refusing")
     changed = {"vary": {"seed": [1, 2, 3]}, "overrides": {}, "jobs": 3, "engine": "ray", "threads": 1}
     assert runner.run_grid("tiny", changed) == 1
     said = capsys.readouterr()

@@ -185,11 +185,11 @@ def test_files_varied_on_the_command_line_take_the_place_of_the_base(outputs):
 def test_every_fault_of_every_file_is_listed_with_the_file_it_is_in(outputs):
     vary = {"base": ["tinny", "demo", "csv_mobilenetv2", "demmo"]}
     with pytest.raises(ParameterError) as caught:
-        jobs_of(grid_of(base=None, vary=vary, overrides={"data.size": 8, "teachers.share": 2}))
+        jobs_of(grid_of(base=None, vary=vary, overrides={"data.size": 8, "teachers.frozen_stage": 2}))
     assert str(caught.value).splitlines() == [
         "no parameter file 'tinny'; did you mean tiny? (tinny)",
         "data.size: must be at least 16; got 8 (demo, csv_mobilenetv2)",
-        "teachers.share: unknown parameter; did you mean teachers.frozen_stages? (demo, csv_mobilenetv2)",
+        "teachers.frozen_stage: unknown parameter; did you mean teachers.frozen_stages? (demo, csv_mobilenetv2)",
         "no parameter file 'demmo'; did you mean demo? (demmo)",
     ]
 

@@ -46,7 +46,7 @@ def refused(folder, text=SMALL, overrides=None):
         ("epochs", "epochs: unknown parameter; did you mean train.epochs?"),
         ("train.alpha", "train.alpha: unknown parameter; did you mean student.alpha?"),
         ("student.seed", "student.seed: unknown parameter; did you mean seed?"),
-        ("teachers.share", "teachers.share: unknown parameter; did you mean teachers.frozen_stages?"),
+        ("teacher_model.nam", "teacher_model.nam: unknown parameter; did you mean teacher_model.name?"),
         ("partition.zzz", "partition.zzz: unknown parameter; partition has: k, exponent, seed"),
         ("zzzzzz", "zzzzzz: unknown parameter; the top level has: name, seed"),
     ],
@@ -116,20 +116,6 @@ def test_a_wrong_type_or_range_is_refused_by_the_name_the_user_wrote(tmp_path, k
 def test_a_fault_is_explained_in_the_words_of_a_yaml_file(tmp_path, key, value, expected):
     message = refused(tmp_path, overrides={key: value})
     assert expected in message and "Input" not in message
-
-
-@pytest.mark.parametrize(
-    ("former", "row"),
-    [
-        ("alone", "student_only"),
-        ("sd_again", "sd_continued"),
-        ("baseline_long", "baseline_equal_compute"),
-        ("sd_long", "sd_equal_compute"),
-    ],
-)
-def test_the_former_name_of_a_row_is_answered_with_the_new_one(tmp_path, former, row):
-    message = refused(tmp_path, overrides={"student.rows": ["sd", former]})
-    assert message == f"student.rows.1: unknown value '{former}'; did you mean {row}?"
 
 
 def test_all_faults_are_listed_at_once(tmp_path):

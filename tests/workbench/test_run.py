@@ -133,6 +133,15 @@ def test_a_stage_whose_output_was_deleted_or_altered_is_redone_alone(root, stand
     assert sha256(path) == before
 
 
+def test_other_bytes_in_the_teachers_file_of_weights_redo_the_teachers(root, stand, monkeypatch):
+    (root / "weights").write_text("some")
+    teacher = {"teacher_model": {"name": "test_resnet", "weights": str(root / "weights")}, "student__rows": ["sd"]}
+    monkeypatch.setattr(pipeline, "check_run", lambda _: None)  # they are no weights
+    assert stand.run(**teacher) == ALL and stand.run(**teacher) == []
+    (root / "weights").write_text("others")
+    assert stand.run(**teacher)[0] == "03_teachers"
+
+
 def test_every_stage_leaves_at_least_one_file_in_the_manifest(root, stand):
     stand.run()
     for stage, entry in manifest(root)["stages"].items():

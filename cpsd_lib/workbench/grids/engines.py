@@ -1,183 +1,86 @@
-"""Where the jobs of a grid run: a process each on this machine, or a Ray task each on this machine or a cluster."""
+"""Where the jobs of a grid run: a process each, started on this machine or by a Ray task each, here or on a cluster."""
 
-import multiprocessing
+import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import traceback
 from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import connection
-from pathlib import Path
 
-from cpsd_lib.workbench.yaml_files import ParameterError
+from cpsd_lib.workbench.yaml_files import ParameterError, Stopped
 
-STOP_SECONDS = 10  # what a job gets to end in when the grid is stopped
+JOB = "cpsd_lib.workbench.grids.engines"  # the module whose `python -m` does a job
+_running = set()  # the processes that this one has started
 
 
-@dataclass(frozen=True)
-class Task:
-    """All that a job's process gets; it may run on another machine that sees the same files."""
-
-    job: str
-    params: str  # the file of its resolved parameters
-    log: Path
-    environment: dict
+class Died(RuntimeError):
+    """The process of a job ended without an answer."""
 
 
-def work(task):
-    """Do one job, its output in its log file; return None when all went well, else why not, in words."""
-    with _printing_to(task.log), _environment(task.environment):
-        # Imported here: Ray and multiprocessing import this module just to find this function.
-        from cpsd_lib.workbench.pipeline import Held, StageFailed, run_stages, stages_of
-        from cpsd_lib.workbench.report import write_report
-
-        try:
-            done = run_stages(task.params)
-            if "05_evaluation" in stages_of(done.params):
-                write_report(done)
-        except KeyboardInterrupt:  # for all jobs and the grid itself, which says so
-            return "stopped by Ctrl-C"
-        except (Held, StageFailed) as error:
-            print(error)
-            return str(error)
-        except Exception as error:
-            traceback.print_exc()
-            return f"{type(error).__name__}: {error}"
-    return None
+# ---- the grid's side -------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _printing_to(log):
-    """Send what this process and its children print to the end of a file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush(), sys.stderr.flush()
-    before = os.dup(1), os.dup(2)
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        for number, kept in zip((1, 2), before, strict=True):
-            os.dup2(kept, number)
-            os.close(kept)
+def work(module, params, log, environment):
+    """Do one job, `python -m module params`, its output in a log file; return None when all went well, else why not, in words.
 
-
-@contextmanager
-def _environment(variables):
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ |= variables
-    try:
-        yield
-    finally:  # a Ray worker does other jobs after this one
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-
-
-class Local:
-    """A process of its own for every job: one that dies, of whatever cause, takes no other along.
-
-    The standard library's process pool gives up all its jobs when one of its workers dies.
+    In a process of its own: one that dies, of whatever cause, takes no other along (Died). It ends when this process does.
     """
-
-    def __init__(self, work):
-        self._work, self._running = work, {}  # the pipe its answer comes through: (job, process)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for _, process in self._running.values():
-            process.terminate()
-        for _, process in self._running.values():
-            process.join(STOP_SECONDS)
-            process.kill()
-
-    def start(self, task):
-        """Start a Task."""
-        # spawn: a fork of a process with torch's threads may hang.
-        context = multiprocessing.get_context("spawn")
-        answers, answer = context.Pipe(duplex=False)
-        process = context.Process(target=_in_its_process, args=(self._work, task, answer), name=task.job)
-        process.start()
-        answer.close()  # now the process alone holds it: its death is the end of the pipe
-        self._running[answers] = task.job, process
-
-    def wait(self):
-        """Wait until a job ends; return (its name, None or why it failed)."""
-        answers = connection.wait(list(self._running))[0]
-        job, process = self._running.pop(answers)
-        try:
-            error = answers.recv()
-        except EOFError:
-            process.join()
-            error = _death(process.exitcode)
-        answers.close()
-        process.join()
-        return job, error
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command, pipe = [sys.executable, "-m", module, params], subprocess.PIPE
+    with (
+        open(log, "a") as file,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=file, text=True, env=os.environ | environment) as job,
+    ):
+        _running.add(job)
+        answer = job.stdout.read()
+        code = job.wait()
+        _running.discard(job)
+    if answer:
+        return json.loads(answer)
+    if code < 0:
+        raise Died(f"its process died of {signal.Signals(-code).name} (killed from outside, or out of memory?)")
+    raise Died(f"its process ended with exit status {code} and no answer")
 
 
-def _in_its_process(work, task, answer):
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    answer.send(work(task))
+@contextmanager
+def local():
+    """Yield `work`; at the end the jobs that still run are stopped."""
+    try:
+        yield work
+    finally:
+        for job in list(_running):
+            job.terminate()
 
 
-def _end_with_parent():
-    # A grid that was killed could not stop its jobs, and the next one would find their folders held.
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _death(code):
-    if code is not None and code < 0:
-        return f"its process died of {signal.Signals(-code).name} (killed from outside, or out of memory?)"
-    return f"its process ended with exit status {code} and no answer"
-
-
-class Ray:
-    """A Ray task for every job, which asks for its CPUs and GPUs; a job whose worker dies is started once more.
+@contextmanager
+def on_ray(address, threads, gpus):
+    """Yield `work` as a Ray task, which asks for its CPUs and GPUs; a job that dies is started once more.
 
     address: of a running cluster, which must see the project's and the outputs' folders under the same paths; None: a Ray
     of its own on this machine, stopped at the end.
     """
+    ray = import_ray()
+    ray.init(address or "local", log_to_driver=False, **({} if address else {"include_dashboard": False}))
+    task, started = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=1, retry_exceptions=[Died])(work), []
 
-    def __init__(self, work, address, threads, gpus):
-        ray = import_ray()
-        ray.init(address or "local", log_to_driver=False, **({} if address else {"include_dashboard": False}))
-        self._ray, self._running = ray, {}
-        self._work = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=1)(work)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for reference in self._running:
-            self._ray.cancel(reference, force=True)
-        self._ray.shutdown()
-
-    def start(self, task):
-        """Hand a Task to Ray, which starts it when its CPUs and GPUs are free."""
-        self._running[self._work.options(name=task.job).remote(task)] = task.job
-
-    def wait(self):
-        """Wait until a job ends; return (its name, None or why it failed)."""
-        done, _ = self._ray.wait(list(self._running), num_returns=1)
-        job = self._running.pop(done[0])
+    def wait_for(module, params, log, environment):
+        started.append(task.remote(module, params, log, environment))
         try:
-            return job, self._ray.get(done[0])
-        except self._ray.exceptions.RayError as error:
-            return job, f"its Ray task failed: {_words(error)}"
+            return ray.get(started[-1])
+        except ray.exceptions.RayError as error:  # Ray's messages are pages, in colours
+            error = getattr(error, "cause", error)
+            text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+            return f"its Ray task failed: {type(error).__name__}: {text[:400]}"
 
-
-def _words(error):
-    # Ray's messages are pages, in colours.
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    return f"{type(error).__name__}: {text[:400]}"
+    try:
+        yield wait_for
+    finally:
+        for one in started:
+            ray.cancel(one, force=True)
+        ray.shutdown()
 
 
 def import_ray():
@@ -189,3 +92,44 @@ def import_ray():
             "engine: ray needs the package ray; pip install '.[ray]' in the project's folder, or take engine: local"
         ) from None
     return ray
+
+
+# ---- the job's side --------------------------------------------------------------------------------------------------
+
+
+def answer_with(do):
+    """Be the process of a job: call `do` with its file of parameters; what it prints goes to the log, its answer to the grid."""
+    with os.fdopen(os.dup(1), "w") as answer:
+        os.dup2(2, 1)
+        threading.Thread(target=_end_with_the_grid, daemon=True).start()
+        answer.write(json.dumps(do(sys.argv[1])))
+
+
+def _end_with_the_grid():
+    # A grid that was killed could not stop its jobs, and the next one would find their folders held.
+    os.read(0, 1)  # ends when nobody holds the other end any more
+    os._exit(1)
+
+
+def run_job(params):
+    """Run every stage of a file of resolved parameters and write the report; return None, else what went wrong, in words."""
+    from cpsd_lib.workbench.pipeline import run_stages, stages_of
+    from cpsd_lib.workbench.report import write_report
+
+    try:
+        done = run_stages(params)
+        if "05_evaluation" in stages_of(done.params):
+            write_report(done)
+    except KeyboardInterrupt:  # for all jobs and the grid itself, which says so
+        return "stopped by Ctrl-C"
+    except Stopped as error:
+        print(error)
+        return str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+if __name__ == "__main__":
+    answer_with(run_job)

@@ -1,7 +1,7 @@
 """A grid file: every combination of some parameters' values, a run each; all checked before anything starts."""
 
 import itertools
-import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -13,19 +13,15 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from cpsd_lib.support import digest
 from cpsd_lib.workbench.loading import format_error, load_params
 from cpsd_lib.workbench.params import Params, Section
-from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params
+from cpsd_lib.workbench.yaml_files import ParameterError, find_params, is_grid, near_name, read_params
 
 MOST_JOBS = 1000
 
 
 def _values(values):
-    if not values or len({_key(value) for value in values}) < len(values):
+    if not values or len({digest(value) for value in values}) < len(values):
         raise ValueError("a list of values, at least one and none twice")
     return values
-
-
-def _key(value):
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _base(base):
@@ -61,9 +57,8 @@ class Grid(Section):
             )
         if not all(isinstance(base, str) for base in self.vary.get("base", [])):
             raise ValueError(f"vary.base: must be names or paths of parameter files; got {self.vary['base']}")
-        for one, other in itertools.chain(
-            itertools.product(self.overrides, self.vary), itertools.combinations(self.vary, 2)
-        ):
+        both = [*itertools.product(self.overrides, self.vary), *itertools.combinations(self.vary, 2)]
+        for one, other in both:
             if f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}."):
                 raise ValueError(f"{one} and vary.{other} set the same parameter; to narrow a grid: vary.{other}=[...]")
         if self.engine == "local" and (self.gpus or self.address):
@@ -89,6 +84,8 @@ class Job:
     slug: str  # of its varied values
     varied: dict
     params: Params
+    left: tuple = ()  # names of the stages that are not done and fresh, in order; a plan's, as `cost` is
+    cost: object = None  # the Cost of all of it
 
 
 def cores():
@@ -103,6 +100,8 @@ def load_grid(source, overrides=None):
     Raises ParameterError that lists every fault.
     """
     raw, overrides = read_params(find_params(source, grid=True)), overrides or {}
+    if not is_grid(raw) and "base" not in raw:
+        raise ParameterError(f"{source} is one run, not a grid (it has no `vary:`); run it by: cpsd run {source}")
     # What is varied now has no one value any more, whatever the file has.
     varied = {key.removeprefix("vary.") for key in overrides if key.startswith("vary.")}
     varied |= set(overrides["vary"]) if isinstance(overrides.get("vary"), dict) else set()
@@ -126,22 +125,18 @@ def load_grid(source, overrides=None):
 
 
 def _explain(fault):
-    location = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "missing":
-        return f"{location}: is needed and has no default"
-    if fault["type"] == "extra_forbidden":
-        hint = near_name(location, list(Grid.model_fields), "a grid has")
-        if location in (*Params.model_fields, "train"):
-            hint = f"a run's parameters stand under overrides, as {location}.name: value"
-        return f"{location}: unknown parameter of a grid; {hint}"
-    return f"{location}: {format_error(fault)}" if location else format_error(fault)
+    location = ".".join(map(str, fault["loc"]))
+    if fault["type"] != "extra_forbidden":
+        return format_error(fault, fault["loc"])
+    hint = near_name(location, list(Grid.model_fields), "a grid has")
+    if location in (*Params.model_fields, "train"):
+        hint = f"a run's parameters stand under overrides, as {location}.name: value"
+    return f"{location}: unknown parameter of a grid; {hint}"
 
 
 def jobs_of(grid):
     """Return the Jobs of a Grid, in the order of the product; ParameterError lists every fault and whose it is."""
-    count = 1
-    for values in grid.vary.values():
-        count *= len(values)
+    count = math.prod(len(values) for values in grid.vary.values())
     if count > MOST_JOBS:
         raise ParameterError(f"vary: {count:,} jobs; at most {MOST_JOBS:,} in one grid")
     combinations = [dict(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())]

@@ -1,43 +1,30 @@
 """A grid before it starts: what is left of each job, how many fit into memory, how long they all take."""
 
-import os
-import re
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
+import psutil
 import torch
 
-from cpsd_lib.data import VIEWS, train_view
-from cpsd_lib.losses import asymmetric_loss
-from cpsd_lib.support import digest, keep_freed_memory, pick_device, pick_precision
-from cpsd_lib.workbench import pipeline
+from cpsd_lib.objectives import Supervised
+from cpsd_lib.support import counted, keep_freed_memory, pick_device
+from cpsd_lib.training import Batches, fit
 from cpsd_lib.workbench.building import build_shape
-from cpsd_lib.workbench.cost import Cost, as_computed, estimate
-from cpsd_lib.workbench.grids.params import Job, cores, refuse
+from cpsd_lib.workbench.cost import estimate
+from cpsd_lib.workbench.grids.params import cores, refuse
+from cpsd_lib.workbench.pipeline import stages_left
 from cpsd_lib.workbench.preflight import images_of
 from cpsd_lib.workbench.run import Run
-from cpsd_lib.workbench.yaml_files import outputs_root
 
 STAGE_SECONDS = 7  # the start of a notebook's kernel, its imports and figures, beside its work
-RUNNER_GIB, GPU_RUNNER_GIB = (
-    2.0,
-    5.0,
-)  # memory of a runner and a kernel without a model (1.7 seen); with CUDA's libraries
+RUNNER_GIB = 2.0  # memory of a runner and a kernel without a model (1.7 seen)
+GPU_RUNNER_GIB = 5.0  # the same with CUDA's libraries
 GPU_CONTEXT_GIB = 0.7
 
 
-@dataclass(frozen=True, eq=False)
-class Planned(Job):
-    """A job as it was found."""
-
-    left: list  # names of the stages that are not done and fresh, in order
-    cost: Cost  # of all of it
-
-
 def look_at(jobs, here=True):
-    """Return the Jobs as Planned; one that cannot be trained at all is a ParameterError, and names the job.
+    """Return the Jobs with what is left of them and their cost; ParameterError names those that cannot be trained at all.
 
     here: they run on this machine, which must have the device they name.
     """
@@ -51,25 +38,13 @@ def look_at(jobs, here=True):
                 images[data] = images_of(data)  # a frozen model is its own key
             train, test, classes, _ = images[data]
             # A GPU may be another machine's: the card's own precision is a GPU's.
-            computed = job.params if _on_gpu(job.params) else as_computed(job.params, torch.device("cpu"))
-            cost = estimate(computed, classes, train, test)
-            planned.append(Planned(**vars(job), left=stages_left(job.params), cost=cost))
+            device = None if _on_gpu(job.params) else torch.device("cpu")
+            cost = estimate(job.params, classes, train, test, device)
+            planned.append(replace(job, left=tuple(stages_left(job.params)), cost=cost))
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(job.slug)
     refuse(faults, len(jobs))
     return planned
-
-
-def stages_left(params):
-    """Return the names of a run's stages that are not done and fresh, in order: what `cpsd run` would do."""
-    run, previous, left = Run(params), None, []
-    entries = pipeline.read_manifest(outputs_root() / params.name)["stages"]
-    for name in pipeline.stages_of(params):
-        fingerprint, entry = pipeline.stage_fingerprint(name, params, previous), entries.get(name)
-        if not entry or entry["fingerprint"] != fingerprint or not pipeline.outputs_are_there(run, entry):
-            left.append(name)
-        previous = digest([fingerprint, entry["outputs"], entry["keys"]]) if entry else None
-    return left
 
 
 def _on_gpu(params):
@@ -84,7 +59,7 @@ def _gpus(jobs):
 
 
 def side_by_side(grid, jobs):
-    """Return (how many Planned jobs may run at once, why fewer than wanted or None), by the memory free now; 1 at least.
+    """Return (how many planned Jobs may run at once, why fewer than wanted or None), by the memory free now; 1 at least.
 
     A local job is taken to need what its larger training needs (cost.py) beside a runner and a kernel; on a GPU that is
     the GPU's memory, which all jobs share. Ray does its own counting.
@@ -92,84 +67,68 @@ def side_by_side(grid, jobs):
     if grid.engine == "ray" or not jobs:
         return grid.jobs, None
     need, gpus = max(job.cost.gpu_gib for job in jobs), _gpus(jobs)
-    limits = [("memory", _free_gib(), GPU_RUNNER_GIB if gpus else RUNNER_GIB + need)]
+    free = psutil.virtual_memory().available / 2**30
+    limits = [("memory", free, GPU_RUNNER_GIB if gpus else RUNNER_GIB + need)]
     if gpus:
         free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) / 2**30
         limits.append(("GPU memory", free, GPU_CONTEXT_GIB + need))
     found = grid.jobs, None
     for what, free, one in limits:
-        count = grid.jobs if free is None else max(1, int(free // one))
+        count = max(1, int(free // one))
         if count < found[0]:
             found = count, f"{free:.1f} GiB of {what} are free, and a job takes about {one:.1f}"
     return found
 
 
-def _free_gib():
-    """Return the GiB of memory that programs could get now; None where the system does not say."""
-    info = Path("/proc/meminfo")
-    if info.exists():
-        kib = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())
-        return int(kib[1]) / 2**20 if kib else None
-    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return None
-
-
 def measured_speed(job, threads, seconds=2.0):
-    """Return the FLOP a second of this machine on training steps of a Planned job's student on random images, views included.
+    """Return the FLOP a second of this machine while a planned Job's student trains on one batch of random images.
 
-    threads: of torch on a CPU. Takes `seconds`, or two steps after the first where those are longer. Raises RuntimeError
-    where a step does not fit into memory.
+    threads: of torch on a CPU. Takes about `seconds`, or two steps after the first where those are longer. Raises
+    RuntimeError where a step does not fit into memory.
     """
     keep_freed_memory()
-    params, cost = job.params, job.cost
-    device, training = pick_device(params.device), params.student
-    batch = max(2, cost.student_batch)
-    precision, before = pick_precision(training.precision, device), torch.get_num_threads()
-    with torch.random.fork_rng():
-        torch.manual_seed(params.seed)
-        model = build_shape(params.model, cost.num_classes)
-        pixels = torch.randint(0, 256, (batch, 3, params.data.size, params.data.size), dtype=torch.uint8)
-        targets = (torch.rand(batch, cost.num_classes) < 0.1).float().to(device)
-    model = model.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.lr, fused=True)
-    steps, began = -1, 0.0  # the first step is not like the others
+    params, cost, training, before = job.params, job.cost, job.params.student, torch.get_num_threads()
+    batch, size, draw = max(2, cost.student_batch), params.data.size, np.random.default_rng(params.seed)
+    pixels = draw.integers(0, 256, (batch, 3, size, size), np.uint8)
+    targets = draw.random((batch, cost.num_classes)) < 0.1
+    batches = Batches(
+        pixels, targets, batch_size=batch, view=training.view, seed=params.seed, device=pick_device(params.device)
+    )
+
+    def seconds_of_steps(count):
+        settings = replace(training.training(), epochs=count, stop_after=None, compile=False)
+        began = time.perf_counter()
+        fit(model, batches, settings, objective=Supervised(asl=training.asl), desc="measuring the speed")
+        return time.perf_counter() - began
+
     try:
         torch.set_num_threads(threads)
-        while steps < 2 or time.perf_counter() - began < seconds:
-            rows = np.arange(batch)
-            images = train_view(pixels.to(device), VIEWS[training.view], params.seed, steps + 1, rows)
-            with torch.autocast(device.type, precision, enabled=precision is not None):
-                logits = model(images.contiguous(memory_format=torch.channels_last)).logits
-            loss = asymmetric_loss(logits, targets, **training.asl)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            loss.item()  # a GPU answers when it has computed
-            steps += 1
-            began = began or time.perf_counter()
+        with torch.random.fork_rng():
+            model = build_shape(params.model, cost.num_classes)
+            steps = max(2, round(seconds / seconds_of_steps(1)))  # the first step is not like the others
+            return 3 * cost.student.flop * batch * steps / seconds_of_steps(steps)
     finally:
         torch.set_num_threads(before)
-    return 3 * cost.forward_gflop * 1e9 * batch * steps / (time.perf_counter() - began)
 
 
 def seconds_of(jobs, speed):
-    """Return the seconds that each of the Planned jobs takes at most, at `speed` FLOP a second, in their order.
+    """Return the seconds that each of the planned Jobs takes at most, at `speed` FLOP a second, in their order.
 
     What an earlier job trains by the same parameters is taken from the store: all teachers, or all students with them.
     """
     made, seconds = set(), []
     for job in jobs:
-        cost, eflop, run = job.cost, job.cost.evaluation_eflop, Run(job.params)
-        training = cost.teacher_eflop + cost.student_eflop
-        work = {"teachers": cost.teacher_eflop, "students": cost.student_eflop + cost.target_eflop}
-        for kind, its_eflop in work.items():
+        work, run = dict(job.cost.stages), Run(job.params)
+        choosing, training = work.pop("validation"), work["teachers"] + work["students"]
+        for kind, others in (("teachers", []), ("students", ["soft targets"])):
+            # The epoch is chosen in proportion to what is trained.
+            work[kind] += sum(work.pop(other) for other in others) + (
+                choosing * work[kind] / training if training else 0.0
+            )
             name = run.made_with(kind), tuple(job.params.student.rows), job.params.seed, job.params.seeds
-            if name not in made:
-                trained = cost.teacher_eflop if kind == "teachers" else cost.student_eflop
-                eflop += its_eflop + (cost.validation_eflop * trained / training if training else 0.0)
+            work[kind] *= name not in made
             made.add(name)
-        seconds.append(eflop * 1e18 / speed + STAGE_SECONDS * len(job.left))
+        seconds.append(sum(work.values()) * 1e18 / speed + STAGE_SECONDS * len(job.left))
     return seconds
 
 
@@ -182,13 +141,13 @@ def spoken_time(seconds):
 
 
 def print_plan(grid, jobs, most, why):
-    """Print what will be done and an estimate of the time; jobs: all Planned jobs; most, why: as side_by_side found."""
+    """Print what will be done and an estimate of the time; jobs: all planned Jobs; most, why: as side_by_side found."""
     todo = [job for job in jobs if job.left]
     over = " x ".join(f"{key} ({len(values)})" for key, values in grid.vary.items())
     print(f"{grid.name}: {len(jobs)} jobs over {over}, from {grid.source}; {len(jobs) - len(todo)} are done already")
     if not todo:
         return
-    threads = f"{grid.threads_a_job} thread{'s' if grid.threads_a_job > 1 else ''} each"
+    threads = f"{counted(grid.threads_a_job, 'thread')} each"
     print(f"engine {grid.engine}, {most} side by side{f' ({why})' if why else ''}, {threads}", flush=True)
     speed, trouble = None, ""
     try:

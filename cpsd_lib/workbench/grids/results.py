@@ -1,12 +1,12 @@
 """What a grid found: one CSV, a table with mean and standard deviation over seeds, and mAP over each varied parameter."""
 
-import itertools
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from cpsd_lib.data import NOT_COMPARABLE
 from cpsd_lib.support import atomic, read_json, write_json, write_text
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.grids.params import load_grid
@@ -18,7 +18,6 @@ from cpsd_lib.workbench.yaml_files import outputs_root, read_yaml, repo_root
 
 SCORES = ("mAP", "CF1", "OF1", "seconds")
 PAPER = ("paper mAP", "paper CF1", "paper OF1")
-MARKERS = "osD^vP*X<>"
 MOST_PANELS = 16
 
 
@@ -33,38 +32,33 @@ def collect(jobs):
         run = Run(job.params)
         if not (run.folder / "evaluation" / "metrics.json").exists():
             continue  # labels without images are not scored
-        records = load_records(run)
-        commit = read_json(run.folder / "manifest.json")["stages"]["05_evaluation"]["commit"]
-        values = {"job": job.name} | {key: _cell(value) for key, value in job.varied.items()}
-        lines = records[["row", "split", "seed", *SCORES]].reset_index(drop=True).assign(commit=commit)
-        found.append(pd.DataFrame([values] * len(lines)).join(lines).join(_paper(lines, published(job.params))))
+        records, figures_of = load_records(run), published(job.params)
+        lines = records[["row", "split", "seed", *SCORES]].reset_index(drop=True)
+        for number, (key, value) in enumerate({"job": job.name, **job.varied}.items()):
+            lines.insert(number, key, _cell(value))
+        lines["commit"] = read_json(run.folder / "manifest.json")["stages"]["05_evaluation"]["commit"]
+        for name in SCORES[:3]:
+            of_paper = [figures_of.get(row, {}).get(name, np.nan) for row in lines["row"]]
+            lines[f"paper {name}"] = np.where(lines["split"] == "test", of_paper, np.nan)
+        found.append(lines)
     frame = pd.concat(found, ignore_index=True) if found else None
     return None if frame is None else frame.drop(columns=[name for name in PAPER if frame[name].isna().all()])
 
 
-def _paper(lines, figures):
-    """Return the published figures {row: {name: percent}} of the test split beside the lines of a job."""
-    rows = [
-        figures.get(row, {}) if split == "test" else {} for row, split in zip(lines["row"], lines["split"], strict=True)
-    ]
-    return pd.DataFrame({f"paper {name}": [row.get(name, np.nan) for row in rows] for name in SCORES[:3]}, dtype=float)
-
-
 def _cell(value):
-    if value is None:
-        return "none"
     value = list(value.values()) if isinstance(value, dict) else value
-    return ", ".join(str(one) for one in value) if isinstance(value, list) else value
+    return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def stamps(jobs):
-    """Return what must stand beside the figures of these Jobs: epochs chosen on test, images that are missing."""
+    """Return what must stand beside the figures of these Jobs, as scoring.caveat has it for one run."""
     found = []
     for job in jobs:
-        data = Run(job.params).folder / "data.json"
+        path = Run(job.params).folder / "data.json"
+        data = read_json(path) if path.exists() else {"incomplete": "", "notes": []}
         found += ["protocol: paper, epochs chosen on TEST"] if job.params.protocol == "paper" else []
-        found += [read_json(data)["incomplete"]] if data.exists() and read_json(data)["incomplete"] else []
-    return list(dict.fromkeys(found))
+        found += [data["incomplete"], *(note for note in data["notes"] if NOT_COMPARABLE in note)]
+    return [note for note in dict.fromkeys(found) if note]
 
 
 def write(frame, folder, keys, notes=()):
@@ -92,7 +86,7 @@ def write(frame, folder, keys, notes=()):
 
 
 LEGEND = "Percent, mean over seeds; s.d.: standard deviation over seeds, unknown (-) for one."
-PAPER_LEGEND = "paper: published for this data set, model, pixels and row, whatever else the grid varies."
+PAPER_LEGEND = "paper: published for this data set, model, pixels, k, alpha and row, whatever else the grid varies."
 
 
 def table(frame, keys):
@@ -101,19 +95,14 @@ def table(frame, keys):
     The published figures that `frame` has come last.
     """
     grouped = frame.groupby([*keys, "row"], sort=False, dropna=False)
-    mean = grouped[list(SCORES)].mean()
-    spread = _text(grouped["mAP"].std(), ".2f")
-    found = pd.DataFrame({"mAP": _text(mean["mAP"], ".2f"), "s.d.": spread}, index=mean.index)
-    found = found.assign(CF1=_text(mean["CF1"], ".2f"), OF1=_text(mean["OF1"], ".2f"))
-    found = found.assign(seconds=_text(mean["seconds"], ",.0f"), seeds=grouped["seed"].nunique())
-    for name in [name for name in PAPER if name in frame and frame[name].notna().any()]:
-        found[name] = _text(grouped[name].mean(), ".1f")
-    found = found.reset_index()
-    return found.assign(row=[TITLES.get(row, row) for row in found["row"]])
-
-
-def _text(values, form):
-    return ["-" if np.isnan(value) else format(value, form) for value in values.astype(float)]
+    paper = [name for name in PAPER if name in frame and frame[name].notna().any()]
+    found = grouped[[*SCORES, *paper]].mean()
+    found.insert(1, "s.d.", grouped["mAP"].std())
+    forms = dict.fromkeys(found, ".2f") | dict.fromkeys(PAPER, ".1f") | {"seconds": ",.0f"}
+    for name in found:
+        found[name] = ["-" if np.isnan(value) else format(value, forms[name]) for value in found[name].astype(float)]
+    found.insert(list(found).index("seconds") + 1, "seeds", grouped["seed"].nunique())
+    return found.reset_index().replace({"row": TITLES})
 
 
 def _markdown(found):
@@ -142,9 +131,8 @@ def beside(params):
     for path in sorted(outputs_root().glob("*/grid.json")):
         name, frame = path.parent.name, pd.read_csv(path.with_suffix(".csv"))
         slugs = [job.removeprefix(f"{name}.") for job in frame["job"].unique()]
-        data = [read_yaml(path.parent / "params" / f"{slug}.yaml")["data"] for slug in slugs]
-        # What was not yet a parameter when the grid ran is not a difference.
-        if all(wanted | one == wanted for one in data) and not params.name.startswith(f"{name}."):
+        of_this_data = all(read_yaml(path.parent / "params" / f"{slug}.yaml")["data"] == wanted for slug in slugs)
+        if of_this_data and not params.name.startswith(f"{name}."):
             found[name] = Found(frame, **read_json(path))
     return found
 
@@ -165,10 +153,9 @@ def summary(frame, key, others=()):
     frame: as `collect` returns it; others: the other varied parameters.
     """
     shown, lines = frame[(frame["split"] == "test") & frame["row"].isin(TITLES)], []
-    for panel in _panels(shown, others):
-        its = _panel(shown, others, panel)
-        where = f"{_panel_title(others, panel)}, " if panel else ""
-        lines += [f"{where}{_best(its[its['row'] == row], key, row)}" for row in TITLES if row in set(its["row"])]
+    for title, panel in _panels(shown, others).items():
+        where = f"{title}, " if title else ""
+        lines += [f"{where}{_best(panel[panel['row'] == row], key, row)}" for row in TITLES if row in set(panel["row"])]
     if shown.groupby(["job", "row"])["seed"].nunique().max() == 1:
         lines.append("One seed: no spread is known, so no value is called better.")
     return "\n".join(lines)
@@ -195,44 +182,32 @@ def figures(frame, keys, name, notes=()):
     """
     shown = frame[(frame["split"] == "test") & frame["row"].isin(TITLES)]
     for key in keys:
-        others = [other for other in keys if other != key]
-        panels = _panels(shown, others)
+        panels = _panels(shown, [other for other in keys if other != key])
         if shown[key].nunique() > 1 and len(panels) <= MOST_PANELS:
-            yield key, over(shown, key, others, panels, name, notes)
+            yield key, over(shown, key, panels, name, notes)
 
 
 def _panels(frame, others):
-    return list(itertools.product(*(dict.fromkeys(frame[other]) for other in others)))
+    """Return {title: its lines of a frame} of each combination of the values of `others`."""
+    panels = frame.groupby(list(others), sort=False) if others else [((), frame)]
+    return {", ".join(map(" ".join, zip(others, map(str, values), strict=True))): lines for values, lines in panels}
 
 
-def _panel(frame, others, panel):
-    for other, value in zip(others, panel, strict=True):
-        frame = frame[frame[other] == value]
-    return frame
-
-
-def _panel_title(others, panel):
-    return ", ".join(f"{other} {value}" for other, value in zip(others, panel, strict=True))
-
-
-def over(frame, key, others, panels, name, notes=()):
+def over(frame, key, panels, name, notes=()):
     """Return the figure of mAP over `key`, one line a row of the table where the key is a number, dots where it is not.
 
-    frame: `collect`'s lines of one split and known rows. panels: the values of `others`, one combination a panel. Error
-    bars are one standard deviation over seeds, each way; one seed has none.
+    frame: `collect`'s lines of one split and known rows. panels: {title: lines of it}. Error bars are one standard
+    deviation over seeds, each way; one seed has none.
     """
     columns = min(4, len(panels))
-    shape = -(-len(panels) // columns), columns
-    size = 7.5 if len(panels) == 1 else 4.2 * columns
-    figure, axes = plt.subplots(*shape, figsize=(size, 4.2 * shape[0]), sharex=True, sharey=True, squeeze=False)
-    rows = [row for row in TITLES if row in set(frame["row"])]
-    values = list(dict.fromkeys(frame[key]))
-    for axis, panel in itertools.zip_longest(axes.flat, panels):
-        if panel is None:
-            axis.axis("off")
-            continue
-        _lines(axis, _panel(frame, others, panel), key, rows, values)
-        axis.set_title(_panel_title(others, panel), fontsize=10)
+    lines = -(-len(panels) // columns)
+    size = 7.5 if len(panels) == 1 else 4.2 * columns, 4.2 * lines
+    figure, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axis, (title, panel) in zip(axes.flat, panels.items(), strict=False):
+        _draw(axis, panel, key, [row for row in TITLES if row in set(frame["row"])], list(dict.fromkeys(frame[key])))
+        axis.set_title(title, fontsize=10)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
     for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:
         axis.tick_params(labelbottom=True)  # nothing stands below it
     figure.supxlabel(LABELS.get(key, key), fontsize=11)
@@ -241,8 +216,7 @@ def over(frame, key, others, panels, name, notes=()):
     figure.legend(handles, titles, loc="outside right upper", fontsize=9)
     seeds = frame.groupby(["job", "row"])["seed"].nunique().max()
     bars = f"mean of {seeds} seeds, bars: one s.d. each way" if seeds > 1 else "one seed: no spread is known"
-    noted = "".join(f"\n{note}" for note in notes)
-    figure.suptitle(f"{name}: mAP over {key}\n{bars}{noted}", fontsize=11, x=0.01, ha="left")
+    figure.suptitle("\n".join([f"{name}: mAP over {key}", bars, *notes]), fontsize=11, x=0.01, ha="left")
     return figure
 
 
@@ -254,8 +228,8 @@ LABELS = {
 }
 
 
-def _lines(axis, frame, key, rows, values):
-    numeric = all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values)
+def _draw(axis, frame, key, rows, values):
+    numeric = pd.api.types.is_numeric_dtype(frame[key]) and not pd.api.types.is_bool_dtype(frame[key])
     for number, row in enumerate(rows):
         scores = frame[frame["row"] == row].groupby(key, sort=False)["mAP"]
         mean, spread = scores.mean(), scores.std()
@@ -269,7 +243,7 @@ def _lines(axis, frame, key, rows, values):
             yerr=None if np.isnan(bars).all() else bars,
             label=TITLES[row],
             color=plots.ROW_COLOURS.get(TITLES[row], plots.GREY),
-            marker=MARKERS[number % len(MARKERS)],
+            marker=plots.MARKERS[number % len(plots.MARKERS)],
             linestyle="-" if numeric else "none",
             markersize=6,
             capsize=3,

@@ -2,12 +2,13 @@
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from cpsd_lib.support import write_text
 from cpsd_lib.workbench.grids import engines, results
 from cpsd_lib.workbench.grids.params import jobs_of, load_grid
 from cpsd_lib.workbench.grids.plan import look_at, print_plan, side_by_side, spoken_time
-from cpsd_lib.workbench.pipeline import Held, one_runner
+from cpsd_lib.workbench.pipeline import one_runner
 from cpsd_lib.workbench.run import Run, show_params
 from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root, repo_root
 
@@ -16,7 +17,8 @@ def run_grid(source, overrides=None):
     """Run every job of a grid that is not done; return the exit status: 1 when a job failed.
 
     Prints the plan with its estimated time, then a line a job, then the table; writes grid.csv, grid.md and figures/ into
-    the grid's folder. The same call after a kill does what is missing. Raises ParameterError before anything starts.
+    the grid's folder. The same call after a kill does what is missing. Raises ParameterError
+    before anything starts, Held when another process works in the folder.
     """
     grid = load_grid(source, overrides)
     jobs, folder = jobs_of(grid), outputs_root() / grid.name
@@ -26,13 +28,9 @@ def run_grid(source, overrides=None):
         engines.import_ray()
     jobs = look_at(jobs, here=grid.engine == "local")
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with one_runner(folder):
-            failed = _run_jobs(grid, folder, jobs)
-            _write_results(grid, folder, [job for job in jobs if job.name not in failed], len(jobs))
-    except Held as error:
-        print(error, file=sys.stderr)
-        return 1
+    with one_runner(folder):
+        failed = _run_jobs(grid, folder, jobs)
+        _write_results(grid, folder, [job for job in jobs if job.name not in failed], len(jobs))
     if failed:
         print(f"\n{len(failed)} of {len(jobs)} jobs failed; the same command does what is missing", file=sys.stderr)
         for job, error in failed.items():
@@ -48,47 +46,47 @@ def _run_jobs(grid, folder, jobs):
     if not todo:
         return {}
     print(f"logs: {folder / 'logs'}", flush=True)
-    failed, began, running, waiting = {}, time.monotonic(), {}, list(todo)
-    with _engine(grid) as engine:
-        for number in range(1, len(todo) + 1):
-            while waiting and len(running) < most:
-                job = waiting.pop(0)
-                running[job.name] = job, time.monotonic()
-                engine.start(_task(grid, folder, job))
-            name, error = engine.wait()
-            job, started = running.pop(name)
-            took = f"{time.monotonic() - started:,.0f} s"
-            if error is not None:
-                failed[name] = error
-            result = f"done in {took}" if error is None else f"FAILED after {took}: {error.splitlines()[0]}"
-            print(f"{time.strftime('%H:%M:%S')} {number}/{len(todo)} {job.slug}: {result}", flush=True)
+    engine = engines.on_ray(grid.address, grid.threads_a_job, grid.gpus) if grid.engine == "ray" else engines.local()
+    failed, began = {}, time.monotonic()
+
+    def do(job):
+        started = time.monotonic()
+        try:
+            error = work(engines.JOB, _params_file(folder, job), _log(folder, job.name), _environment(grid))
+        except engines.Died as died:
+            error = str(died)
+        return error, f"{time.monotonic() - started:,.0f} s"
+
+    with ThreadPoolExecutor(most) as pool, engine as work:
+        running = {pool.submit(do, job): job for job in todo}
+        try:
+            for number, ended in enumerate(as_completed(running), 1):
+                job, (error, took) = running[ended], ended.result()
+                if error is not None:
+                    failed[job.name] = error
+                result = f"done in {took}" if error is None else f"FAILED after {took}: {error.splitlines()[0]}"
+                print(f"{time.strftime('%H:%M:%S')} {number}/{len(todo)} {job.slug}: {result}", flush=True)
+        finally:  # after a Ctrl-C no other job starts
+            pool.shutdown(wait=False, cancel_futures=True)
     print(f"{len(todo) - len(failed)} of {len(todo)} done in {spoken_time(time.monotonic() - began)}", flush=True)
     return failed
-
-
-def _engine(grid):
-    if grid.engine == "ray":
-        return engines.Ray(engines.work, grid.address, grid.threads_a_job, grid.gpus)
-    return engines.Local(engines.work)
 
 
 def _log(folder, job):
     return folder / "logs" / f"{job.removeprefix(f'{folder.name}.')}.log"
 
 
-def _task(grid, folder, job):
+def _params_file(folder, job):
     # The resolved parameters, not the files they came from: those may be edited while the grid runs.
     path = folder / "params" / f"{job.slug}.yaml"
     write_text(path, show_params(Run(job.params)))
-    environment = {"CPSD_ROOT": str(repo_root()), "CPSD_OUTPUTS": str(outputs_root())}
+    return str(path)
+
+
+def _environment(grid):
+    roots = {"CPSD_ROOT": str(repo_root()), "CPSD_OUTPUTS": str(outputs_root())}
     # The bars of a job would fill its log with a line every half second.
-    environment |= {"OMP_NUM_THREADS": str(grid.threads_a_job), "TQDM_DISABLE": "1"}
-    return engines.Task(
-        job=job.name,
-        params=str(path),
-        log=_log(folder, job.name),
-        environment=environment,
-    )
+    return roots | {"OMP_NUM_THREADS": str(grid.threads_a_job), "TQDM_DISABLE": "1"}
 
 
 def _write_results(grid, folder, done, count):
