@@ -163,7 +163,6 @@ def test_every_shared_figure_is_written_as_a_picture(tmp_path):
         "frequencies": plots.label_frequencies(names, {"train": targets, "val": targets}),
         "curves": plots.training_curves({"a": history, "b": history}, "loss", "loss per image", "curves"),
         "pictures": plots.pictures(rng.integers(0, 255, (7, 3, 8, 8), dtype=np.uint8), names[:7], "pictures"),
-        "bars": plots.bars(names[:3], np.array([1.0, -1.0, 0.0]), "points", "bars"),
     }
     for name, figure in figures.items():
         assert all(axis.get_xlabel() for axis in figure.axes if name not in ("pictures",))

@@ -18,7 +18,6 @@ from cpsd_lib.workbench.yaml_files import outputs_root, read_yaml, repo_root
 
 SCORES = ("mAP", "CF1", "OF1", "seconds")
 PAPER = ("paper mAP", "paper CF1", "paper OF1")
-MARKERS = "osD^vP*X<>"
 MOST_PANELS = 16
 
 
@@ -269,7 +268,7 @@ def _lines(axis, frame, key, rows, values):
             yerr=None if np.isnan(bars).all() else bars,
             label=TITLES[row],
             color=plots.ROW_COLOURS.get(TITLES[row], plots.GREY),
-            marker=MARKERS[number % len(MARKERS)],
+            marker=plots.MARKERS[number % len(plots.MARKERS)],
             linestyle="-" if numeric else "none",
             markersize=6,
             capsize=3,
