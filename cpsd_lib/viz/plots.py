@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import LogFormatter
 
 from cpsd_lib.support import atomic
 
@@ -91,6 +92,7 @@ def training_curves(histories, value, ylabel, title, scale="linear"):
     axis.xaxis.get_major_locator().set_params(integer=True)
     if scale == "log":
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(LogFormatter())  # the default writes formulas
     # Beside the lines: inside, it hides some where there are many.
     axis.legend(fontsize=9, ncol=2 if len(histories) > 18 else 1, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
