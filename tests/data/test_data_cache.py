@@ -70,7 +70,7 @@ def test_a_cache_holds_every_image_and_the_reason_of_every_bad_one(tmp_path, mon
 def test_a_complete_cache_is_opened_without_a_lock(tmp_path):
     load = Logged(tmp_path / "log")
     build(load, 5, SIZE, "key", tmp_path)
-    with cache._lock(tmp_path / "key", tmp_path / "key" / "images.json"):
+    with cache._lock(tmp_path / "key" / "images.json"):
         assert same(build(load, 5, SIZE, "key", tmp_path), 5)
 
 
@@ -206,16 +206,6 @@ def test_a_build_killed_after_its_new_pixels_were_laid_out_starts_anew_and_leave
         build(Logged(log), 20, SIZE, "key", tmp_path)
     monkeypatch.undo()
     assert same(build(Logged(log), 20, SIZE, "key", tmp_path), 20)
-
-
-def test_a_cache_of_an_earlier_version_is_opened_as_it_is(tmp_path):
-    (tmp_path / "key").mkdir()
-    np.stack([picture(index) * (index != 2) for index in range(5)]).tofile(tmp_path / "key" / "images.u8")
-    index = {"count": 5, "size": SIZE, "key": "key", "seconds": 1.0, "bad": {"2": "reason 2"}}
-    (tmp_path / "key" / "index.json").write_text(json.dumps(index))
-    log = tmp_path / "log"
-    assert same(build(Logged(log), 5, SIZE, "key", tmp_path), 5, bad=(2,)) and loaded(log) == []
-    assert build(Logged(log), 5, SIZE, "key", tmp_path, keep=False)[1] == {2: "reason 2"} and loaded(log) == []
 
 
 def test_a_killed_look_goes_on_where_it_was_and_stores_no_pixels(tmp_path):
