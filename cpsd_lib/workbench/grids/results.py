@@ -139,7 +139,7 @@ def beside(params):
     """
     wanted, found = params.model_dump(mode="json")["data"], {}
     for path in sorted(outputs_root().glob("*/grid.json")):
-        name, frame = path.parent.name, pd.read_csv(path.with_suffix(".csv"))
+        name, frame = path.parent.name, pd.read_csv(path.with_suffix(".csv"), dtype={"job": str})
         slugs = [job.removeprefix(f"{name}.") for job in frame["job"].unique()]
         data = [read_yaml(path.parent / "params" / f"{slug}.yaml")["data"] for slug in slugs]
         # What was not yet a parameter when the grid ran is not a difference.
