@@ -7,7 +7,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.patheffects import Normal, Stroke
 from scipy.stats import spearmanr
 
-from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, MARKERS, ROW_COLOURS, panels
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, ROW_COLOURS, panels
 
 MAP = matplotlib.colormaps["inferno"]
 COLOURS = ROW_COLOURS | {"co teachers": CO, "dis teachers": DIS, "teacher": BASELINE}
@@ -124,33 +124,4 @@ def gain_against(gain, properties, title):
         axis.set(xlabel=label, title=text)
     axes[0][0].set_ylabel("gain (AP points)")
     figure.suptitle(title, fontsize=12)
-    return figure
-
-
-def map_against_work(lines, title):
-    """What each row pays and gets: mAP over work in trainings of one baseline, bars of a standard deviation over seeds.
-
-    lines: DataFrame by row's title with work, mAP, spread (NaN for one seed).
-    """
-    figure, axis = plt.subplots(figsize=(7.5, 4.4))
-    for number, (row, line) in enumerate(lines.iterrows()):
-        style = {"fmt": MARKERS[number % 8], "color": ROW_COLOURS.get(row, GREY), "markersize": 9, "capsize": 3}
-        axis.errorbar(line["work"], line["mAP"], np.nan_to_num(line["spread"]), label=row, **style)
-    axis.set_xlim(left=0)
-    axis.set(xlabel="work from scratch (trainings of one baseline)", ylabel="mAP (%)", title=title)
-    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    return figure
-
-
-def reliability_curves(tables, title):
-    """Share of positives over mean probability, a line a row of {title: reliability table}, and a perfect model's diagonal."""
-    figure, axis = plt.subplots(figsize=(6.4, 5.2))
-    axis.plot([0, 1], [0, 1], ":", color=GREY, linewidth=2, label="perfect")
-    for number, (row, table) in enumerate(tables.items()):
-        filled = table[table["count"] > 0]
-        style = {"marker": MARKERS[number % 8], "color": ROW_COLOURS.get(row), "markersize": 6}
-        axis.plot(filled["confidence"], filled["share_positive"], label=row, **style)
-    axis.set(xlabel="mean probability of a bin", ylabel="share of positives in it", title=title)
-    axis.set(xlim=(0, 1), ylim=(0, 1))
-    axis.legend(fontsize=9)
     return figure

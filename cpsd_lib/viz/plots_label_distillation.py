@@ -8,8 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import pdist, squareform
 
-from cpsd_lib import losses
-from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, panels
+from cpsd_lib.viz.plots import BASELINE, CO, DIS, panels
 
 ANNOTATED = 8  # a matrix of more rows than this has no room for its numbers
 
@@ -38,26 +37,6 @@ def neighbours_first(distances):
     if len(distances) <= 2:
         return np.arange(len(distances))
     return leaves_list(linkage(squareform(distances, checks=False), "average"))
-
-
-def binary_kl(probabilities):
-    """MLD of one class over the student's logit, and its gradient beside it; a line a teacher's probability."""
-    figure, ((value, slope),) = panels(1, 2, 11.5, 4.6)
-    student = torch.linspace(-6, 6, 241).requires_grad_()
-    looks = zip(probabilities, (CO, BASELINE, DIS, CPSD), ("-", "--", "-.", ":"), strict=False)
-    for probability, colour, line in looks:
-        logit = torch.logit(torch.tensor(float(probability)))
-        each = torch.stack([losses.mld(one[None, None], logit[None, None]) for one in student])
-        (gradient,) = torch.autograd.grad(each.sum(), student)
-        for axis, curve in ((value, each), (slope, gradient)):
-            style = {"color": colour, "linewidth": 2.5, "label": f"{probability:.0%}"}
-            axis.plot(student.detach(), curve.detach(), line, **style)
-            axis.plot(logit, 0, "o", color=colour, markersize=9, zorder=3)
-    value.set(title="MLD of one class", xlabel="student's logit", ylabel="MLD (nats)")
-    slope.set(title="Its gradient", xlabel="student's logit", ylabel="gradient by the student's logit, p - q")
-    slope.axhline(0, color=GREY, linewidth=1)
-    value.legend(title="teacher's probability", loc="upper center")
-    return figure
 
 
 def triangles(points):

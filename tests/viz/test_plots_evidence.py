@@ -96,12 +96,3 @@ def test_classes_that_are_all_alike_are_drawn_and_named_so():
     assert "all classes alike" in (second.get_title("left"), second.get_title())
     assert first.get_xlabel() == "images" and len(first.lines[1].get_xdata()) == 3
     plt.close(figure)
-
-
-def test_price_and_gain_are_drawn_a_mark_a_row_with_or_without_a_spread():
-    rows = {"baseline": (1.0, 50.0, 0.5), "+ CPSD": (14.3, 52.0, np.nan)}
-    lines = pd.DataFrame.from_dict(rows, "index", columns=["work", "mAP", "spread"])
-    axis = plots_evidence.map_against_work(lines, "t").axes[0]
-    assert axis.get_legend_handles_labels()[1] == ["baseline", "+ CPSD"] and axis.get_xlim()[0] == 0
-    assert [tuple(mark.lines[0].get_xydata()[0]) for mark in axis.containers] == [(1.0, 50.0), (14.3, 52.0)]
-    plt.close(axis.figure)
