@@ -9,6 +9,7 @@ from cpsd_lib.evaluation import PAPER_EXPONENT, match, overlap
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, panels
 
 BRANCHES = {"co": ("CGP (cuts P+)", CO), "dis": ("DGP (cuts P-)", DIS)}
+KINDS = {"seeds": "other seeds, all images", "halves": "two halves of the images"}
 LABELLED = 0.06  # a share of the classes below this leaves no room for its number inside the bar
 
 
@@ -65,19 +66,12 @@ def stability_by_k(tables):
     figure, axes = panels(1, len(tables), 6.0 * len(tables) + 0.5, 4.8, sharey=True)
     for axis, (branch, table) in zip(axes[0], tables.items(), strict=True):
         name, colour = BRANCHES.get(branch, (branch, CPSD))
-        # The larger marker lies below, so that both are seen where they agree.
-        kinds = {
-            "seeds": ("s--", GREY, 10, "other seeds, all images"),
-            "halves": ("o-", colour, 6, "two halves of the images"),
-        }
-        for kind, (style, ink, size, label) in kinds.items():
-            ari = table[table["kind"] == kind].groupby("k")["ari"].agg(["min", "mean", "max"])
-            axis.fill_between(ari.index, ari["min"], ari["max"], color=ink, alpha=0.2, linewidth=0)
-            axis.plot(ari.index, ari["mean"], style, color=ink, label=label, markersize=size)
-        axis.set_xticks(sorted(set(table["k"])))
-        axis.set_xlabel("number of parts k")
+        lines = table.assign(kind=table["kind"].map(KINDS))
+        kind = {"hue": "kind", "style": "kind", "markers": True, "palette": [GREY, colour]}
+        sns.lineplot(lines, x="k", y="ari", **kind, errorbar=("pi", 100), err_kws={"linewidth": 0}, ax=axis)
+        axis.set(xticks=sorted(set(table["k"])), xlabel="number of parts k")
         axis.set_title(name, loc="left")
-        axis.legend(fontsize=10, loc="best")
+        axis.legend(fontsize=10)
     axes[0, 0].set_ylim(min(0, *(table["ari"].min() for table in tables.values())) - 0.05, 1.05)
     axes[0, 0].set_ylabel("ARI of two cuts\n(1 = same parts, 0 = chance)")
     figure.suptitle("Is the same partition found again?\n(mean; band from worst to best repeat)", fontsize=13)
