@@ -67,11 +67,9 @@ def test_every_model_and_seed_has_its_dot_and_interval_beside_chance_and_the_bes
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["baseline", "co teachers", "co teachers, attention"]
     axis, lines = figure.axes[0], tables["test"]
-    dots = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o"]
+    dots = np.concatenate([line.get_xdata() for line in axis.lines if line.get_marker() == "o"])
     assert sorted(dots) == pytest.approx(sorted(lines["share"]))
-    ends = [
-        tuple(line.get_xdata()) for line in axis.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2
-    ]
+    ends = [tuple(ends[:, 0]) for lines in axis.collections for ends in lines.get_segments()]
     assert sorted(ends) == sorted(zip(lines["share_low"], lines["share_high"], strict=True))
     assert any(line.get_linestyle() == ":" and line.get_xdata()[0] == pytest.approx(10) for line in axis.lines)
     (best,) = [line for line in axis.lines if line.get_marker() == "|"]
