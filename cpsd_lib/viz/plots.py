@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogFormatter
 
@@ -39,25 +38,6 @@ def save(figure, path):
 def panels(rows, columns, width, height, **options):
     """Return (figure, axes [rows, columns]) of width x height inches; options: of plt.subplots."""
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
-
-
-def _name_lines(axis, names):
-    """Write names [n] beside the lines 0..n-1 of a chart, the first at the top."""
-    axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
-    axis.grid(axis="y", visible=False)
-
-
-def label_frequencies(names, targets_by_split):
-    """Bars of positive images a class, most frequent first; targets_by_split {split: [N, C]}."""
-    shares = pd.DataFrame({split: 100 * (targets == 1).mean(0) for split, targets in targets_by_split.items()}, names)
-    shown = shares.sort_values(shares.columns[0], ascending=False, kind="stable")[:40]
-    more = "" if len(shown) == len(shares) else f" (the {len(shown)} most frequent of {len(shares)})"
-    axis = shown.plot.barh(figsize=(9, max(3.0, 0.27 * len(shown) + 1)), width=0.8)
-    _name_lines(axis, list(shown.index))
-    axis.set(xlabel="images that hold the class (%)", title=f"How often each class occurs{more}")
-    axis.legend(title="split")
-    return axis.figure
 
 
 def affinity_by_part(affinities, partitions, names, titles):
@@ -112,7 +92,9 @@ def components(scores, title, xlabel, against=None):
         axis.annotate(f"{values.mean():.1f}", (values.max(), place), **beside)
     if against in scores:
         axis.axvline(np.mean(scores[against]), color=GREY, linestyle=":", linewidth=1.5)
-    _name_lines(axis, list(scores))
+    axis.set_yticks(range(len(scores)), list(scores))
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
     axis.margins(x=0.15)
     axis.set(xlabel=xlabel, title=title)
     return figure

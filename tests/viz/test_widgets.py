@@ -348,6 +348,6 @@ def test_a_name_with_dollars_is_no_formula(name):
     targets = np.ones_like(TARGETS)
     assert widgets.cam_browser({name: small_model()}, pictures(), [0], targets, names, {"shown": name}).png
     plots.use_style()
-    figure = plots.label_frequencies(names, {name: labels()})
+    figure = plots.pictures(pictures(1), [name], name)
     figure.canvas.draw()
     plt.close(figure)

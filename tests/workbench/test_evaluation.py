@@ -164,11 +164,9 @@ def test_the_report_is_one_page_that_needs_no_network(tmp_path, monkeypatch):
 def test_every_shared_figure_is_written_as_a_picture(tmp_path):
     plots.use_style()
     rng = np.random.default_rng(0)
-    targets = (rng.random((30, 50)) < 0.3).astype(np.int8)
     names = [f"class {number}" for number in range(50)]
     history = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0]})
     figures = {
-        "frequencies": plots.label_frequencies(names, {"train": targets, "val": targets}),
         "curves": plots.training_curves({"a": history, "b": history}, "loss", "loss per image", "curves"),
         "pictures": plots.pictures(rng.integers(0, 255, (7, 3, 8, 8), dtype=np.uint8), names[:7], "pictures"),
     }
