@@ -1,5 +1,6 @@
 """Figures that more than one place needs, in one colour-blind-safe style that a projector can show."""
 
+import textwrap
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -109,6 +110,7 @@ def pictures(images, captions, title, columns=6):
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(np.moveaxis(np.asarray(image), 0, -1))
-        axis.set_title(caption, fontsize=10, loc="center", wrap=True)
+        # matplotlib's own wrapping takes dollars for formulas, whatever the style says.
+        axis.set_title(textwrap.fill(caption, 26), fontsize=10, loc="center")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     return figure

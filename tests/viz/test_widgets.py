@@ -340,7 +340,7 @@ def test_only_the_moving_artists_are_drawn_again():
     assert (second[50, [20, 100, 180]] == 0).all(1).tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize("name", ["US$ or $", "a_$x^", "$\\frac$"])
+@pytest.mark.parametrize("name", ["US$ $, or", "a_$x^", "$\\frac$"])
 def test_a_name_with_dollars_is_no_formula(name):
     names = [name, *NAMES[1:]]
     assert widgets.partition_explorer(*graph.cooccurrence(labels()), names).png
