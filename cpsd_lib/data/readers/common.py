@@ -2,8 +2,10 @@
 
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -132,17 +134,12 @@ def first_existing(root, choices, what=None):
 
 
 def missing_files(paths):
-    """Return the indices of `paths` that are no file, ascending; it lists folders, and opens nothing."""
-    # One listing a folder: looking for 270,000 files one by one takes minutes on a network drive.
-    present = {folder: _file_names(folder) for folder in {path.parent for path in paths}}
-    missing = [index for index, path in enumerate(paths) if path.name not in present[path.parent]]
-    # Looked for directly too: a listing may spell a name in another case or another Unicode form than the label file.
-    return [index for index in missing if not os.path.isfile(paths[index])]
+    """Return the indices of `paths` that are no file, ascending; it opens nothing."""
 
+    def are_files(block):
+        return [os.path.isfile(path) for path in block]
 
-def _file_names(folder):
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        return set()
+    # Many at a time: one by one, 270,000 files take minutes on a network drive.
+    with ThreadPoolExecutor(32) as pool:
+        blocks = pool.map(are_files, [paths[start : start + 1000] for start in range(0, len(paths), 1000)])
+        return [index for index, there in enumerate(chain.from_iterable(blocks)) if not there]
