@@ -6,8 +6,10 @@ It imports neither torch nor numpy, so that a command line answers at once.
 import ctypes
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
+import threading
 import time
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -142,6 +144,16 @@ class _FileBar:
             temporary.write_text(json.dumps(self._state))
             os.replace(temporary, self._path)
         self._written = time.monotonic()
+
+
+def end_with_parent():
+    """Let this worker process end when its parent is gone: a parent that is killed cannot tell its workers to."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def derive_seed(*parts):

@@ -3,12 +3,13 @@
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
+
+from cpsd_lib.support import end_with_parent
 
 CHUNK = 8  # images a task: handing one over costs about a millisecond, decoding one 0.3 (170 px) to 30 ms (12 Mpx)
 POOL_SECONDS = 4.0  # less work than this is done before worker processes have started
@@ -103,13 +104,7 @@ def _start_worker(load):
     global _load
     _load = load
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    # A worker of a killed parent would wait for its next task for ever.
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()  # it would wait for its next task for ever
 
 
 def _work(task):

@@ -5,13 +5,13 @@ import os
 import re
 import signal
 import sys
-import threading
 import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 
+from cpsd_lib.support import end_with_parent
 from cpsd_lib.workbench.yaml_files import ParameterError
 
 STOP_SECONDS = 10  # what a job gets to end in when the grid is stopped
@@ -123,14 +123,8 @@ class Local:
 
 
 def _in_its_process(work, task, answer):
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()  # the next grid would find its folders held
     answer.send(work(task))
-
-
-def _end_with_parent():
-    # A grid that was killed could not stop its jobs, and the next one would find their folders held.
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _death(code):
