@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import pytest
 from PIL import Image
 
 from cpsd_lib.data.images import cache, pixels
-from cpsd_lib.data.images.cache import BadFiles, CsvImages, build, check_bad
-from cpsd_lib.data.images.decode import BadImage
+from cpsd_lib.data.images.cache import BadFiles, build, check_bad
+from cpsd_lib.data.images.decode import MAX_PIXELS, BadImage, decode_from
 
 SIZE = 4
 
@@ -230,7 +231,7 @@ def test_a_disk_that_is_too_small_says_how_many_bytes_are_needed(tmp_path):
 def test_image_files_of_all_kinds_go_through_the_cache(tmp_path):
     Image.new("RGB", (9, 7), (10, 20, 30)).save(tmp_path / "a.png")
     (tmp_path / "b.jpg").touch()
-    load = CsvImages([tmp_path / "a.png", tmp_path / "b.jpg", tmp_path / "none.jpg"], SIZE)
+    load = partial(decode_from, [tmp_path / name for name in ("a.png", "b.jpg", "none.jpg")], SIZE, MAX_PIXELS)
     images, bad = build(pickle.loads(pickle.dumps(load)), 3, SIZE, "key", tmp_path)
     assert images[0, :, 1, 1].tolist() == [10, 20, 30]
     assert bad == {1: "the file is empty (0 bytes)", 2: "the file does not exist"}

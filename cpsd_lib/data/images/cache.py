@@ -6,14 +6,13 @@ import os
 import shutil
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from cpsd_lib import support
-from cpsd_lib.data.images.decode import MAX_PIXELS, BadImage, decode
+from cpsd_lib.data.images.decode import BadImage
 from cpsd_lib.data.images.pixels import OnTheFly
 from cpsd_lib.data.table import listed
 from cpsd_lib.support import bar
@@ -23,18 +22,6 @@ SYNC_SECONDS = 5.0  # at most this much decoding is lost when the machine goes d
 
 class BadFiles(ValueError):
     """Image files that cannot be used, under the policy `error`."""
-
-
-@dataclass(frozen=True)
-class CsvImages:
-    """What `build` needs to decode a list of image files: call it with an index, get uint8 [3, size, size]."""
-
-    paths: list[Path]
-    size: int
-    max_pixels: int = MAX_PIXELS
-
-    def __call__(self, index):
-        return decode(self.paths[index], self.size, self.max_pixels)
 
 
 def build(load, count, size, key, root, workers=None, desc="decoding", keep=True):
