@@ -62,21 +62,22 @@ def _voc_boxes(source, indices):
         path = source.paths[index].parents[1] / "Annotations" / f"{source.paths[index].stem}.xml"
         try:
             root = ElementTree.fromstring(path.read_bytes())
-            size = _numbers(root, "size/width", "size/height")
+            size = _number(root, "size/width"), _number(root, "size/height")
             for thing in root.findall("object"):
                 # Pixels count from 1, and the last one is inside.
-                left, top, right, bottom = _numbers(thing, *(f"bndbox/{s}" for s in ("xmin", "ymin", "xmax", "ymax")))
+                sides = ("xmin", "ymin", "xmax", "ymax")
+                left, top, right, bottom = (_number(thing, f"bndbox/{side}") for side in sides)
                 c = source.table.names.index(thing.findtext("name", "").strip())
                 yield index, c, _fractions(left - 1, top - 1, right, bottom, *size)
         except (ElementTree.ParseError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{path}: its boxes cannot be read ({error}): unpack the archive again") from None
 
 
-def _numbers(element, *paths):
-    missing = [path for path in paths if element.find(path) is None]
-    if missing:
-        raise ValueError(f"it has no <{missing[0].replace('/', '><')}>")
-    return [float(element.findtext(path)) for path in paths]
+def _number(element, path):
+    text = element.findtext(path)
+    if text is None:
+        raise ValueError(f"it has no <{path.replace('/', '><')}>")
+    return float(text)
 
 
 def _coco_boxes(source, indices):

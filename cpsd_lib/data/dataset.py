@@ -2,11 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from cpsd_lib.data.images import cache
+from cpsd_lib.data.images.decode import decode_from
 from cpsd_lib.data.images.digests import file_digests, overlap
 from cpsd_lib.data.images.pixels import OnTheFly
 from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
@@ -90,7 +92,7 @@ def _pixels(source, digests, data, cache_root):
     if data.kind == "labels":
         return None, {}, "labels"
     scenes, count, keep = data.kind == "scenes", len(source.table.files), data.cache != "none"
-    load = source.load if scenes else cache.CsvImages(source.paths, data.size, data.max_pixels)
+    load = source.load if scenes else partial(decode_from, source.paths, data.size, data.max_pixels)
     key = source.key if scenes else digest([digests, data.size, data.max_pixels])
     if scenes and not keep:  # nothing to look through: each of them can be drawn
         return OnTheFly(load, count, data.size), {}, key

@@ -1,5 +1,6 @@
 """The label table: which image carries which label, and which split it belongs to."""
 
+import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,8 @@ class LabelTable:
     """N images and C classes: names [C], targets int8 [N, C] in {0, 1, -1 = unknown}, files [N], split [N] of str.
 
     An image's index is its index in the cache, so images never move: one left out keeps its index, in split "skipped".
-    Raises ValueError for shapes that do not agree, other values, and class or file names that are empty or occur twice.
+    Raises ValueError for shapes that do not agree, other values, class or file names that are empty or occur twice, and
+    class names that look the same (two Unicode forms of é, a space of no width).
     """
 
     names: list[str]
@@ -40,12 +42,18 @@ class LabelTable:
         unknown = sorted(set(split.tolist()) - {*SPLITS, SKIPPED})
         if unknown:
             raise ValueError(f"unknown split {listed(map(repr, unknown))}, expected one of {', '.join(SPLITS)}")
-        for what, values in (("class", names), ("file", files)):
+        for what, values in (("class", [_visible(name, "NFC") for name in names]), ("file", files)):
             if "" in values:
                 raise ValueError(f"{what} number {values.index('')} has an empty name, expected a name")
             twice = [value for value, times in Counter(values).items() if times > 1]
             if twice:
-                raise ValueError(f"{what} names must be unique, these occur more than once: {listed(twice)}")
+                written = [ascii(name) for name, value in zip(names, values, strict=False) if value in twice]
+                how = (
+                    ""
+                    if what == "file" or len(set(written)) == 1
+                    else f" (written {listed(written)}: write them alike)"
+                )
+                raise ValueError(f"{what} names must be unique, these occur more than once: {listed(twice)}{how}")
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "files", files)
         object.__setattr__(self, "targets", targets.astype(np.int8, copy=False))
@@ -114,12 +122,17 @@ def _uneven_classes(names, targets):
     ]
 
 
+def _visible(name, form):
+    """Return a name in a Unicode form ("NFC": é is one character; "NFKC": and ² is 2) without characters nobody sees."""
+    return unicodedata.normalize(form, "".join(c for c in name if unicodedata.category(c) != "Cf"))
+
+
 def _similar_names(names):
     same = defaultdict(list)
     for name in names:
-        same["".join(name.split()).casefold()].append(name)
+        same["".join(_visible(name, "NFKC").split()).casefold()].append(name)
     return [
-        f"classes {listed(map(repr, group))} differ only in case or spaces: are they one class?"
+        f"classes {listed(map(repr, group))} differ only in case, spaces or Unicode form: are they one class?"
         for group in same.values()
         if len(group) > 1
     ]

@@ -10,6 +10,7 @@ import numpy as np
 from IPython import get_ipython
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from cpsd_lib.support import atomic
@@ -143,6 +144,8 @@ class Picture:
 
     def png(self, moving):
         """Draw the artists `moving` over the rest of the figure and return the whole as a PNG."""
+        for text in self.figure.findobj(Text):
+            text.set_parse_math(False)  # a class may be called "US$ or $": that is no formula
         for artist in moving:
             artist.set_animated(True)  # leaves it out of draw() and of savefig: the PNG is the whole picture
         if self._rest is None:

@@ -5,18 +5,20 @@ from pathlib import Path
 
 import ipywidgets
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.collections import PathCollection
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import IdentityTransform
+from sklearn.preprocessing import minmax_scale, robust_scale
 
 from cpsd_lib import graph
 from cpsd_lib.evaluation import PAPER_EXPONENT, partition_numbers
 from cpsd_lib.partition import adjusted_rand, cut, spectral_embedding
 from cpsd_lib.viz.explorer import DPI, Explorer, Picture, check_start, label_size
-from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, SD
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, MARKERS, SD
 from cpsd_lib.viz.plots_partition import BRANCHES
 
-COLOURS, MARKERS = (CO, SD, CPSD, DIS, "#CC79A7", "#56B4E9", BASELINE), "osD^vP*X"  # 56 parts before one repeats
+COLOURS = (CO, SD, CPSD, DIS, "#CC79A7", "#56B4E9", BASELINE)  # with 10 marks: 70 parts before one repeats
 HEIGHT = 8  # inches
 MOST_PARTS = 16  # the papers' largest k is 13
 GAP = 7  # pixels from the middle of a point's mark to its name
@@ -95,11 +97,11 @@ def embedding(affinity):
     Those of the normalised Laplacian I - D^-1/2 P D^-1/2, rescaled by D^-1/2; the first says nothing. NaN for a class without any
     weight, zeros on an axis for which there are too few classes.
     """
-    weight = affinity.sum(1)
-    points = np.where(weight[:, None] > 0, np.zeros((len(affinity), 2)), np.nan)
-    connected = np.flatnonzero(weight > 0)
-    count = min(3, len(connected))
-    if count > 1:
+    connected = np.flatnonzero(affinity.sum(1) > 0)
+    points = np.full((len(affinity), 2), np.nan)
+    points[connected] = 0
+    if len(connected) > 1:
+        count = min(3, len(connected))
         vectors = spectral_embedding(affinity[np.ix_(connected, connected)], count)[:, 1:]
         # The sign is arbitrary; left to it, the picture would flip while a control moves.
         points[connected, : count - 1] = vectors * np.where((vectors**3).sum(0) < 0, -1, 1)
@@ -134,10 +136,11 @@ class PartitionFigure:
     def show(self, affinity, partition, points, title, numbers):
         """Draw a graph [C, C], its Partition, the classes' points [C, 2] and the explorer's numbers; return the PNG."""
         self._title.set_text(title)
-        text = f"Ncut {numbers['Ncut']:.4f};  parts of {', '.join(map(str, numbers['sizes']))} classes;  "
-        text += f"singletons {numbers['singletons']}"
-        text += f";  ARI to the other partition {numbers['ARI']:.3f}" if "ARI" in numbers else ""
-        self._summary.set_text(text)
+        agree = f";  ARI to the other partition {numbers['ARI']:.3f}" if "ARI" in numbers else ""
+        sizes = ", ".join(map(str, numbers["sizes"]))
+        self._summary.set_text(
+            f"Ncut {numbers['Ncut']:.4f};  parts of {sizes} classes;  singletons {numbers['singletons']}{agree}"
+        )
         order = [c for part in partition.parts for c in part]
         shown = affinity[np.ix_(order, order)].astype(float)
         np.fill_diagonal(shown, np.nan)
@@ -175,22 +178,18 @@ class PartitionFigure:
 
 
 def _spread(points):
-    """Return points [C, 2] in 0.05..0.95 of each axis, their distances from the median on an arsinh scale."""
+    """Return points [C, 2] in 0.08..0.92 of each axis, their distances from the median on an arsinh scale; NaN stays."""
     # Linear, one class far out (person, in COCO's P-) puts all others on one spot.
-    known = points[~np.isnan(points[:, 0])]
-    if not len(known):
+    if np.isnan(points).all():
         return points
-    far = points - np.median(known, axis=0)
-    usual = np.nanmedian(np.abs(far), axis=0)
-    scaled = np.arcsinh(far / np.where(usual > 0, usual, 1))
-    low, high = np.nanmin(scaled, axis=0), np.nanmax(scaled, axis=0)
-    return np.where(high > low, 0.08 + 0.84 * (scaled - low) / np.where(high > low, high - low, 1), 0.5 + 0 * scaled)
+    return minmax_scale(np.arcsinh(robust_scale(points)), (0.08, 0.92))
 
 
 def _outlines(axis, names, size):
     """Return a collection of names, `size` in points, and their sizes [n, 2]; its offsets are lower left corners; in pixels."""
     em = size * DPI / 72
-    paths = [TextPath((0, 0.2 * em), name, size=em) for name in names]  # letters such as g reach below
+    with rc_context({"text.parse_math": False}):
+        paths = [TextPath((0, 0.2 * em), name, size=em) for name in names]  # letters such as g reach below
     sizes = np.array([(path.get_extents().x1, 1.2 * em) for path in paths])  # alike in height, with and without a g
     look = {"facecolor": "black", "linewidth": 0, "clip_on": False, "zorder": 5}
     collection = PathCollection(paths, offsets=0 * sizes, offset_transform=IdentityTransform(), **look)
@@ -204,16 +203,12 @@ def where_free(sizes, anchors, box):
     sizes [n, 2], width and height: the first has the first choice, and none covers a point or another label; anchors
     [n, 2]: the points; box: has min and max. All in pixels.
     """
-    taken = np.concatenate([anchors - GAP + 1, anchors + GAP - 1], axis=1)
-    corners = np.full((len(sizes), 2), np.nan)
-    for number, ((width, height), (x, y)) in enumerate(zip(sizes, anchors, strict=True)):
-        right, left = (x + GAP, y - height / 2), (x - GAP - width, y - height / 2)
-        above, below = (x - width / 2, y + GAP), (x - width / 2, y - GAP - height)
-        for low in (right, left, above, below):
-            high = np.add(low, (width, height))
-            covers = ((taken[:, :2] < high) & (low < taken[:, 2:])).all(1).any()
-            if not covers and (low >= box.min).all() and (high <= box.max).all():
-                taken = np.concatenate([taken, [[*low, *high]]])
-                corners[number] = low
+    lows, highs, corners = anchors - GAP + 1, anchors + GAP - 1, np.full((len(sizes), 2), np.nan)
+    for number, (size, anchor) in enumerate(zip(sizes, anchors, strict=True)):
+        for side in ((1, 0), (-1, 0), (0, 1), (0, -1)):  # right, left, above, below
+            low = anchor - size / 2 + side * (size / 2 + GAP)
+            high = low + size
+            if (low >= box.min).all() and (high <= box.max).all() and not ((lows < high) & (low < highs)).all(1).any():
+                lows, highs, corners[number] = np.vstack([lows, low]), np.vstack([highs, high]), low
                 break
     return corners

@@ -1,10 +1,12 @@
 """Figures that more than one place needs, in one colour-blind-safe style that a projector can show."""
 
+import textwrap
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.ticker import LogFormatter
 
 from cpsd_lib.support import atomic
 
@@ -23,6 +25,7 @@ def use_style():
     sns.set_theme(context="notebook", style="whitegrid", palette=[CO, DIS, CPSD, SD, "#CC79A7", "#56B4E9", "#332288"])
     plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "axes.titlesize": 12, "font.size": 11})
     plt.rcParams.update({"axes.titlelocation": "left", "figure.constrained_layout.use": True})
+    plt.rcParams["text.parse_math"] = False  # a class may be called "US$ or $": that is no formula
 
 
 def save(figure, path):
@@ -36,30 +39,6 @@ def save(figure, path):
 def panels(rows, columns, width, height, **options):
     """Return (figure, axes [rows, columns]) of width x height inches; options: of plt.subplots."""
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
-
-
-def _name_lines(axis, names):
-    """Write names [n] beside the lines 0..n-1 of a chart, the first at the top."""
-    axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
-    axis.grid(axis="y", visible=False)
-
-
-def label_frequencies(names, targets_by_split):
-    """Bars of positive images a class, most frequent first; targets_by_split {split: [N, C]}."""
-    first = next(iter(targets_by_split.values()))
-    order = np.argsort(-(first == 1).sum(0), kind="stable")
-    shown = order[:40]
-    figure, axis = plt.subplots(figsize=(9, max(3.0, 0.27 * len(shown) + 1)))
-    height = 0.8 / len(targets_by_split)
-    for number, (split, targets) in enumerate(targets_by_split.items()):
-        places = np.arange(len(shown)) + (number - (len(targets_by_split) - 1) / 2) * height
-        axis.barh(places, 100 * (targets == 1).mean(0)[shown], height, label=split)
-    _name_lines(axis, [names[i] for i in shown])
-    more = "" if len(shown) == len(order) else f" (the {len(shown)} most frequent of {len(order)})"
-    axis.set(xlabel="images that hold the class (%)", title=f"How often each class occurs{more}")
-    axis.legend(title="split")
-    return figure
 
 
 def affinity_by_part(affinities, partitions, names, titles):
@@ -94,6 +73,7 @@ def training_curves(histories, value, ylabel, title, scale="linear"):
     axis.xaxis.get_major_locator().set_params(integer=True)
     if scale == "log":
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(LogFormatter())  # the default writes formulas
     # Beside the lines: inside, it hides some where there are many.
     axis.legend(fontsize=9, ncol=2 if len(histories) > 18 else 1, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
@@ -113,7 +93,9 @@ def components(scores, title, xlabel, against=None):
         axis.annotate(f"{values.mean():.1f}", (values.max(), place), **beside)
     if against in scores:
         axis.axvline(np.mean(scores[against]), color=GREY, linestyle=":", linewidth=1.5)
-    _name_lines(axis, list(scores))
+    axis.set_yticks(range(len(scores)), list(scores))
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
     axis.margins(x=0.15)
     axis.set(xlabel=xlabel, title=title)
     return figure
@@ -128,49 +110,7 @@ def pictures(images, captions, title, columns=6):
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(np.moveaxis(np.asarray(image), 0, -1))
-        axis.set_title(caption, fontsize=10, loc="center", wrap=True)
+        # matplotlib's own wrapping takes dollars for formulas, whatever the style says.
+        axis.set_title(textwrap.fill(caption, 26), fontsize=10, loc="center")
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-    return figure
-
-
-def bars(names, values, xlabel, title, colour=CO):
-    """Horizontal bars, one a name, in the order given, with a line at zero."""
-    figure, axis = plt.subplots(figsize=(8, 0.27 * len(names) + 1.4))
-    axis.barh(range(len(names)), values, color=colour)
-    _name_lines(axis, names)
-    axis.axvline(0, color=BASELINE, linewidth=1)
-    axis.set(xlabel=xlabel, title=title)
-    return figure
-
-
-def ratios(rows, title):
-    """Bars of how many times faster each part is, with the spread of its ratios, and an orange mark at its goal, if any.
-
-    rows: dicts with part, ratio, spread (lowest, highest), goal (or None) and same; results that differ are grey.
-    """
-    figure, axis = plt.subplots(figsize=(9, 0.42 * len(rows) + 1.4))
-    for place, row in enumerate(rows):
-        axis.barh(place, row["ratio"] - 1, left=1, color=CPSD if row["same"] else GREY)
-        axis.plot(row["spread"], [place, place], color=BASELINE, linewidth=1.5, marker="|")
-        if row["goal"] is not None:
-            axis.plot([row["goal"]] * 2, [place - 0.45, place + 0.45], color=DIS, linewidth=3)
-    _name_lines(axis, [row["part"] for row in rows])
-    axis.axvline(1, color=BASELINE, linewidth=1)
-    axis.set(xscale="log", xlabel="reference's seconds / ours (1: no gain)", title=title)
-    return figure
-
-
-def stacked(parts, xlabel, title):
-    """Stacked bars with the share of each part in its bar; parts {name of a bar: {name of a part: value}}, equal parts."""
-    figure, axis = plt.subplots(figsize=(9, 2.8))
-    for place, values in enumerate(parts.values()):
-        left, total = 0.0, sum(values.values())
-        for (name, value), colour in zip(values.items(), (CO, CPSD, DIS, SD, GREY), strict=False):
-            axis.barh(place, value, left=left, color=colour, label=name if place == 0 else None)
-            if value > 0.06 * total:
-                axis.text(left + value / 2, place, f"{100 * value / total:.0f} %", ha="center", va="center")
-            left += value
-    _name_lines(axis, list(parts))
-    axis.set(xlabel=xlabel, title=title)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=3, frameon=False)
     return figure

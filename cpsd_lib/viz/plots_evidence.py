@@ -7,10 +7,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.patheffects import Normal, Stroke
 from scipy.stats import spearmanr
 
-from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, MARKERS, ROW_COLOURS, panels
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, ROW_COLOURS, panels
 
 MAP = matplotlib.colormaps["inferno"]
 COLOURS = ROW_COLOURS | {"co teachers": CO, "dis teachers": DIS, "teacher": BASELINE}
+OUTLINE = {"fill": False, "edgecolor": "white", "linewidth": 1.2}  # white on black is seen on every ground
+OUTLINE["path_effects"] = [Stroke(linewidth=2.6, foreground="black"), Normal()]
 LONGEST = 22  # letters above a picture; more would run into the next one
 
 
@@ -40,7 +42,7 @@ def looking(images, words, maps, captions, boxes, title):
         for axis, pixels, text, sides in zip(line, pictures, texts, boxes or [[]] * count, strict=True):
             axis.imshow(pixels, extent=(0, size, size, 0))
             for left, top, right, bottom in sides:
-                _outline(axis, left, top, right, bottom)
+                axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, **OUTLINE))
             axis.set_title(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…", fontsize=10, loc="center")
             axis.set(xticks=[], yticks=[], xlim=(0, size), ylim=(size, 0))
             axis.grid(visible=False)
@@ -50,13 +52,6 @@ def looking(images, words, maps, captions, boxes, title):
     bar.set_label("map / its own maximum")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13)
     return figure
-
-
-def _outline(axis, left, top, right, bottom):
-    # White on black is seen on every ground.
-    effects = [Stroke(linewidth=2.6, foreground="black"), Normal()]
-    sides = {"fill": False, "edgecolor": "white", "linewidth": 1.2, "path_effects": effects}
-    axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, **sides))
 
 
 def shares_inside(tables, title):
@@ -69,7 +64,12 @@ def shares_inside(tables, title):
     for axis, (split, table) in zip(axes[0], tables.items(), strict=True):
         for place, (strategy, kind) in enumerate(lines):
             seeds = table.xs((strategy, kind), level=("strategy", "map"))
-            _draw_seeds(axis, place, seeds, COLOURS.get(strategy, GREY))
+            colour, places = COLOURS.get(strategy, GREY), place + np.linspace(-0.25, 0.25, 2 * len(seeds) + 1)[1::2]
+            axis.hlines(places, seeds["share_low"], seeds["share_high"], color=colour, linewidth=2.5)
+            axis.plot(seeds["share"], places, "o", color=colour, markersize=7)
+            if seeds["share"].notna().any():
+                beside = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 11}
+                axis.annotate(f"{seeds['share'].mean():.1f}", (seeds["share_high"].max(), place), **beside)
         level = table.groupby(["strategy", "map"], sort=False)[["chance", "best"]].mean()
         (chance,) = axis.plot(level["chance"], range(len(lines)), ":", color=GREY, linewidth=2.5, zorder=1)
         (best,) = axis.plot(level["best"], range(len(lines)), "|", color=GREY, markersize=20, markeredgewidth=3)
@@ -82,16 +82,6 @@ def shares_inside(tables, title):
     figure.legend([chance, best], texts, loc="outside lower center", ncol=2, fontsize=10)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13)
     return figure
-
-
-def _draw_seeds(axis, place, seeds, colour):
-    offsets = np.linspace(-0.2, 0.2, len(seeds)) if len(seeds) > 1 else [0.0]
-    for y, (_, line) in zip(place + np.array(offsets), seeds.iterrows(), strict=True):
-        axis.plot([line["share_low"], line["share_high"]], [y, y], color=colour, linewidth=2.5)
-        axis.plot(line["share"], y, "o", color=colour, markersize=7)
-    if seeds["share"].notna().any():
-        beside = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 11}
-        axis.annotate(f"{seeds['share'].mean():.1f}", (seeds["share_high"].max(), place), **beside)
 
 
 # ---- gains, cost, calibration ----------------------------------------------------------------------------------------
@@ -124,33 +114,4 @@ def gain_against(gain, properties, title):
         axis.set(xlabel=label, title=text)
     axes[0][0].set_ylabel("gain (AP points)")
     figure.suptitle(title, fontsize=12)
-    return figure
-
-
-def map_against_work(lines, title):
-    """What each row pays and gets: mAP over work in trainings of one baseline, bars of a standard deviation over seeds.
-
-    lines: DataFrame by row's title with work, mAP, spread (NaN for one seed).
-    """
-    figure, axis = plt.subplots(figsize=(7.5, 4.4))
-    for number, (row, line) in enumerate(lines.iterrows()):
-        style = {"fmt": MARKERS[number % 8], "color": ROW_COLOURS.get(row, GREY), "markersize": 9, "capsize": 3}
-        axis.errorbar(line["work"], line["mAP"], np.nan_to_num(line["spread"]), label=row, **style)
-    axis.set_xlim(left=0)
-    axis.set(xlabel="work from scratch (trainings of one baseline)", ylabel="mAP (%)", title=title)
-    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    return figure
-
-
-def reliability_curves(tables, title):
-    """Share of positives over mean probability, a line a row of {title: reliability table}, and a perfect model's diagonal."""
-    figure, axis = plt.subplots(figsize=(6.4, 5.2))
-    axis.plot([0, 1], [0, 1], ":", color=GREY, linewidth=2, label="perfect")
-    for number, (row, table) in enumerate(tables.items()):
-        filled = table[table["count"] > 0]
-        style = {"marker": MARKERS[number % 8], "color": ROW_COLOURS.get(row), "markersize": 6}
-        axis.plot(filled["confidence"], filled["share_positive"], label=row, **style)
-    axis.set(xlabel="mean probability of a bin", ylabel="share of positives in it", title=title)
-    axis.set(xlim=(0, 1), ylim=(0, 1))
-    axis.legend(fontsize=9)
     return figure

@@ -1,13 +1,14 @@
 """Figures of 08_label_distillation: MLD over one logit, and what LED compares, distances among embeddings."""
 
+import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 import torch
 from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import pdist, squareform
 
-from cpsd_lib import losses
-from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, panels
+from cpsd_lib.viz.plots import BASELINE, CO, DIS, panels
 
 ANNOTATED = 8  # a matrix of more rows than this has no room for its numbers
 
@@ -38,26 +39,6 @@ def neighbours_first(distances):
     return leaves_list(linkage(squareform(distances, checks=False), "average"))
 
 
-def binary_kl(probabilities):
-    """MLD of one class over the student's logit, and its gradient beside it; a line a teacher's probability."""
-    figure, ((value, slope),) = panels(1, 2, 11.5, 4.6)
-    student = torch.linspace(-6, 6, 241).requires_grad_()
-    looks = zip(probabilities, (CO, BASELINE, DIS, CPSD), ("-", "--", "-.", ":"), strict=False)
-    for probability, colour, line in looks:
-        logit = torch.logit(torch.tensor(float(probability)))
-        each = torch.stack([losses.mld(one[None, None], logit[None, None]) for one in student])
-        (gradient,) = torch.autograd.grad(each.sum(), student)
-        for axis, curve in ((value, each), (slope, gradient)):
-            style = {"color": colour, "linewidth": 2.5, "label": f"{probability:.0%}"}
-            axis.plot(student.detach(), curve.detach(), line, **style)
-            axis.plot(logit, 0, "o", color=colour, markersize=9, zorder=3)
-    value.set(title="MLD of one class", xlabel="student's logit", ylabel="MLD (nats)")
-    slope.set(title="Its gradient", xlabel="student's logit", ylabel="gradient by the student's logit, p - q")
-    slope.axhline(0, color=GREY, linewidth=1)
-    value.legend(title="teacher's probability", loc="upper center")
-    return figure
-
-
 def triangles(points):
     """Groups of three embeddings as triangles, each side with its relative distance; points {title: [3, 2]}."""
     figure, axes = panels(1, len(points), 3.9 * len(points), 4.3)
@@ -68,7 +49,7 @@ def triangles(points):
         axis.fill(*corners.T, fill=False, edgecolor=CO, linewidth=2.5)
         axis.plot(*corners.T, "o", color=BASELINE, markersize=8)
         for number, corner in enumerate(corners):
-            _outside(axis, corner, centre, f"$e_{number + 1}$", 14)
+            _outside(axis, corner, centre, f"e{'₁₂₃'[number]}", 14)
         for i, j in ((0, 1), (1, 2), (0, 2)):
             _outside(axis, (corners[i] + corners[j]) / 2, centre, f"{distances[i, j]:.2f}", 18, color=DIS)
         axis.set_aspect("equal", adjustable="datalim")
@@ -91,30 +72,23 @@ def distance_matrices(matrices, member, about, names=None):
     Every other title carries its mean Huber distance to the first. member: what a line of a matrix is; names [n]: theirs.
     """
     teacher = next(iter(matrices.values()))
-    # The zeros of the diagonal say nothing and would take half of the colours.
-    shown = {title: np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix) for title, matrix in matrices.items()}
-    pairs = [squareform(matrix, checks=False) for matrix in matrices.values()]
+    diagonal = np.eye(len(teacher), dtype=bool)  # its zeros say nothing and would take half of the colours
+    distances = np.concatenate([matrix[~diagonal] for matrix in matrices.values()])
     # A group of two has no distance but 1, and a scale needs two ends.
-    low, high = (pick(np.concatenate([*pairs, [end]])) for pick, end in ((np.min, 0.99), (np.max, 1.01)))
+    scale = {"vmin": np.min(distances, initial=0.99), "vmax": np.max(distances, initial=1.01), "cmap": "viridis"}
+    cells = {"annot": len(teacher) <= ANNOTATED, "fmt": ".2f", "annot_kws": {"fontsize": 11}, "cbar": False}
+    ticks = {"xticklabels": names or False, "yticklabels": names or False}
     figure, axes = panels(1, len(matrices), 3.7 * len(matrices) + 0.9, 5.0, sharey=True)
-    for number, (axis, (title, matrix)) in enumerate(zip(axes[0], shown.items(), strict=True)):
-        image = axis.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
-        distance = f"Huber to the teacher {mean_huber(matrices[title], teacher):.4f}" if number else "to be copied"
-        axis.set_title(f"{title}\n{distance}", loc="left")
-        axis.set_xlabel(member)
-        axis.set_xticks(range(len(names or [])), names or [], rotation=40, ha="right", rotation_mode="anchor")
-        axis.set_yticks(range(len(names or [])), names or [])
+    for number, (axis, (title, matrix)) in enumerate(zip(axes[0], matrices.items(), strict=True)):
         axis.grid(visible=False)
         axis.set_facecolor("#D9D9D9")  # shows through the diagonal
-        if len(matrix) <= ANNOTATED:
-            _write_numbers(axis, matrix, 0.55 * low + 0.45 * high)
+        sns.heatmap(matrix, mask=diagonal, ax=axis, square=True, **scale, **cells, **ticks)
+        distance = f"Huber to the teacher {mean_huber(matrix, teacher):.4f}" if number else "to be copied"
+        axis.set_title(f"{title}\n{distance}", loc="left")
+        axis.set_xlabel(member)
+        plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+        axis.tick_params(axis="y", rotation=0)
     axes[0, 0].set_ylabel(member)
-    figure.colorbar(image, ax=axes, label="distance / the group's mean", shrink=0.75)
+    figure.colorbar(axis.collections[0], ax=axes, label="distance / the group's mean", shrink=0.75)
     figure.suptitle(about, x=0.01, ha="left", fontsize=13)
     return figure
-
-
-def _write_numbers(axis, matrix, bright):
-    for i, j in np.argwhere(~np.isnan(matrix)):
-        ink = "black" if matrix[i, j] > bright else "white"
-        axis.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", color=ink, fontsize=11)

@@ -3,13 +3,13 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 
 from cpsd_lib.evaluation import PAPER_EXPONENT, match, overlap
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, panels
 
 BRANCHES = {"co": ("CGP (cuts P+)", CO), "dis": ("DGP (cuts P-)", DIS)}
+KINDS = {"seeds": "other seeds, all images", "halves": "two halves of the images"}
 LABELLED = 0.06  # a share of the classes below this leaves no room for its number inside the bar
 
 
@@ -24,11 +24,15 @@ def exponent_effect(tables, other_name="the released file"):
         name, colour = BRANCHES.get(branch, (branch, CPSD))
         _stack(bars, table["sizes"], colour)
         bars.set_title(f"{name}, k = {len(table['sizes'].iloc[0])}", loc="left")
-        _agreement(lines, table, colour, other_name)
+        lines.plot(range(len(table)), table["ARI to p = 0.5"], "o-", color=colour, label="to the cut at p = 0.5")
+        if "ARI to other" in table:
+            lines.plot(range(len(table)), table["ARI to other"], "s--", color=BASELINE, label=f"to {other_name}")
+        lines.legend(fontsize=10, loc="best")
         ticks = [f"{p:.2g}\n(paper)" if p == PAPER_EXPONENT else f"{p:.2g}" for p in table["exponent"]]
         lines.set_xticks(range(len(table)), ticks)
         lines.set_xlabel("exponent p of the label graph")
-    _show_ari(axes[1, 0], min(table.filter(like="ARI").min().min() for table in tables.values()))
+    lowest = min(0, *(table.filter(like="ARI").min().min() for table in tables.values()))
+    axes[1, 0].set_ylim(lowest - 0.05, 1.05)
     axes[0, 0].set_ylabel("classes in each part (number)")
     axes[0, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1, 0].set_ylabel("ARI\n(1 = same parts)")
@@ -36,19 +40,15 @@ def exponent_effect(tables, other_name="the released file"):
     return figure
 
 
-def _show_ari(axis, low):
-    """Show agreements from `low`, the lowest, to 1, and 0 in any case."""
-    axis.set_ylim(min(-0.05, low - 0.05), 1.05)
-
-
 def _stack(axis, partitions, colour):
-    shades = _shades(colour, max(map(len, partitions)))
+    # From the colour itself to a light tint, so that rank is seen in grey as well.
+    shades = sns.light_palette(colour, max(map(len, partitions)) + 1, reverse=True)[:-1]
     for place, sizes in enumerate(partitions):
         bottom, total, alone = 0, sum(sizes), sizes.count(1)
         for size, shade in zip(sizes, shades, strict=False):
             axis.bar(place, size, 0.8, bottom, color=shade, edgecolor="white", linewidth=0.8)
             if size >= LABELLED * total:
-                ink = "white" if np.dot(shade, (0.3, 0.59, 0.11)) < 0.55 else "black"
+                ink = "white" if np.dot(shade[:3], (0.3, 0.59, 0.11)) < 0.55 else "black"
                 axis.text(place, bottom + size / 2, f"{size}", ha="center", va="center", color=ink, fontsize=10)
             bottom += size
         if alone:
@@ -56,20 +56,6 @@ def _stack(axis, partitions, colour):
     axis.margins(x=0.02)
     axis.set_ylim(0, max(map(sum, partitions)) * 1.09)
     axis.grid(axis="x", visible=False)
-
-
-def _shades(colour, count):
-    """Return `count` colours from the colour itself to a light tint, so that rank is seen in grey as well; [count, 3]."""
-    colour = np.array(to_rgb(colour))
-    return [colour + (1 - colour) * light for light in np.linspace(0, 0.75, count)]
-
-
-def _agreement(axis, table, colour, other_name):
-    places = range(len(table))
-    axis.plot(places, table["ARI to p = 0.5"], "o-", color=colour, label="to the cut at p = 0.5", markersize=6)
-    if "ARI to other" in table:
-        axis.plot(places, table["ARI to other"], "s--", color=BASELINE, label=f"to {other_name}", markersize=6)
-    axis.legend(fontsize=10, loc="best")
 
 
 def stability_by_k(tables):
@@ -80,20 +66,13 @@ def stability_by_k(tables):
     figure, axes = panels(1, len(tables), 6.0 * len(tables) + 0.5, 4.8, sharey=True)
     for axis, (branch, table) in zip(axes[0], tables.items(), strict=True):
         name, colour = BRANCHES.get(branch, (branch, CPSD))
-        # The larger marker lies below, so that both are seen where they agree.
-        kinds = {
-            "seeds": ("s--", GREY, 10, "other seeds, all images"),
-            "halves": ("o-", colour, 6, "two halves of the images"),
-        }
-        for kind, (style, ink, size, label) in kinds.items():
-            ari = table[table["kind"] == kind].groupby("k")["ari"].agg(["min", "mean", "max"])
-            axis.fill_between(ari.index, ari["min"], ari["max"], color=ink, alpha=0.2, linewidth=0)
-            axis.plot(ari.index, ari["mean"], style, color=ink, label=label, markersize=size)
-        axis.set_xticks(sorted(set(table["k"])))
-        axis.set_xlabel("number of parts k")
+        lines = table.assign(kind=table["kind"].map(KINDS))
+        kind = {"hue": "kind", "style": "kind", "markers": True, "palette": [GREY, colour]}
+        sns.lineplot(lines, x="k", y="ari", **kind, errorbar=("pi", 100), err_kws={"linewidth": 0}, ax=axis)
+        axis.set(xticks=sorted(set(table["k"])), xlabel="number of parts k")
         axis.set_title(name, loc="left")
-        axis.legend(fontsize=10, loc="best")
-    _show_ari(axes[0, 0], min(table["ari"].min() for table in tables.values()))
+        axis.legend(fontsize=10)
+    axes[0, 0].set_ylim(min(0, *(table["ari"].min() for table in tables.values())) - 0.05, 1.05)
     axes[0, 0].set_ylabel("ARI of two cuts\n(1 = same parts, 0 = chance)")
     figure.suptitle("Is the same partition found again?\n(mean; band from worst to best repeat)", fontsize=13)
     return figure

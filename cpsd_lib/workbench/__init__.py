@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = exports(
         "making": "StoredTargets fill_targets history load_student load_teachers row_key student_batches train_student"
         " train_teachers",
         "store": "Store clean default_store inventory",
-        "scoring": "SPLITS against_paper caveat component_figure component_table evaluate load_records",
+        "scoring": "SPLITS against_paper caveat component_figure component_table evaluate load_per_class load_records",
         "evidence": "calibration_errors decision_rules gain_intervals scores_of",
         "explanation": "TEACHERS",
         "report": "deviation gain_summary scores_text write_report",

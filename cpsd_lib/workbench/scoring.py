@@ -156,6 +156,20 @@ def load_records(run):
     return pd.DataFrame(read_json(path))
 
 
+def load_per_class(run):
+    """Return per_class.csv as a DataFrame by class, row, seed and split, names of classes as text ("01", "NA", "True").
+
+    MissingStage when 05_evaluation has not run; ValueError when it scored other classes than the run's data set has.
+    """
+    path, names = run.folder / "evaluation" / "per_class.csv", run.dataset.table.names
+    if not path.exists():
+        raise MissingStage(f"no scores in {path.parent}; run 05_evaluation first")
+    lines = pd.read_csv(path, dtype={"class": str}, keep_default_na=False, na_values={"ap": [""]})
+    if list(dict.fromkeys(lines["class"])) != names:
+        raise ValueError(f"{path} holds other classes than the {len(names)} of the data set; run 05_evaluation again")
+    return lines
+
+
 def component_figure(records, split, title):
     """Return plots.components of a DataFrame of evaluate's records on a split, with the row that gains are measured against."""
     shown = records[records["split"] == split]

@@ -2,6 +2,7 @@
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 
 from bench.timing import worst
 from cpsd_lib.data import Scenes
-from cpsd_lib.data.images.cache import CsvImages, build
+from cpsd_lib.data.images.cache import build
+from cpsd_lib.data.images.decode import MAX_PIXELS, decode_from
 from cpsd_lib.models import build_model, fold_teachers
 from cpsd_lib.objectives import Supervised
 from cpsd_lib.partition import Partition, random_partition
@@ -76,7 +78,7 @@ class Workspace:
 
     def decoded(self):
         """Return the pixels of all photos, uint8 [N, 3, S, S], in a new cache; in one process, as the reference."""
-        root, load = tempfile.mkdtemp(dir=self.folder), CsvImages(self.paths, self.settings.size)
+        root, load = tempfile.mkdtemp(dir=self.folder), partial(decode_from, self.paths, self.settings.size, MAX_PIXELS)
         images, _ = build(load, len(self.paths), self.settings.size, "photos", root, workers=1)
         return images
 

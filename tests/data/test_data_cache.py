@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import pytest
 from PIL import Image
 
 from cpsd_lib.data.images import cache, pixels
-from cpsd_lib.data.images.cache import BadFiles, CsvImages, build, check_bad
-from cpsd_lib.data.images.decode import BadImage
+from cpsd_lib.data.images.cache import BadFiles, build, check_bad
+from cpsd_lib.data.images.decode import MAX_PIXELS, BadImage, decode_from
 
 SIZE = 4
 
@@ -70,7 +71,7 @@ def test_a_cache_holds_every_image_and_the_reason_of_every_bad_one(tmp_path, mon
 def test_a_complete_cache_is_opened_without_a_lock(tmp_path):
     load = Logged(tmp_path / "log")
     build(load, 5, SIZE, "key", tmp_path)
-    with cache._lock(tmp_path / "key", tmp_path / "key" / "images.json"):
+    with cache._lock(tmp_path / "key" / "images.json"):
         assert same(build(load, 5, SIZE, "key", tmp_path), 5)
 
 
@@ -208,16 +209,6 @@ def test_a_build_killed_after_its_new_pixels_were_laid_out_starts_anew_and_leave
     assert same(build(Logged(log), 20, SIZE, "key", tmp_path), 20)
 
 
-def test_a_cache_of_an_earlier_version_is_opened_as_it_is(tmp_path):
-    (tmp_path / "key").mkdir()
-    np.stack([picture(index) * (index != 2) for index in range(5)]).tofile(tmp_path / "key" / "images.u8")
-    index = {"count": 5, "size": SIZE, "key": "key", "seconds": 1.0, "bad": {"2": "reason 2"}}
-    (tmp_path / "key" / "index.json").write_text(json.dumps(index))
-    log = tmp_path / "log"
-    assert same(build(Logged(log), 5, SIZE, "key", tmp_path), 5, bad=(2,)) and loaded(log) == []
-    assert build(Logged(log), 5, SIZE, "key", tmp_path, keep=False)[1] == {2: "reason 2"} and loaded(log) == []
-
-
 def test_a_killed_look_goes_on_where_it_was_and_stores_no_pixels(tmp_path):
     log, images = tmp_path / "log", None
     with pytest.raises(KeyboardInterrupt):
@@ -240,7 +231,7 @@ def test_a_disk_that_is_too_small_says_how_many_bytes_are_needed(tmp_path):
 def test_image_files_of_all_kinds_go_through_the_cache(tmp_path):
     Image.new("RGB", (9, 7), (10, 20, 30)).save(tmp_path / "a.png")
     (tmp_path / "b.jpg").touch()
-    load = CsvImages([tmp_path / "a.png", tmp_path / "b.jpg", tmp_path / "none.jpg"], SIZE)
+    load = partial(decode_from, [tmp_path / name for name in ("a.png", "b.jpg", "none.jpg")], SIZE, MAX_PIXELS)
     images, bad = build(pickle.loads(pickle.dumps(load)), 3, SIZE, "key", tmp_path)
     assert images[0, :, 1, 1].tolist() == [10, 20, 30]
     assert bad == {1: "the file is empty (0 bytes)", 2: "the file does not exist"}

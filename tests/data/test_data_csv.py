@@ -171,6 +171,28 @@ def test_a_table_refuses_what_does_not_fit_together(names, targets, files, split
         LabelTable(names, np.array(targets), files, np.array(split))
 
 
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (["caf\u00e9", "cafe\u0301"], r"'caf\\xe9', 'cafe\\u0301'"),
+        (["cat", "ca\u200bt"], r"'cat', 'ca\\u200bt'"),
+        (["\ufeffdog", "dog", "x"], r"'\\ufeffdog', 'dog': write them alike\)$"),
+    ],
+)
+def test_names_that_look_the_same_are_refused_as_they_are_written(names, written):
+    with pytest.raises(ValueError, match=rf"class names must be unique.*\(written {written}"):
+        table(np.eye(len(names), dtype=int), ["train"] * len(names), names)
+
+
+def test_a_name_that_nobody_sees_is_empty_and_forms_that_look_different_are_a_note():
+    with pytest.raises(ValueError, match="class number 1 has an empty name"):
+        table([[1, 1]], ["train"], ["a", "\u200b"])
+    targets, split = [[1, 0], [0, 1]] * 2, ["train", "train", "test", "test"]
+    (note,) = check_splits(table(targets, split, ["m\u00b2", "M2"]))
+    assert note == "classes 'm²', 'M2' differ only in case, spaces or Unicode form: are they one class?"
+    assert check_splits(table(targets, split, ["1", "01"])) == check_splits(table(targets, split, ["NA", "nan "])) == []
+
+
 def test_a_sound_table_has_no_warnings():
     assert check_splits(table([[1, 0], [0, 1], [1, 0], [0, 1]], ["train", "train", "test", "test"])) == []
 
@@ -194,7 +216,7 @@ def test_uneven_classes_and_odd_labels_are_named_in_plain_sentences():
         "1 class positive only in split 'train' (it cannot be scored): in train",
         "1 class positive only in split 'test' (it is scored but cannot be learned): in test",
         "2 classes never absent in split 'train' (nothing to tell apart): always, dog ",
-        "classes 'Dog', 'dog ' differ only in case or spaces: are they one class?",
+        "classes 'Dog', 'dog ' differ only in case, spaces or Unicode form: are they one class?",
         "split 'train': 1 of 14 labels are unknown and will be masked",
         "split 'test': 1 of 2 images have no positive label (legal)",
     ]

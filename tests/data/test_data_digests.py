@@ -18,7 +18,7 @@ def test_digests_follow_the_content_and_only_changed_files_are_read_again(tmp_pa
     paths[4].mkdir()
     read = []
     digest = module._digest
-    monkeypatch.setattr(module, "_digest", lambda path: read.append(path.name) or digest(path))
+    monkeypatch.setattr(module, "_digest", lambda path: read.append(os.path.basename(path)) or digest(path))
     index = tmp_path / "memory" / "digests.json"
 
     first = file_digests(paths, index)

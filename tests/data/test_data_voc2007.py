@@ -53,8 +53,8 @@ def test_a_class_with_difficult_objects_only_is_present_or_unknown_as_set(root):
 
 def test_counts_that_are_not_the_published_ones_are_notes_with_both_numbers(root):
     first, second = read_voc2007(root).notes
-    assert first.startswith("voc2007 count: 2 images in split 'train', expected 5,011")
-    assert "3 images in split 'test', expected 4,952" in second
+    assert first.startswith("voc2007 count: 2 listed images in split 'train', expected 5,011")
+    assert "3 listed images in split 'test', expected 4,952" in second
 
 
 def test_a_missing_half_says_which_list_is_looked_for_and_how_to_get_it(root, tmp_path):

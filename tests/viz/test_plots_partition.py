@@ -55,7 +55,7 @@ def test_stability_shows_the_mean_and_the_range_of_the_repeats(draw):
     table.loc[(table["kind"] == "halves") & (table["repeat"] == 1), "ari"] += 0.2
     figure = draw(plots_partition.stability_by_k({"co": table, "dis": table}))
     for axis in figure.axes:
-        seeds, halves = axis.lines
+        seeds, halves = axis.lines[:2]
         assert list(seeds.get_ydata()) == [1, 1] and list(halves.get_ydata()) == pytest.approx([0.1, 0.6])
         band = axis.collections[1].get_paths()[0].vertices[:, 1]
         assert (band.min(), band.max()) == pytest.approx((0.0, 0.7))

@@ -14,7 +14,7 @@ from cpsd_lib.evaluation import cam, metrics
 from cpsd_lib.models.classifier import build_model
 from cpsd_lib.partition import Partition, adjusted_rand, cut, ncut
 from cpsd_lib.teachers import PartTeachers
-from cpsd_lib.viz import explorer, parts, thresholds
+from cpsd_lib.viz import explorer, parts, plots
 
 NAMES = list("abcdefgh")
 
@@ -190,16 +190,6 @@ def test_a_class_is_counted_by_itself():
         assert numbers == pytest.approx([precision, recall, f1])
 
 
-def test_counts_of_many_thresholds_are_those_of_each():
-    targets = labels(unknown=0.2)
-    scores = scores_of(targets)
-    right, chosen = thresholds.Ranked(scores, targets).count([0.2, 0.5])
-    for place, threshold in enumerate((0.2, 0.5)):
-        predicted = (scores >= threshold) & (targets != -1)
-        assert chosen[place].tolist() == predicted.sum(0).tolist()
-        assert right[place].tolist() == (predicted & (targets == 1)).sum(0).tolist()
-
-
 def test_a_threshold_explorer_refuses_what_does_not_fit():
     targets = labels()
     scores = scores_of(targets)
@@ -348,3 +338,16 @@ def test_only_the_moving_artists_are_drawn_again():
     assert first.shape == (100, 200, 3)
     assert (first[50, [20, 100, 180]] == 0).all(1).tolist() == [True, False, True]
     assert (second[50, [20, 100, 180]] == 0).all(1).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("name", ["US$ $, or", "a_$x^", "$\\frac$"])
+def test_a_name_with_dollars_is_no_formula(name):
+    names = [name, *NAMES[1:]]
+    assert widgets.partition_explorer(*graph.cooccurrence(labels()), names).png
+    assert widgets.threshold_explorer(scores_of(labels()), labels(), names, {"shown": name}).png
+    targets = np.ones_like(TARGETS)
+    assert widgets.cam_browser({name: small_model()}, pictures(), [0], targets, names, {"shown": name}).png
+    plots.use_style()
+    figure = plots.pictures(pictures(1), [name], name)
+    figure.canvas.draw()
+    plt.close(figure)

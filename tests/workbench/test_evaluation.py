@@ -13,7 +13,15 @@ from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.report import deviation, gain_summary, write_report
 from cpsd_lib.workbench.rows import TITLES
 from cpsd_lib.workbench.run import MissingStage
-from cpsd_lib.workbench.scoring import caveat, component_figure, component_table, load_records, score, table_text
+from cpsd_lib.workbench.scoring import (
+    caveat,
+    component_figure,
+    component_table,
+    load_per_class,
+    load_records,
+    score,
+    table_text,
+)
 
 
 def records(maps, split="test"):
@@ -156,16 +164,40 @@ def test_the_report_is_one_page_that_needs_no_network(tmp_path, monkeypatch):
 def test_every_shared_figure_is_written_as_a_picture(tmp_path):
     plots.use_style()
     rng = np.random.default_rng(0)
-    targets = (rng.random((30, 50)) < 0.3).astype(np.int8)
     names = [f"class {number}" for number in range(50)]
     history = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0]})
     figures = {
-        "frequencies": plots.label_frequencies(names, {"train": targets, "val": targets}),
         "curves": plots.training_curves({"a": history, "b": history}, "loss", "loss per image", "curves"),
         "pictures": plots.pictures(rng.integers(0, 255, (7, 3, 8, 8), dtype=np.uint8), names[:7], "pictures"),
-        "bars": plots.bars(names[:3], np.array([1.0, -1.0, 0.0]), "points", "bars"),
     }
     for name, figure in figures.items():
         assert all(axis.get_xlabel() for axis in figure.axes if name not in ("pictures",))
         plots.save(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+NUMBERS_OR_NOTHING = (
+    ["0", "1", "10", "2"],
+    ["01", "1"],
+    ["True", "False"],
+    ["NA", "None", "nan", "null"],
+    ["1e5", "#N/A"],
+)
+
+
+@pytest.mark.parametrize("names", NUMBERS_OR_NOTHING)
+def test_names_that_look_like_numbers_or_like_nothing_stay_names(tmp_path, names):
+    run = a_run(tmp_path)
+    run.dataset.table = SimpleNamespace(names=names)
+    with pytest.raises(MissingStage, match="run 05_evaluation"):
+        load_per_class(run)
+    (tmp_path / "evaluation").mkdir()
+    ap = np.arange(len(names)) * 10.0
+    ap[-1] = np.nan  # a class without a positive
+    lines = [pd.DataFrame({"row": row, "seed": 0, "split": "test", "class": names, "ap": ap}) for row in ("sd", "cpsd")]
+    pd.concat(lines).to_csv(tmp_path / "evaluation" / "per_class.csv", index=False)
+    table = load_per_class(run).pivot_table(index="class", columns="row", values="ap").reindex(names)
+    assert list(table.index) == names and np.array_equal(table["cpsd"], ap, equal_nan=True)
+    run.dataset.table.names = [*names[:-1], "another"]
+    with pytest.raises(ValueError, match="other classes than the"):
+        load_per_class(run)

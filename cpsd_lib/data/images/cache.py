@@ -6,14 +6,13 @@ import os
 import shutil
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from cpsd_lib import support
-from cpsd_lib.data.images.decode import MAX_PIXELS, BadImage, decode
+from cpsd_lib.data.images.decode import BadImage
 from cpsd_lib.data.images.pixels import OnTheFly
 from cpsd_lib.data.table import listed
 from cpsd_lib.support import bar
@@ -23,18 +22,6 @@ SYNC_SECONDS = 5.0  # at most this much decoding is lost when the machine goes d
 
 class BadFiles(ValueError):
     """Image files that cannot be used, under the policy `error`."""
-
-
-@dataclass(frozen=True)
-class CsvImages:
-    """What `build` needs to decode a list of image files: call it with an index, get uint8 [3, size, size]."""
-
-    paths: list[Path]
-    size: int
-    max_pixels: int = MAX_PIXELS
-
-    def __call__(self, index):
-        return decode(self.paths[index], self.size, self.max_pixels)
 
 
 def build(load, count, size, key, root, workers=None, desc="decoding", keep=True):
@@ -50,46 +37,40 @@ def build(load, count, size, key, root, workers=None, desc="decoding", keep=True
     if count < 1:
         raise ValueError(f"{desc}: there are {count} images, expected at least 1")
     folder, images = Path(root) / key, OnTheFly(load, count, size, workers)
-    pixels = folder / "images.u8" if keep else None
+    pixels, state_file = (folder / "images.u8", folder / "images.json") if keep else (None, folder / "readable.json")
     identity = {"count": count, "size": size, "key": key}
-    state = _read_state(folder, pixels, identity)
+    state = _read_state(state_file, pixels, identity)
     if state["done"] < count:
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder, _state_file(folder, pixels)):
-            state = _read_state(folder, pixels, identity)
+        with _lock(state_file):
+            state = _read_state(state_file, pixels, identity)
             if state["done"] < count:
-                _decode_all(images, folder, pixels, state, desc)
+                _decode_all(images, state_file, pixels, state, desc)
     bad = {int(index): reason for index, reason in state["bad"].items()}
     return np.memmap(pixels, np.uint8, "r", shape=images.shape) if keep else images, bad
 
 
-def _state_file(folder, pixels):
-    return folder / ("images.json" if pixels else "readable.json")
-
-
-def _read_state(folder, pixels, identity):
+def _read_state(path, pixels, identity):
     """Return the state of a cache: how many images are done, and which of them are bad; none, where nothing is usable."""
     state = identity | {"done": 0, "bad": {}}
-    # One file, replaced as a whole, so no lock is needed to read it. index.json is what earlier versions wrote at the end.
-    path = next((p for p in (_state_file(folder, pixels), folder / "index.json") if p.exists()), None)
-    if path is None:
+    if not path.exists():
         return state
-    saved = support.read_json(path)
+    saved = support.read_json(path)  # one file, replaced as a whole, so no lock is needed to read it
     if {name: saved.get(name) for name in identity} != identity:
         text = f"{path} holds another cache than {identity}"
         raise ValueError(f"{text}: the key must depend on count and size; delete it")
     if pixels and not (pixels.exists() and pixels.stat().st_size == _length(state)):
         return state  # damaged from outside: built again
-    return state | {"done": state["count"]} | saved
+    return saved
 
 
 def _length(state):
     return state["count"] * 3 * state["size"] ** 2
 
 
-def _lock(folder, state_file):
+def _lock(state_file):
     # The operating system drops the lock with its process, so a killed build leaves nothing to clean up.
-    lock = FileLock(folder / "build.lock")
+    lock = FileLock(state_file.with_name("build.lock"))
     try:
         return lock.acquire(timeout=0)
     except Timeout:
@@ -100,12 +81,10 @@ def _lock(folder, state_file):
         return lock.acquire(poll_interval=0.2)
 
 
-def _decode_all(images, folder, pixels, state, desc):
+def _decode_all(images, state_file, pixels, state, desc):
     """Decode in order what `state` says is not done."""
     if state["done"] == 0:
-        # First: neither this state nor what earlier versions kept may vouch for the empty pixels that come next.
-        for path in (_state_file(folder, pixels), folder / "index.json", folder / "done.u8"):
-            path.unlink(missing_ok=True)
+        state_file.unlink(missing_ok=True)  # first: it must not vouch for the empty pixels that come next
         if pixels:
             _allocate(pixels, _length(state))
     state["holder"] = f"process {os.getpid()} on {socket.gethostname()}"
@@ -114,7 +93,7 @@ def _decode_all(images, folder, pixels, state, desc):
         if pixels:  # they reach the disk before the number that vouches for them
             with open(pixels, "r+b") as file:
                 os.fsync(file.fileno())
-        support.write_json(_state_file(folder, pixels), state)
+        support.write_json(state_file, state)
 
     commit()
     committed = time.monotonic()
@@ -137,7 +116,7 @@ def _write(load, indices, shape, path):
     """Decode `indices` into the file `path`, or None; return ({index as text: reason} of the bad ones, number of images)."""
     bad = {}
     # Plain writes, not a memmap: on a full or failing disk they raise, where a memmap kills the process (SIGBUS).
-    with open(path, "r+b", buffering=0) if path else contextlib.nullcontext() as file:
+    with open(path, "r+b") if path else contextlib.nullcontext() as file:
         for index in indices:
             try:
                 pixels = load(index)
@@ -148,31 +127,17 @@ def _write(load, indices, shape, path):
                 raise TypeError(f"image {index} is {pixels.dtype} {pixels.shape}, expected uint8 {shape}")
             if file:
                 file.seek(index * pixels.nbytes)
-                left = memoryview(np.ascontiguousarray(pixels)).cast("B")
-                while left:  # a raw write may take only a part
-                    left = left[file.write(left) :]
+                file.write(np.ascontiguousarray(pixels))
     return bad, len(indices)
 
 
 def _allocate(path, length):
-    # The whole length at once: a disk that is too small says so now, not after an hour.
-    try:
-        with open(path, "wb") as file:
-            if shutil.disk_usage(path.parent).free < length:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            file.truncate(length)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, length)
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot reserve: the length stands
-            return
-        path.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            text = f"the decoded images need {length:,} bytes ({length / 2**30:.1f} GiB) in {path.parent}"
-            raise OSError(
-                error.errno, f"{text}: free some space, choose another cache folder or a smaller size"
-            ) from error
-        raise
+    # A disk that is too small says so now, not after an hour.
+    if shutil.disk_usage(path.parent).free < length:
+        text = f"the decoded images need {length:,} bytes ({length / 2**30:.1f} GiB) in {path.parent}"
+        raise OSError(errno.ENOSPC, f"{text}: free some space, choose another cache folder or a smaller size")
+    with open(path, "wb") as file:
+        file.truncate(length)
 
 
 def check_bad(bad, names, policy):

@@ -53,6 +53,11 @@ def decode(path, size, max_pixels=MAX_PIXELS):
         raise BadImage(reason or f"broken image ({str(error) or type(error).__name__})") from error
 
 
+def decode_from(paths, size, max_pixels, index):
+    """Return paths[index] as `decode` does; a functools.partial of it is what a cache loads by."""
+    return decode(paths[index], size, max_pixels)
+
+
 @contextmanager
 def _strict_pillow():
     # Someone else may have allowed truncated images in this process: Pillow would then pad them in grey, silently.

@@ -7,7 +7,6 @@ import os
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -15,33 +14,28 @@ from cpsd_lib import support
 from cpsd_lib.support import bar
 
 
-def file_digests(paths, index_path, workers=None):
+def file_digests(paths, index_path):
     """Return the content digest of each file (hex, 32 digits; '' for one that is missing or cannot be read).
 
     Digests are remembered in `index_path` by (absolute path, size, mtime), so that only new and changed files are read.
     """
-    index_path, known = Path(index_path), {}
+    known, names = {}, [os.path.abspath(path) for path in paths]
     with contextlib.suppress(FileNotFoundError, ValueError):  # only a memory: broken or gone, it is made anew
         known = dict(support.read_json(index_path))
-    names, states = [os.path.abspath(path) for path in paths], [_state(path) for path in paths]
-    digests = [
-        known[name][2] if state and known.get(name, [])[:2] == state else ""
-        for name, state in zip(names, states, strict=True)
-    ]
-    unread = [place for place, state in enumerate(states) if state and not digests[place]]
-    if not unread:
-        return digests
-    with bar(len(unread), "reading files", "file") as progress, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    states = {name: _state(name) for name in names}
+    unread = [name for name, state in states.items() if state and known.get(name, [])[:2] != state]
+    shown = bar(len(unread), "reading files", "file") if unread else contextlib.nullcontext()
+    with shown as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(unread), 10_000):  # saved now and then: a killed run need not read all again
             block = unread[start : start + 10_000]
-            for place, digest in zip(block, pool.map(_digest, [paths[place] for place in block]), strict=True):
-                digests[place] = digest
-                # A file changed this very moment could change again without a new mtime: not remembered.
-                if digest and time.time_ns() - states[place][1] > 2_000_000_000:
-                    known[names[place]] = [*states[place], digest]
+            for name, digest in zip(block, pool.map(_digest, block), strict=True):
+                known[name] = [*states[name], digest]
                 progress.update(1)
-            support.write_text(index_path, json.dumps(known))
-    return digests
+            # A file changed this very moment could change again without a new mtime: not remembered.
+            now = time.time_ns()
+            old = {name: entry for name, entry in known.items() if entry[2] and now - entry[1] > 2_000_000_000}
+            support.write_text(index_path, json.dumps(old))
+    return [known[name][2] if states[name] else "" for name in names]
 
 
 def _state(path):

@@ -44,16 +44,13 @@ def read_coco2014(root):
     root = common.need_folder(root)
     _check_sidecar(root)
     read = {split: _read_split(root, split) for split in FOLDERS}
-    common.refuse_overlap(root, *([_image_id(file) for file in files] for files, _, _ in read.values()), "image id")
     # The short form may have left out images with no label already: their number is not compared.
-    counts = {split: len(files) for split, (files, _, whole) in read.items() if whole}
-    notes = common.count_notes("coco2014", "listed images", counts, {split: LISTED[split] for split in counts})
+    listed = {split: LISTED[split] for split, (_, _, whole) in read.items() if whole}
     splits = {}
     for split, (files, targets, _) in read.items():
-        order = sorted(range(len(files)), key=files.__getitem__)
-        files, targets = common.with_labels([files[index] for index in order], targets[order])
-        splits[split] = files, targets, [root / FOLDERS[split] / file for file in files]
-    return common.join_splits(COCO_CLASSES, splits, "coco2014", "labelled images", LABELLED, notes)
+        order = np.argsort(files)
+        splits[split] = [files[index] for index in order], targets[order], root / FOLDERS[split]
+    return common.join_splits(root, COCO_CLASSES, splits, "coco2014", listed, LABELLED, _image_id)
 
 
 def _read_split(root, split):

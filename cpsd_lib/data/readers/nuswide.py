@@ -29,15 +29,8 @@ def read_nuswide(root):
     labels = _label_folder(root, names)
     folder = common.first_existing(root, IMAGES, "folder of images")
     listed = {split: _image_list(root, split) for split in WORD}
-    common.refuse_overlap(root, listed["train"], listed["test"], "image")
-    notes = common.count_notes(
-        "nuswide", "listed images", {split: len(files) for split, files in listed.items()}, LISTED
-    )
-    splits = {}
-    for split, files in listed.items():
-        files, targets = common.with_labels(files, _targets(labels, names, split, len(files)))
-        splits[split] = files, targets, [folder / file for file in files]
-    return common.join_splits(names, splits, "nuswide", "labelled images", LABELLED, notes)
+    splits = {split: (files, _targets(labels, names, split, len(files)), folder) for split, files in listed.items()}
+    return common.join_splits(root, names, splits, "nuswide", LISTED, LABELLED)
 
 
 def _concepts(root):

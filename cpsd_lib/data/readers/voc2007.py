@@ -32,14 +32,12 @@ def read_voc2007(root, difficult=True):
     """
     root = common.need_folder(root)
     homes = {split: _home(root, split) for split in LISTS}
-    ids = {split: _ids(home / LISTS[split]) for split, home in homes.items()}
-    common.refuse_overlap(root, ids["train"], ids["test"], "image id")
     splits = {}
     for split, home in homes.items():
-        files = [f"{image_id}.jpg" for image_id in ids[split]]
-        targets = _targets(home / "Annotations", ids[split], difficult)
-        splits[split] = files, targets, [home / "JPEGImages" / file for file in files]
-    return common.join_splits(CLASSES, splits, "voc2007", "images", LISTED)
+        ids = _ids(home / LISTS[split])
+        targets = _targets(home / "Annotations", ids, difficult)
+        splits[split] = [f"{image_id}.jpg" for image_id in ids], targets, home / "JPEGImages"
+    return common.join_splits(root, CLASSES, splits, "voc2007", LISTED)
 
 
 def fetch_voc2007(root):

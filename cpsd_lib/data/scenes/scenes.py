@@ -54,10 +54,9 @@ class Scenes:
     @property
     def table(self) -> LabelTable:
         """Labels [images,20] of the splits train (60 %), test (20 %) and test_shifted (20 %); a fresh copy at each call."""
-        tests = self.images // 5
+        tests, targets = self.images // 5, _labels(self.images, self.seed, self.groups).copy()
         split = np.repeat(["train", "test", "test_shifted"], [self.images - 2 * tests, tests, tests])
-        files = [f"scene-{i:05d}" for i in range(self.images)]
-        return LabelTable(names=list(NAMES), targets=self._targets.copy(), files=files, split=split)
+        return LabelTable(list(NAMES), targets, [f"scene-{i:05d}" for i in range(self.images)], split)
 
     @property
     def groups_of_classes(self) -> list[int]:
@@ -78,14 +77,10 @@ class Scenes:
         """Visible extent of every drawn thing in picture i: (class, x0, y0, x1, y1) in pixels, x1 and y1 exclusive."""
         return self._draw(i)[1]
 
-    @property
-    def _targets(self):
-        return _labels(self.images, self.seed, self.groups)
-
     def _draw(self, i):
         if not 0 <= i < self.images:
             raise IndexError(f"scenes: picture {i} does not exist; there are {self.images}, numbered from 0")
-        classes = np.flatnonzero(self._targets[i])
+        classes = np.flatnonzero(_labels(self.images, self.seed, self.groups)[i])
         for attempt in count():  # about one picture in 70 hides a thing too well and is drawn again
             scene = _compose(np.random.default_rng([self.seed, i, attempt]), self.size, classes)
             if scene is not None:
@@ -170,7 +165,8 @@ def _paste(rng, canvas, owner, number, draw, centre, radius, turn):
     opacity = rng.uniform(0.4, 0.8) if rng.random() < 0.35 else 1.0
     patch = shapes.Patch(size, centre, radius, rng.uniform(-turn, turn), rng.random() < 0.5, max(1.0, blur))
     draw(patch, rng)
-    below = canvas[(slice(None), *patch.area)]
+    rows, columns = patch.area
+    below = canvas[:, rows, columns]
     below += np.float32(opacity) * (patch.colour - patch.alpha * below)
     inside = patch.alpha >= 0.3
     owner[patch.area][inside] = number

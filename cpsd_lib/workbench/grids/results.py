@@ -129,7 +129,7 @@ def beside(params):
     """
     wanted, found = params.model_dump(mode="json")["data"], {}
     for path in sorted(outputs_root().glob("*/grid.json")):
-        name, frame = path.parent.name, pd.read_csv(path.with_suffix(".csv"))
+        name, frame = path.parent.name, pd.read_csv(path.with_suffix(".csv"), dtype={"job": str})
         slugs = [job.removeprefix(f"{name}.") for job in frame["job"].unique()]
         of_this_data = all(read_yaml(path.parent / "params" / f"{slug}.yaml")["data"] == wanted for slug in slugs)
         if of_this_data and not params.name.startswith(f"{name}."):
