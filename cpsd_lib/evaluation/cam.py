@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from cpsd_lib.models import GapHead, LabelTransformer, MLDecoder, Query2Label
+from cpsd_lib.models import LabelTransformer, LinearHead, MLDecoder, Query2Label, feature_map, trial_images
 from cpsd_lib.teachers import PartTeachers, in_mode
 
 
@@ -15,54 +15,83 @@ def class_activation(model, images, classes):
     """Return a map [B, K, H, W] float32 in [0, 1] for each of K `classes` in images [B, 3, H, W], H = W, float in [0, 1].
 
     model: a Classifier, or PartTeachers, whose map of a class is that of the expert of its part; it is run in eval mode.
-    The gap head has the exact map (Zhou et al. 2016), heads with tokens the gradient's (Selvaraju et al. 2017). Its
-    positive part is enlarged to the image (bilinear) and divided by its own maximum: maps of two classes or two models
-    compare in place, not in height, and a map that is nowhere positive is all 0.
+    The positive part of `gradient_maps` is enlarged to the image (bilinear) and divided by its own maximum: maps of two
+    classes or two models compare in place, not in height, and a map that is nowhere positive is all 0.
     Raises ValueError for a class the model does not have, and for other images.
     """
 
     def maps_of(expert, columns):
-        features = expert(images).features.float()
-        # Maps are small and their gradients smaller: the caller's bfloat16 ends at the features.
-        with torch.autocast(images.device.type, enabled=False):
-            make = exact_maps if isinstance(expert.head, GapHead) else gradient_maps
-            maps = make(expert.head, features, columns)
-        return functional.interpolate(maps.relu(), images.shape[2:], mode="bilinear", align_corners=False)
+        maps = gradient_maps(expert, images, columns).relu()
+        return functional.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)
 
     maps = _by_expert(model, images, classes, maps_of)
     highest = maps.amax((2, 3), keepdim=True)
     return torch.where(highest > 0, maps / highest, 0.0)
 
 
-def exact_maps(head, features, classes):
-    """Return what each place [h, w] of features [B, F, h, w] adds to a GapHead's logits, [B, K, h, w].
+def gradient_maps(expert, images, columns):
+    """Return Grad-CAM before its ReLU, [B, K, h, w], of K `columns` of a Classifier in eval mode.
 
-    Its mean over the places is the logit without its bias (Zhou et al. 2016).
+    The last features weighed by the mean over the places of the logit's gradient (Selvaraju et al. 2017); where `is_exact`,
+    that is what each place adds to the logit (Zhou et al. 2016). A classifier that reads a class token alone gives the places
+    of the last features no gradient: then it is what the last block reads that is weighed.
     """
-    return torch.einsum("kf,bfhw->bkhw", head.linear.weight.detach()[classes], features.detach())
+    # Maps are small and their gradients smaller: the caller's bfloat16 is not for them.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        maps = _weighed(expert, images, columns, expert.last)
+        if getattr(expert.backbone, "num_prefix_tokens", 0) and not maps.any():
+            last_block = expert.backbone.get_submodule(expert.backbone.feature_info[-1]["module"])
+            maps = _weighed(expert, images, columns, last_block)
+    return maps
 
 
-def gradient_maps(head, features, classes):
-    """Return Grad-CAM before its ReLU, [B, K, h, w], for any head in eval mode and features [B, F, h, w].
+def _weighed(expert, images, columns, layer):
+    """Return `gradient_maps` of what a layer of the expert reads."""
+    read = []
 
-    The features weighed by the mean over the places of the logit's gradient (Selvaraju et al. 2017); for a GapHead that
-    is the exact map divided by h * w.
+    def keep(module, inputs):
+        place = [torch.is_tensor(x) and x.ndim > 2 and len(x) == len(images) for x in inputs].index(True)
+        read.append(inputs[place].detach().clone().requires_grad_())
+        # A copy: what comes next may change it in place, which a tensor without a history does not allow.
+        return *inputs[:place], read[0].clone(), *inputs[place + 1 :]
+
+    # Out of the graph, so that nothing but what the layer reads has a gradient. Clones, because teachers that filled a
+    # store were moved to the GPU in inference mode, and autograd takes no tensor from there.
+    state = dict(expert.named_parameters()) | dict(expert.named_buffers())
+    state = {name: value.detach().clone() if value.is_inference() else value.detach() for name, value in state.items()}
+    hook = layer.register_forward_pre_hook(keep)
+    try:
+        output = functional_call(expert, state, (images,))
+    finally:
+        hook.remove()
+    # In eval mode no image sees another, so one sum has the gradients of all.
+    sums = output.logits.sum(0)
+    gradients = [torch.autograd.grad(sums[column], read, retain_graph=True)[0] for column in columns]
+    features, *gradients = (_places(expert, x, images, output.features) for x in [read[0].detach(), *gradients])
+    return torch.stack([(gradient.mean((2, 3), keepdim=True) * features).sum(1) for gradient in gradients], 1)
+
+
+def _places(expert, x, images, features):
+    if x.ndim == 3:  # tokens: the places are the last of them
+        return x[:, -features[0, 0].numel() :].transpose(1, 2).unflatten(2, features.shape[2:])
+    return feature_map(expert.backbone, x, images)
+
+
+def is_exact(model, size):
+    """Return whether a model's logits are means over the places of a linear map of its last features, tried on `size` pixels.
+
+    So it is for LinearHead where timm has nothing but a mean before its classifier. A map is then what its places add to the
+    logit (Zhou et al. 2016), else what the logit's gradient says they do (Selvaraju et al. 2017).
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        # Out of the graph, so that nothing but the features has a gradient. Clones, because teachers that filled a store
-        # were moved to the GPU in inference mode, and autograd takes no tensor from there.
-        state = dict(head.named_parameters()) | dict(head.named_buffers())
-        state = {
-            name: value.detach().clone() if value.is_inference() else value.detach() for name, value in state.items()
-        }
-        features = features.detach().clone().requires_grad_()
-        logits = functional_call(head, state, (features,))[0]
-        maps = []
-        for column in classes:
-            # In eval mode no image sees another, so one sum has the gradients of all.
-            gradient = torch.autograd.grad(logits[:, column].sum(), features, retain_graph=True)[0]
-            maps.append((gradient.mean((2, 3), keepdim=True) * features.detach()).sum(1))
-        return torch.stack(maps, 1)
+    expert, _ = _experts(model)[0]
+    if not isinstance(expert.head, LinearHead):
+        return False
+    images = trial_images(size, expert.mean.device)
+    with in_mode(expert, training=False), torch.no_grad():
+        last = expert.forward_features(images)
+        pooled = expert.backbone.forward_head(last, pre_logits=True)
+        mean = feature_map(expert.backbone, last, images).mean((2, 3))
+    return pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=1e-4, atol=1e-4 * float(mean.abs().max()))
 
 
 def attention_maps(model, images, classes):
@@ -113,7 +142,7 @@ def _experts(model):
     if isinstance(model, PartTeachers):
         return list(zip(model.experts, model.partition.parts, strict=True))
     head = model.head
-    if isinstance(head, GapHead):
+    if isinstance(head, LinearHead):
         return [(model, range(head.linear.out_features))]
     return [(model, range(len(head.label_vectors if isinstance(head, LabelTransformer) else head.queries)))]
 

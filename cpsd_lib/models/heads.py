@@ -1,4 +1,4 @@
-"""A backbone's last map -> logits, and one embedding a class where the head has tokens."""
+"""What a backbone computes -> logits, and one embedding a class where the head has tokens."""
 
 import math
 
@@ -14,8 +14,8 @@ def _start_small(weight, bias, prior):
     nn.init.constant_(bias, math.log(prior / (1 - prior)))
 
 
-class GapHead(nn.Module):
-    """Global average pooling and one linear layer (CPSD's tables: R101)."""
+class LinearHead(nn.Module):
+    """One linear layer behind what timm has between a model's last features and its classifier (CPSD's tables: R101)."""
 
     def __init__(self, features, num_classes, prior=0.12):
         super().__init__()
@@ -23,8 +23,8 @@ class GapHead(nn.Module):
         _start_small(self.linear.weight, self.linear.bias, prior)
 
     def forward(self, features):
-        """Return (logits [B, C], None) for features [B, F, h, w]."""
-        return self.linear(features.mean((2, 3))), None
+        """Return (logits [B, C], None) for pooled features [B, F]."""
+        return self.linear(features), None
 
 
 class ClassLinear(nn.Module):

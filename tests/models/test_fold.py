@@ -34,7 +34,10 @@ def norms(model):
 
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("test_resnet", 0), ("mobilenetv2_100", 0), ("resnet10t", 0), ("densenet121", 62), ("resnetv2_50", 17)],
+    [
+        *[("test_resnet", 0), ("mobilenetv2_100", 0), ("resnet10t", 0), ("densenet121", 62), ("resnetv2_50", 17)],
+        *[("mobilenetv4_conv_small_035", 0), ("efficientvit_b0", 0)],  # a norm behind the last map too
+    ],
 )
 def test_the_answers_are_the_same_and_the_norms_behind_a_convolution_are_gone(name, left):
     torch.manual_seed(0)
