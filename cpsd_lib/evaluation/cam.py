@@ -4,11 +4,14 @@ from operator import index
 
 import numpy as np
 import torch
+from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from cpsd_lib.models import LabelTransformer, LinearHead, MLDecoder, Query2Label, feature_map, trial_images
+from cpsd_lib.models import LabelTransformer, LinearHead, feature_map, trial_images
 from cpsd_lib.teachers import PartTeachers, in_mode
+
+ACTIVATION, GRADIENT, ATTENTION = "activation", "gradient", "attention"  # exact; Grad-CAM; of class queries
 
 
 def class_activation(model, images, classes):
@@ -32,9 +35,9 @@ def class_activation(model, images, classes):
 def gradient_maps(expert, images, columns):
     """Return Grad-CAM before its ReLU, [B, K, h, w], of K `columns` of a Classifier in eval mode.
 
-    The last features weighed by the mean over the places of the logit's gradient (Selvaraju et al. 2017); where `is_exact`,
-    that is what each place adds to the logit (Zhou et al. 2016). A classifier that reads a class token alone gives the places
-    of the last features no gradient: then it is what the last block reads that is weighed.
+    The last features weighed by the mean over the places of the logit's gradient (Selvaraju et al. 2017), which is what each
+    place adds to the logit where `map_kinds` says "activation" (Zhou et al. 2016). A classifier that reads a class token
+    alone gives the places of the last features no gradient: then it is what the last block reads that is weighed.
     """
     # Maps are small and their gradients smaller: the caller's bfloat16 is not for them.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
@@ -77,23 +80,6 @@ def _places(expert, x, images, features):
     return feature_map(expert.backbone, x, images)
 
 
-def is_exact(model, size):
-    """Return whether a model's logits are means over the places of a linear map of its last features, tried on `size` pixels.
-
-    So it is for LinearHead where timm has nothing but a mean before its classifier. A map is then what its places add to the
-    logit (Zhou et al. 2016), else what the logit's gradient says they do (Selvaraju et al. 2017).
-    """
-    expert, _ = _experts(model)[0]
-    if not isinstance(expert.head, LinearHead):
-        return False
-    images = trial_images(size, expert.mean.device)
-    with in_mode(expert, training=False), torch.no_grad():
-        last = expert.forward_features(images)
-        pooled = expert.backbone.forward_head(last, pre_logits=True)
-        mean = feature_map(expert.backbone, last, images).mean((2, 3))
-    return pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=1e-4, atol=1e-4 * float(mean.abs().max()))
-
-
 def attention_maps(model, images, classes):
     """Return the attention [B, K, h, w] of K `classes` over the places of images [B, 3, H, W], summing to 1 in each map.
 
@@ -102,14 +88,49 @@ def attention_maps(model, images, classes):
     """
 
     def maps_of(expert, columns):
-        if not isinstance(expert.head, (Query2Label, MLDecoder)):
+        layer, weights = _class_attention(expert.head), []
+        if layer is None:
             raise ValueError(
                 f"the head {type(expert.head).__name__} has no class queries that look at places; attention_maps is for "
                 "query2label and ml_decoder, class_activation for every head"
             )
-        return expert.head.attention(expert(images).features)[:, columns].float()
+        wanted = {"need_weights": True}
+        hooks = [layer.register_forward_pre_hook(lambda _, args, options: (args, options | wanted), with_kwargs=True)]
+        hooks += [layer.register_forward_hook(lambda module, inputs, output: weights.append(output[1]))]
+        try:
+            features = expert(images).features
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return weights[0][:, columns].unflatten(2, features.shape[2:]).float()
 
     return _by_expert(model, images, classes, maps_of)
+
+
+def _class_attention(head):
+    """Return the layer of a head in which class queries look at places last; None where it has no class queries."""
+    return next((layer for layer in reversed(list(head.modules())) if isinstance(layer, nn.MultiheadAttention)), None)
+
+
+def map_kinds(model, size):
+    """Return the kinds of map a model has, tried on images of size x size pixels.
+
+    First that of its class activation: "activation" where a logit is the mean over the places of a linear map of the last
+    features, as it is for LinearHead where timm has nothing but a mean before its classifier. A map is then what its places
+    add to the logit (Zhou et al. 2016), else "gradient", what the logit's gradient says they do (Selvaraju et al. 2017).
+    Then "attention" where all its heads have class queries.
+    """
+    expert, _ = _experts(model)[0]
+    if not isinstance(expert.head, LinearHead):
+        attention = all(_class_attention(expert.head) for expert, _ in _experts(model))
+        return [GRADIENT, ATTENTION] if attention else [GRADIENT]
+    images = trial_images(size, expert.mean.device)
+    with in_mode(expert, training=False), torch.no_grad():
+        last = expert.forward_features(images)
+        pooled = expert.backbone.forward_head(last, pre_logits=True)
+        mean = feature_map(expert.backbone, last, images).mean((2, 3))
+    exact = pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=1e-4, atol=1e-4 * float(mean.abs().max()))
+    return [ACTIVATION if exact else GRADIENT]
 
 
 def _by_expert(model, images, classes, maps_of):
@@ -154,7 +175,8 @@ def share_inside(maps, boxes):
     """Return the share [B, K] float64 of each of maps [B, K, H, W], >= 0, that lies inside its boxes (taken together).
 
     boxes[b][k]: a list of (left, top, right, bottom) in pixels of the map, right and bottom exclusive. A pixel that a box
-    covers in part counts in part. NaN where there is no box or the map is all 0. `area_share` is what chance would give.
+    covers in part counts in part. NaN where there is no box or the map is all 0. Of a map that is the same everywhere it is
+    the area of the boxes: chance.
     Raises ValueError for boxes that are not one list for each map, or have no area, and for maps below 0.
     """
     maps = torch.as_tensor(maps).detach().cpu().double()
@@ -163,16 +185,6 @@ def share_inside(maps, boxes):
     covered = covered_by(boxes, *maps.shape)
     shares = (maps * covered).sum((2, 3)) / maps.sum((2, 3))  # 0 / 0 is NaN
     return torch.where(covered.any(3).any(2), shares, torch.nan)
-
-
-def area_share(boxes, height, width):
-    """Return the share [B, K] float64 of a map of height x width pixels that the boxes cover: share_inside's chance level.
-
-    boxes: as in `share_inside`; NaN where there is none.
-    """
-    boxes = [list(image) for image in boxes]
-    covered = covered_by(boxes, len(boxes), len(boxes[0]) if boxes else 0, height, width)
-    return torch.where(covered.any(3).any(2), covered.mean((2, 3)), torch.nan)
 
 
 def covered_by(boxes, images, classes, height, width):

@@ -13,10 +13,9 @@ from torch.nn import functional
 from cpsd_lib.data import test_view
 from cpsd_lib.evaluation import cam
 from cpsd_lib.evaluation.bootstrap import bootstrap_mean
-from cpsd_lib.models import MLDecoder, Query2Label
+from cpsd_lib.evaluation.cam import ACTIVATION, ATTENTION, map_kinds
 from cpsd_lib.teachers import PartTeachers
 
-ACTIVATION, GRADIENT, ATTENTION = "activation", "gradient", "attention"  # exact; Grad-CAM; of class queries
 BATCH = 32  # maps of 448 pixels at once: 26 MB, and twice that while they are compared with boxes
 
 
@@ -30,17 +29,6 @@ class Sample:
 
 
 # ---- maps of many positives ------------------------------------------------------------------------------------------
-
-
-def map_kinds(model, size):
-    """Return the kinds of map a model has for images of size x size pixels.
-
-    First that of its class activation: "activation" where it is exact (`is_exact`), else "gradient"; then "attention" where
-    all its heads have class queries.
-    """
-    experts = model.experts if isinstance(model, PartTeachers) else [model]
-    queries = all(isinstance(expert.head, (Query2Label, MLDecoder)) for expert in experts)
-    return [ACTIVATION if cam.is_exact(model, size) else GRADIENT, *[ATTENTION][:queries]]
 
 
 def map_places(model, size):
@@ -115,7 +103,8 @@ def inside_boxes(models, images, sample):
     """
     size = sample.size
     # One at a time: 400 at once are 640 MB at 448 pixels.
-    chance = np.array([cam.area_share([[positive]], size, size).item() for positive in sample.boxes])
+    flat = torch.ones(1, 1, size, size)
+    chance = np.array([cam.share_inside(flat, [[positive]]).item() for positive in sample.boxes])
     best, lines = {}, []
     for strategy, model in models.items():
         places = map_places(model, size)

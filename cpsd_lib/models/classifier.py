@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from cpsd_lib.data import listed
 from cpsd_lib.models.heads import LabelTransformer, LinearHead, MLDecoder, Query2Label
 from cpsd_lib.teachers import Output
 
@@ -218,21 +219,31 @@ def load_backbone(backbone, path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; give a .safetensors or .pth file of the timm model")
-    state = read_state(path)
-    own = backbone.state_dict()
-    # The file's own classifier is the one thing that may stay unread.
+    state, own = read_state(path), backbone.state_dict()
+    # The file's own classifier may stay unread, and a file need not count batches.
     classifier = backbone.pretrained_cfg.get("classifier") or "classifier"
     # Its first name only: where timm says `head.fc2`, all of `head.` goes when there are no classes.
     heads = tuple(f"{part.split('.')[0]}." for part in ([classifier] if isinstance(classifier, str) else classifier))
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    foreign = [key for key in state if key not in own and not key.startswith(heads)]
-    shapes = [key for key in own if key in state and state[key].shape != own[key].shape]
-    if missing or foreign or shapes:
-        raise ValueError(
-            f"{path.name} does not fit this backbone: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(foreign)} foreign {foreign[:3]}, {len(shapes)} of another shape {shapes[:3]}"
-        )
-    backbone.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
+    state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | state
+    faults = state_faults(own, state)
+    if faults:
+        raise ValueError(f"{path.name} does not fit this backbone; {faults}")
+    backbone.load_state_dict(state)
+
+
+def state_faults(own, state):
+    """Return in words how the names and shapes of a state dict differ from `own` {name: tensor}, "" where they do not."""
+    faults = {
+        "missing": [name for name in own if name not in state],
+        "unknown": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {list(state[name].shape)}, expected {list(value.shape)}"
+            for name, value in own.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names)
 
 
 def read_state(path):

@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn import functional
 
 from cpsd_lib.evaluation.cam import (
-    area_share,
     attention_maps,
     class_activation,
+    covered_by,
     gradient_maps,
-    is_exact,
+    map_kinds,
     most_disagreeing,
 )
 from cpsd_lib.evaluation.cam import share_inside as share
@@ -148,8 +148,8 @@ def test_behind_a_mean_alone_each_place_adds_its_map_to_the_logit_and_a_model_kn
     name, options, exact
 ):
     model, images = shaken(build_model(name, 4, **options)), torch.rand(2, 3, 64, 64)
-    assert is_exact(model, 64) is exact
-    assert is_exact(PartTeachers([model], Partition([[0, 1, 2, 3]], 4)), 64) is exact
+    for one in (model, PartTeachers([model], Partition([[0, 1, 2, 3]], 4))):
+        assert map_kinds(one, 64)[0] == ("activation" if exact else "gradient")
     if exact:
         with torch.no_grad():
             output = model(images)
@@ -351,6 +351,25 @@ def softmax_by_hand(module, q, k):
     return total / module.num_heads
 
 
+class Corner(Colours):
+    """A backbone whose features are the first two rows and three columns of the image."""
+
+    def forward_features(self, images):
+        return images[:, :, :2, :3]
+
+
+@pytest.mark.parametrize("head", [Query2Label, MLDecoder])
+def test_the_attention_of_the_class_queries_comes_in_rows_and_columns_and_sums_to_one(head):
+    model = shaken(Classifier(Corner(), head(3, 5, dim=16), (0.0,) * 3, (1.0,) * 3))
+    images = torch.randn(2, 3, 4, 4)
+    found, flipped = attention_maps(model, images, range(5)), images.clone()
+    assert found.shape == (2, 5, 2, 3)
+    torch.testing.assert_close(found.sum((2, 3)), torch.ones(2, 5))
+    if head is MLDecoder:  # without a position code, places that change seats take their attention along
+        flipped[:, :, :2, :3] = images[:, :, :2, :3].flip(-1, -2)
+        torch.testing.assert_close(attention_maps(model, flipped, range(5)), found.flip(-1, -2))
+
+
 def test_ml_decoders_attention_is_the_softmax_of_its_weights():
     model, images = small("ml_decoder"), torch.rand(2, 3, 64, 96)[..., :64]
     maps = attention_maps(model, images, [3, 1])
@@ -429,7 +448,7 @@ def test_the_share_inside_is_what_lies_in_the_boxes():
     maps[0, 1] = 1
     maps[0, 2, 0, 0] = 1
     boxes = [[[(2, 1, 3, 2)], [(0, 0, 2, 2), (1, 1, 3, 3)], [], [(0, 0, 1, 1)]]]
-    shares, chance = share(maps, boxes)[0], area_share(boxes, 4, 5)[0]
+    shares, chance = share(maps, boxes)[0], share(torch.ones(1, 4, 4, 5), boxes)[0]
     assert shares[:2].tolist() == [0.75, 7 / 20]  # the overlap of two boxes counts once
     assert shares[2:].isnan().all()  # no box; a map of zeros
     assert chance[[0, 1, 3]].tolist() == [1 / 20, 7 / 20, 1 / 20] and chance[2].isnan()
@@ -441,12 +460,13 @@ def test_a_map_that_looks_everywhere_alike_has_the_share_of_the_area():
     for _ in range(20):
         left, top = rng.uniform(-1, 6, 2)
         boxes.append([[(left, top, left + rng.uniform(0.1, 9), top + rng.uniform(0.1, 9))]])
-    torch.testing.assert_close(share(torch.full((20, 1, 6, 7), 0.3), boxes), area_share(boxes, 6, 7))
+    area = torch.stack([covered_by([image], 1, 1, 6, 7).mean((0, 2, 3)) for image in boxes])
+    torch.testing.assert_close(share(torch.full((20, 1, 6, 7), 0.3), boxes), area)
 
 
 def test_a_box_counts_a_pixel_by_the_part_it_covers():
     boxes = [[[(0.5, 0.25, 1.0, 0.75)], [(-3, -3, 9, 9)], [(2.25, 0, 2.5, 9)]]]
-    assert area_share(boxes, 2, 4)[0].tolist() == [0.25 / 8, 1, 2 * 0.25 / 8]
+    assert share(torch.ones(1, 3, 2, 4), boxes)[0].tolist() == [0.25 / 8, 1, 2 * 0.25 / 8]
     maps = torch.zeros(1, 3, 2, 4)
     maps[:, :, 0, 0] = 1
     assert share(maps, boxes)[0].tolist() == [0.25, 1, 0]
@@ -462,7 +482,6 @@ def test_boxes_that_do_not_fit_the_maps_are_refused():
     for wrong in (maps - 2, maps[0], maps * torch.nan):
         with pytest.raises(ValueError, match=r"maps must be \[B, K, H, W\] and nowhere below 0"):
             share(wrong, [[[]], [[]]])
-    assert area_share([], 4, 4).shape == (0, 0)
 
 
 # ---- most_disagreeing ------------------------------------------------------------------------------------------------
