@@ -12,9 +12,8 @@ __getattr__, __dir__, __all__ = exports(
         "bootstrap": "bootstrap_interval bootstrap_mean paired_bootstrap",
         "calibration": "expected_calibration_error reliability",
         "thresholds": "best_thresholds",
-        "cam": "area_share attention_maps class_activation most_disagreeing share_inside",
-        "localisation": "ACTIVATION ATTENTION Sample inside_boxes map_captions map_kinds map_places peaks_inside pointing"
-        " stack_maps summarise_shares",
+        "cam": "ACTIVATION ATTENTION GRADIENT attention_maps class_activation map_kinds most_disagreeing share_inside",
+        "localisation": "Sample inside_boxes map_captions map_places peaks_inside pointing stack_maps summarise_shares",
         "partitions": "PAPER_EXPONENT match overlap partition_numbers singletons sizes",
     },
 )

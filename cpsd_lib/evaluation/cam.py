@@ -4,65 +4,80 @@ from operator import index
 
 import numpy as np
 import torch
+from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from cpsd_lib.models import GapHead, LabelTransformer, MLDecoder, Query2Label
+from cpsd_lib.models import LabelTransformer, LinearHead, feature_map, trial_images
 from cpsd_lib.teachers import PartTeachers, in_mode
+
+ACTIVATION, GRADIENT, ATTENTION = "activation", "gradient", "attention"  # exact; Grad-CAM; of class queries
 
 
 def class_activation(model, images, classes):
     """Return a map [B, K, H, W] float32 in [0, 1] for each of K `classes` in images [B, 3, H, W], H = W, float in [0, 1].
 
     model: a Classifier, or PartTeachers, whose map of a class is that of the expert of its part; it is run in eval mode.
-    The gap head has the exact map (Zhou et al. 2016), heads with tokens the gradient's (Selvaraju et al. 2017). Its
-    positive part is enlarged to the image (bilinear) and divided by its own maximum: maps of two classes or two models
-    compare in place, not in height, and a map that is nowhere positive is all 0.
+    The positive part of `gradient_maps` is enlarged to the image (bilinear) and divided by its own maximum: maps of two
+    classes or two models compare in place, not in height, and a map that is nowhere positive is all 0.
     Raises ValueError for a class the model does not have, and for other images.
     """
 
     def maps_of(expert, columns):
-        features = expert(images).features.float()
-        # Maps are small and their gradients smaller: the caller's bfloat16 ends at the features.
-        with torch.autocast(images.device.type, enabled=False):
-            make = exact_maps if isinstance(expert.head, GapHead) else gradient_maps
-            maps = make(expert.head, features, columns)
-        return functional.interpolate(maps.relu(), images.shape[2:], mode="bilinear", align_corners=False)
+        maps = gradient_maps(expert, images, columns).relu()
+        return functional.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)
 
     maps = _by_expert(model, images, classes, maps_of)
     highest = maps.amax((2, 3), keepdim=True)
     return torch.where(highest > 0, maps / highest, 0.0)
 
 
-def exact_maps(head, features, classes):
-    """Return what each place [h, w] of features [B, F, h, w] adds to a GapHead's logits, [B, K, h, w].
+def gradient_maps(expert, images, columns):
+    """Return Grad-CAM before its ReLU, [B, K, h, w], of K `columns` of a Classifier in eval mode.
 
-    Its mean over the places is the logit without its bias (Zhou et al. 2016).
+    The last features weighed by the mean over the places of the logit's gradient (Selvaraju et al. 2017), which is what each
+    place adds to the logit where `map_kinds` says "activation" (Zhou et al. 2016). A classifier that reads a class token
+    alone gives the places of the last features no gradient: then it is what the last block reads that is weighed.
     """
-    return torch.einsum("kf,bfhw->bkhw", head.linear.weight.detach()[classes], features.detach())
+    # Maps are small and their gradients smaller: the caller's bfloat16 is not for them.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        maps = _weighed(expert, images, columns, expert.last)
+        if getattr(expert.backbone, "num_prefix_tokens", 0) and not maps.any():
+            last_block = expert.backbone.get_submodule(expert.backbone.feature_info[-1]["module"])
+            maps = _weighed(expert, images, columns, last_block)
+    return maps
 
 
-def gradient_maps(head, features, classes):
-    """Return Grad-CAM before its ReLU, [B, K, h, w], for any head in eval mode and features [B, F, h, w].
+def _weighed(expert, images, columns, layer):
+    """Return `gradient_maps` of what a layer of the expert reads."""
+    read = []
 
-    The features weighed by the mean over the places of the logit's gradient (Selvaraju et al. 2017); for a GapHead that
-    is the exact map divided by h * w.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        # Out of the graph, so that nothing but the features has a gradient. Clones, because teachers that filled a store
-        # were moved to the GPU in inference mode, and autograd takes no tensor from there.
-        state = dict(head.named_parameters()) | dict(head.named_buffers())
-        state = {
-            name: value.detach().clone() if value.is_inference() else value.detach() for name, value in state.items()
-        }
-        features = features.detach().clone().requires_grad_()
-        logits = functional_call(head, state, (features,))[0]
-        maps = []
-        for column in classes:
-            # In eval mode no image sees another, so one sum has the gradients of all.
-            gradient = torch.autograd.grad(logits[:, column].sum(), features, retain_graph=True)[0]
-            maps.append((gradient.mean((2, 3), keepdim=True) * features.detach()).sum(1))
-        return torch.stack(maps, 1)
+    def keep(module, inputs):
+        place = [torch.is_tensor(x) and x.ndim > 2 and len(x) == len(images) for x in inputs].index(True)
+        read.append(inputs[place].detach().clone().requires_grad_())
+        # A copy: what comes next may change it in place, which a tensor without a history does not allow.
+        return *inputs[:place], read[0].clone(), *inputs[place + 1 :]
+
+    # Out of the graph, so that nothing but what the layer reads has a gradient. Clones, because teachers that filled a
+    # store were moved to the GPU in inference mode, and autograd takes no tensor from there.
+    state = dict(expert.named_parameters()) | dict(expert.named_buffers())
+    state = {name: value.detach().clone() if value.is_inference() else value.detach() for name, value in state.items()}
+    hook = layer.register_forward_pre_hook(keep)
+    try:
+        output = functional_call(expert, state, (images,))
+    finally:
+        hook.remove()
+    # In eval mode no image sees another, so one sum has the gradients of all.
+    sums = output.logits.sum(0)
+    gradients = [torch.autograd.grad(sums[column], read, retain_graph=True)[0] for column in columns]
+    features, *gradients = (_places(expert, x, images, output.features) for x in [read[0].detach(), *gradients])
+    return torch.stack([(gradient.mean((2, 3), keepdim=True) * features).sum(1) for gradient in gradients], 1)
+
+
+def _places(expert, x, images, features):
+    if x.ndim == 3:  # tokens: the places are the last of them
+        return x[:, -features[0, 0].numel() :].transpose(1, 2).unflatten(2, features.shape[2:])
+    return feature_map(expert.backbone, x, images)
 
 
 def attention_maps(model, images, classes):
@@ -73,14 +88,49 @@ def attention_maps(model, images, classes):
     """
 
     def maps_of(expert, columns):
-        if not isinstance(expert.head, (Query2Label, MLDecoder)):
+        layer, weights = _class_attention(expert.head), []
+        if layer is None:
             raise ValueError(
                 f"the head {type(expert.head).__name__} has no class queries that look at places; attention_maps is for "
                 "query2label and ml_decoder, class_activation for every head"
             )
-        return expert.head.attention(expert(images).features)[:, columns].float()
+        wanted = {"need_weights": True}
+        hooks = [layer.register_forward_pre_hook(lambda _, args, options: (args, options | wanted), with_kwargs=True)]
+        hooks += [layer.register_forward_hook(lambda module, inputs, output: weights.append(output[1]))]
+        try:
+            features = expert(images).features
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return weights[0][:, columns].unflatten(2, features.shape[2:]).float()
 
     return _by_expert(model, images, classes, maps_of)
+
+
+def _class_attention(head):
+    """Return the layer of a head in which class queries look at places last; None where it has no class queries."""
+    return next((layer for layer in reversed(list(head.modules())) if isinstance(layer, nn.MultiheadAttention)), None)
+
+
+def map_kinds(model, size):
+    """Return the kinds of map a model has, tried on images of size x size pixels.
+
+    First that of its class activation: "activation" where a logit is the mean over the places of a linear map of the last
+    features, as it is for LinearHead where timm has nothing but a mean before its classifier. A map is then what its places
+    add to the logit (Zhou et al. 2016), else "gradient", what the logit's gradient says they do (Selvaraju et al. 2017).
+    Then "attention" where all its heads have class queries.
+    """
+    expert, _ = _experts(model)[0]
+    if not isinstance(expert.head, LinearHead):
+        attention = all(_class_attention(expert.head) for expert, _ in _experts(model))
+        return [GRADIENT, ATTENTION] if attention else [GRADIENT]
+    images = trial_images(size, expert.mean.device)
+    with in_mode(expert, training=False), torch.no_grad():
+        last = expert.forward_features(images)
+        pooled = expert.backbone.forward_head(last, pre_logits=True)
+        mean = feature_map(expert.backbone, last, images).mean((2, 3))
+    exact = pooled.shape == mean.shape and torch.allclose(pooled, mean, rtol=1e-4, atol=1e-4 * float(mean.abs().max()))
+    return [ACTIVATION if exact else GRADIENT]
 
 
 def _by_expert(model, images, classes, maps_of):
@@ -113,7 +163,7 @@ def _experts(model):
     if isinstance(model, PartTeachers):
         return list(zip(model.experts, model.partition.parts, strict=True))
     head = model.head
-    if isinstance(head, GapHead):
+    if isinstance(head, LinearHead):
         return [(model, range(head.linear.out_features))]
     return [(model, range(len(head.label_vectors if isinstance(head, LabelTransformer) else head.queries)))]
 
@@ -125,7 +175,8 @@ def share_inside(maps, boxes):
     """Return the share [B, K] float64 of each of maps [B, K, H, W], >= 0, that lies inside its boxes (taken together).
 
     boxes[b][k]: a list of (left, top, right, bottom) in pixels of the map, right and bottom exclusive. A pixel that a box
-    covers in part counts in part. NaN where there is no box or the map is all 0. `area_share` is what chance would give.
+    covers in part counts in part. NaN where there is no box or the map is all 0. Of a map that is the same everywhere it is
+    the area of the boxes: chance.
     Raises ValueError for boxes that are not one list for each map, or have no area, and for maps below 0.
     """
     maps = torch.as_tensor(maps).detach().cpu().double()
@@ -134,16 +185,6 @@ def share_inside(maps, boxes):
     covered = covered_by(boxes, *maps.shape)
     shares = (maps * covered).sum((2, 3)) / maps.sum((2, 3))  # 0 / 0 is NaN
     return torch.where(covered.any(3).any(2), shares, torch.nan)
-
-
-def area_share(boxes, height, width):
-    """Return the share [B, K] float64 of a map of height x width pixels that the boxes cover: share_inside's chance level.
-
-    boxes: as in `share_inside`; NaN where there is none.
-    """
-    boxes = [list(image) for image in boxes]
-    covered = covered_by(boxes, len(boxes), len(boxes[0]) if boxes else 0, height, width)
-    return torch.where(covered.any(3).any(2), covered.mean((2, 3)), torch.nan)
 
 
 def covered_by(boxes, images, classes, height, width):

@@ -13,10 +13,9 @@ from torch.nn import functional
 from cpsd_lib.data import test_view
 from cpsd_lib.evaluation import cam
 from cpsd_lib.evaluation.bootstrap import bootstrap_mean
-from cpsd_lib.models import MLDecoder, Query2Label
+from cpsd_lib.evaluation.cam import ACTIVATION, ATTENTION, map_kinds
 from cpsd_lib.teachers import PartTeachers
 
-ACTIVATION, ATTENTION = "activation", "attention"
 BATCH = 32  # maps of 448 pixels at once: 26 MB, and twice that while they are compared with boxes
 
 
@@ -30,13 +29,6 @@ class Sample:
 
 
 # ---- maps of many positives ------------------------------------------------------------------------------------------
-
-
-def map_kinds(model):
-    """Return the kinds of map a model has: activation, and attention where all its heads have class queries."""
-    experts = model.experts if isinstance(model, PartTeachers) else [model]
-    queries = all(isinstance(expert.head, (Query2Label, MLDecoder)) for expert in experts)
-    return [ACTIVATION, ATTENTION] if queries else [ACTIVATION]
 
 
 def map_places(model, size):
@@ -54,7 +46,7 @@ def pointing(models, size):
 def maps_of(model, images, pairs, kind=ACTIVATION):
     """Yield (places in `pairs` [b], maps [b, S, S] >= 0 float32 on the CPU) until each of `pairs` [n] had its map.
 
-    kind: "activation", or "attention", enlarged to the image (bilinear) as the other is.
+    kind: "attention", enlarged to the image (bilinear) as the class activation is, or another: the class activation.
     """
     indices, classes = np.array(pairs).reshape(-1, 2).T
     for c in np.unique(classes):  # one class at a time: of merged teachers, the expert of that class alone runs
@@ -62,11 +54,11 @@ def maps_of(model, images, pairs, kind=ACTIVATION):
         for start in range(0, len(places), BATCH):
             batch = places[start : start + BATCH]
             view = test_view(torch.from_numpy(np.array(images[indices[batch]])).to(device_of(model)))
-            if kind == ACTIVATION:
-                maps = cam.class_activation(model, view, [c])
-            else:
+            if kind == ATTENTION:
                 maps = cam.attention_maps(model, view, [c])
                 maps = functional.interpolate(maps, view.shape[2:], mode="bilinear", align_corners=False)
+            else:
+                maps = cam.class_activation(model, view, [c])
             yield batch, maps[:, 0].cpu()
 
 
@@ -111,13 +103,14 @@ def inside_boxes(models, images, sample):
     """
     size = sample.size
     # One at a time: 400 at once are 640 MB at 448 pixels.
-    chance = np.array([cam.area_share([[positive]], size, size).item() for positive in sample.boxes])
+    flat = torch.ones(1, 1, size, size)
+    chance = np.array([cam.share_inside(flat, [[positive]]).item() for positive in sample.boxes])
     best, lines = {}, []
     for strategy, model in models.items():
         places = map_places(model, size)
         if places not in best:
             best[places] = best_share(sample.boxes, places, size)
-        for kind in map_kinds(model):
+        for kind in map_kinds(model, size):
             share = np.full(len(sample.pairs), np.nan)
             for batch, maps in maps_of(model, images, sample.pairs, kind):
                 share[batch] = cam.share_inside(maps[:, None], [[sample.boxes[place]] for place in batch])[:, 0]
@@ -130,14 +123,16 @@ def summarise_shares(shares, against=None, resamples=1000, seed=0):
     """Return one line a strategy and kind of map: mean share, what it is above chance, and over `against`'s, in percent.
 
     shares: DataFrame of `inside_boxes`. *_low, *_high: 95 % bootstrap intervals over images, the same draws for every line;
-    differences are taken positive by positive, `over` where both have a map. NaN for what is not there. empty: how many
-    maps are all 0 and left out, of chance and best as well.
+    differences are taken positive by positive, `over` where both have a map: of class activation, exact or by gradient, or
+    both of attention. NaN for what is not there. empty: how many maps are all 0 and left out, of chance and best as well.
     """
     wide = shares.pivot(index=["image", "class"], columns=["strategy", "map"])
     images, lines = wide.index.get_level_values("image"), []
-    for strategy, kind in shares[["strategy", "map"]].drop_duplicates().itertuples(index=False):
+    kinds = list(shares[["strategy", "map"]].drop_duplicates().itertuples(index=False, name=None))
+    others = {kind == ATTENTION: wide["share", strategy, kind] for strategy, kind in kinds if strategy == against}
+    for strategy, kind in kinds:
         share, chance, best = (wide[name, strategy, kind] for name in ("share", "chance", "best"))
-        other = None if strategy == against else wide["share"].get((against, kind))
+        other = None if strategy == against else others.get(kind == ATTENTION)
         over = share * np.nan if other is None else share - other
         line = {"strategy": strategy, "map": kind}
         for name, values in {"share": share, "above": share - chance, "over": over}.items():

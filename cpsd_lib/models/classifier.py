@@ -1,5 +1,6 @@
 """image -> Output(logits, label_embeddings, features): a timm backbone and a head."""
 
+import copy
 import difflib
 import math
 from pathlib import Path
@@ -9,18 +10,20 @@ import timm
 import torch
 from torch import nn
 
-from cpsd_lib.models.heads import GapHead, LabelTransformer, MLDecoder, Query2Label
+from cpsd_lib.data import listed
+from cpsd_lib.models.heads import LabelTransformer, LinearHead, MLDecoder, Query2Label
 from cpsd_lib.teachers import Output
 
-MODELS_VERSION = 1  # of this room: raised when a change of its code changes what a model computes or how it starts
+MODELS_VERSION = 2  # of this room: raised when a change of its code changes what a model computes or how it starts
 
 
 class Classifier(nn.Module):
-    """A backbone without its head, then a head over C classes; the input's normalisation is part of the model."""
+    """A timm model without its classifier, then a head over C classes; the input's normalisation is part of the model."""
 
     def __init__(self, backbone, head, mean, std, stride=1):
         super().__init__()
         self.backbone, self.head = backbone, head
+        self.last = nn.Identity()  # a place where a hook gets and may replace the last features
         self.stride = stride  # pixels; both sides of an image are a multiple of it
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
@@ -30,13 +33,15 @@ class Classifier(nn.Module):
         if any(side % self.stride for side in images.shape[2:]):
             size = "x".join(map(str, images.shape[2:]))
             raise ValueError(f"images of {size} pixels do not fit: both sides must be a multiple of {self.stride}")
-        features = self.features(images)
-        logits, label_embeddings = self.head(features)
+        last = self.last(self.forward_features(images))
+        features = feature_map(self.backbone, last, images)
+        read = self.backbone.forward_head(last, pre_logits=True) if isinstance(self.head, LinearHead) else features
+        logits, label_embeddings = self.head(read)
         return Output(logits, label_embeddings, features)
 
-    def features(self, images):
-        """Return the backbone's last map [B, F, h, w] of images [B, 3, S, S]."""
-        return feature_map(self.backbone, (images - self.mean) / self.std)
+    def forward_features(self, images):
+        """Return the last features of images [B, 3, S, S], in whatever layout the timm model has inside."""
+        return self.backbone.forward_features((images - self.mean) / self.std)
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -66,15 +71,14 @@ PRESETS = {
     "tresnet_l": ("tresnet_l.miil_in1k_448", "gap", {}),  # its own pool is the mean
     "resnext50_swsl": ("resnext50_32x4d.fb_swsl_ig1b_ft_in1k", "gap", {}),
 }
-HEADS = {"gap": GapHead, "label_transformer": LabelTransformer, "query2label": Query2Label, "ml_decoder": MLDecoder}
+HEADS = {"gap": LinearHead, "label_transformer": LabelTransformer, "query2label": Query2Label, "ml_decoder": MLDecoder}
 
 
-def feature_map(backbone, images):
-    """Return the last features of a timm model as [B, F, h, w], whatever layout the model uses inside.
+def feature_map(backbone, features, images):
+    """Return what `forward_features` of a timm model made of images [B, 3, S, S] as [B, F, h, w], whatever its layout.
 
     Raises ValueError for one of the few models that give no such map (coat, crossvit, volo in timm 1.0).
     """
-    features = backbone.forward_features(images)
     found = tuple(features.shape) if torch.is_tensor(features) else type(features).__name__
     if len(found) == 3:  # transformers: [B, prefix + h * w, F]
         features = features[:, getattr(backbone, "num_prefix_tokens", 0) :].transpose(1, 2)
@@ -87,6 +91,14 @@ def feature_map(backbone, images):
     if not torch.is_tensor(features) or features.ndim != 4 or features.shape[1] != backbone.num_features:
         raise ValueError(f"{type(backbone).__name__} gives {found}, no map of its features; take another backbone")
     return features
+
+
+def trial_images(size, device=None):
+    """Return the same two images of random pixels [2, 3, size, size] each time, to try a model on.
+
+    Never a black one: what is wrong in a layer's weights shows only where its input is not 0.
+    """
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
 
 
 def build_model(
@@ -103,6 +115,8 @@ def build_model(
     """Return a Classifier: a model of the paper (PRESETS), or any timm backbone with a head (HEADS).
 
     A new head starts with small output weights and bias log(prior / (1 - prior)); gap with such a name means its own head.
+    gap is timm's own way from the last features to the classifier, whatever it pools, and a linear layer; the other heads
+    read the last map, and what timm has behind it is left out.
     weights: None (random), "imagenet" (timm's own, from the hub), or a local .safetensors / .pth file of the timm model.
     normalize: "auto" uses the mean and std of those weights, [0, 1] as it is for random ones; "none"; "imagenet".
     label_vectors, for label_transformer: [C, V], fixed; None or "learned". head_width: None is the papers' own, per head.
@@ -121,7 +135,12 @@ def build_model(
         for part in (backbone.conv1, backbone.bn1, backbone.layer1):
             part.requires_grad_(False)
     mean, std = _normalization(backbone, normalize, weights)
-    made = _head(head, backbone.num_features, num_classes, prior, label_vectors, head_width)
+    if head == "gap" and type(backbone).__name__.endswith("Encoder"):
+        raise ValueError(f"timm gives {timm_name} no classifier; take a head that reads its map, such as ml_decoder")
+    width = getattr(backbone, "head_hidden_size", backbone.num_features) if head == "gap" else backbone.num_features
+    made = _head(head, width, num_classes, prior, label_vectors, head_width)
+    if head != "gap":  # after the weights were read: their file has these layers
+        _drop_unused(backbone, options.get("img_size") or backbone.pretrained_cfg["input_size"][1:])
     # A plain backbone takes what it takes; TResNet's stem cuts the image into blocks and fails inside timm.
     strict = name in PRESETS or head != "gap" or isinstance(backbone, timm.models.TResNet)
     return Classifier(backbone, made, mean, std, backbone.feature_info[-1]["reduction"] if strict else 1)
@@ -174,6 +193,24 @@ def _backbone(name, pretrained, options):
         ) from error
 
 
+def _drop_unused(backbone, size):
+    """Take out of a backbone the layers that its last map does not depend on: nothing would train them.
+
+    size: the side, or both sides, in pixels of images that it takes.
+    """
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
+        shapes = copy.deepcopy(backbone).to("meta").eval().requires_grad_(True)
+        images = torch.empty(1, 3, *(size if isinstance(size, (tuple, list)) else (size, size)))
+        last = feature_map(shapes, shapes.forward_features(images), images)
+        names, parameters = zip(*shapes.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(last.sum(), parameters, allow_unused=True)
+    used = {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    for name, module in reversed(list(backbone.named_modules())[1:]):
+        own = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
+        if own and not own & used:
+            backbone.set_submodule(name, nn.Identity())
+
+
 def load_backbone(backbone, path):
     """Read a local file of the full timm model into `backbone`; every backbone tensor must be there in its shape.
 
@@ -182,21 +219,31 @@ def load_backbone(backbone, path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}; give a .safetensors or .pth file of the timm model")
-    state = read_state(path)
-    own = backbone.state_dict()
-    # The file's own classifier is the one thing that may stay unread.
+    state, own = read_state(path), backbone.state_dict()
+    # The file's own classifier may stay unread, and a file need not count batches.
     classifier = backbone.pretrained_cfg.get("classifier") or "classifier"
     # Its first name only: where timm says `head.fc2`, all of `head.` goes when there are no classes.
     heads = tuple(f"{part.split('.')[0]}." for part in ([classifier] if isinstance(classifier, str) else classifier))
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    foreign = [key for key in state if key not in own and not key.startswith(heads)]
-    shapes = [key for key in own if key in state and state[key].shape != own[key].shape]
-    if missing or foreign or shapes:
-        raise ValueError(
-            f"{path.name} does not fit this backbone: {len(missing)} tensors missing {missing[:3]}, "
-            f"{len(foreign)} foreign {foreign[:3]}, {len(shapes)} of another shape {shapes[:3]}"
-        )
-    backbone.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(heads)}
+    state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | state
+    faults = state_faults(own, state)
+    if faults:
+        raise ValueError(f"{path.name} does not fit this backbone; {faults}")
+    backbone.load_state_dict(state)
+
+
+def state_faults(own, state):
+    """Return in words how the names and shapes of a state dict differ from `own` {name: tensor}, "" where they do not."""
+    faults = {
+        "missing": [name for name in own if name not in state],
+        "unknown": [name for name in state if name not in own],
+        "of another shape": [
+            f"{name} {list(state[name].shape)}, expected {list(value.shape)}"
+            for name, value in own.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
+    return "; ".join(f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names)
 
 
 def read_state(path):

@@ -6,21 +6,22 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from cpsd_lib.models.classifier import trial_images
 from cpsd_lib.models.trunk import Tail
 from cpsd_lib.teachers import PartTeachers
 
 
 @torch.no_grad()
-def fold_batch_norm(model, images):
+def fold_batch_norm(model, size):
     """Return a copy of an eval-mode model whose batch norms are part of the convolutions that feed them.
 
-    images [B, 3, S, S]: what it is tried on, to see which convolution feeds which norm. A norm that something else feeds,
-    or whose convolution feeds something else too, stays; a model that would not answer the same is copied as it is.
+    It is tried on random pixels, size x size of them, to see which convolution feeds which norm. A norm that something else
+    feeds, or whose convolution feeds something else too, stays; a model that would not answer the same is copied as it is.
     Raises ValueError for a model in train mode.
     """
     if any(module.training for module in model.modules()):
         raise ValueError("only a model in eval mode can be folded: in train mode its norms depend on the batch")
-    folded = _copied(model)
+    folded, images = _copied(model), trial_images(size, next(model.parameters()).device)
     for conv, norm in _pairs(folded, images):
         weight, bias = fuse_conv_bn_weights(
             *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
@@ -37,16 +38,19 @@ def fold_batch_norm(model, images):
     return (folded if same else _copied(model)).requires_grad_(False).eval()
 
 
-def fold_teachers(merged, images):
-    """Return {branch: Teachers} that answer as those of `merged` do, norms folded; one trunk for many stays one."""
+def fold_teachers(merged, size):
+    """Return {branch: PartTeachers} that answer as those of `merged` do, norms folded; one trunk for many stays one.
+
+    size: the side in pixels of the images that they see.
+    """
     found, trunks = {}, {}
     for branch, teachers in merged.items():
-        experts = [fold_batch_norm(expert, images) for expert in teachers.experts]
+        experts = [fold_batch_norm(expert, size) for expert in teachers.experts]
         for expert in experts:
             if isinstance(expert, Tail):
                 (trunk,) = expert.shared
                 if trunk not in trunks:
-                    trunks[trunk] = fold_batch_norm(trunk, images)
+                    trunks[trunk] = fold_batch_norm(trunk, size)
                 expert.shared = (trunks[trunk],)
         found[branch] = PartTeachers(experts, teachers.partition).requires_grad_(False).eval()
     return found

@@ -1,4 +1,4 @@
-"""A backbone's last map -> logits, and one embedding a class where the head has tokens."""
+"""What a backbone computes -> logits, and one embedding a class where the head has tokens."""
 
 import math
 
@@ -14,8 +14,8 @@ def _start_small(weight, bias, prior):
     nn.init.constant_(bias, math.log(prior / (1 - prior)))
 
 
-class GapHead(nn.Module):
-    """Global average pooling and one linear layer (CPSD's tables: R101)."""
+class LinearHead(nn.Module):
+    """One linear layer behind what timm has between a model's last features and its classifier (CPSD's tables: R101)."""
 
     def __init__(self, features, num_classes, prior=0.12):
         super().__init__()
@@ -23,8 +23,8 @@ class GapHead(nn.Module):
         _start_small(self.linear.weight, self.linear.bias, prior)
 
     def forward(self, features):
-        """Return (logits [B, C], None) for features [B, F, h, w]."""
-        return self.linear(features.mean((2, 3))), None
+        """Return (logits [B, C], None) for pooled features [B, F]."""
+        return self.linear(features), None
 
 
 class ClassLinear(nn.Module):
@@ -99,8 +99,8 @@ class Query2Label(nn.Module):
         if dim % 4:
             raise ValueError(f"the position code needs a width in multiples of 4, not {dim}")
         self.project = nn.Conv2d(features, dim, 1)
-        self.encoder = _EncoderLayer(dim, heads=4, hidden=4 * dim)
-        self.decoder = nn.ModuleList(_DecoderLayer(dim, heads=4, hidden=4 * dim) for _ in range(2))
+        self.encoder = _AttentionLayer(dim, heads=4, hidden=4 * dim)
+        self.decoder = nn.ModuleList(_AttentionLayer(dim, heads=4, hidden=4 * dim) for _ in range(2))
         self.norm = nn.LayerNorm(dim)
         self.queries = nn.Parameter(torch.randn(num_classes, dim))
         self.linear = ClassLinear(num_classes, dim, prior)
@@ -109,26 +109,14 @@ class Query2Label(nn.Module):
 
     def forward(self, features):
         """Return (logits [B, C], label embeddings [B, C, dim]) for features [B, F, h, w]."""
-        memory, position = self._encoded(features)
-        embeddings = self.norm(self._decoded(self.decoder, memory, position))
-        return self.linear(embeddings), embeddings
-
-    def attention(self, features):
-        """Return where each class looks in the last decoder layer, [B, C, h, w]: the heads' mean, in eval mode of sum 1."""
-        memory, position = self._encoded(features)
-        labels = self._decoded(self.decoder[:-1], memory, position)
-        return self.decoder[-1].look(labels, self.queries, memory + position).unflatten(2, features.shape[2:])
-
-    def _encoded(self, features):
         image = self.project(features).flatten(2).transpose(1, 2)
         position = self._position(*features.shape[2:], features.device).flatten(2).transpose(1, 2)
-        return self.encoder(image, position), position
-
-    def _decoded(self, layers, memory, position):
+        memory = self.encoder(image, position, image + position, image)
         labels = torch.zeros_like(self.queries).expand(len(memory), -1, -1)
-        for layer in layers:
+        for layer in self.decoder:
             labels = layer(labels, self.queries, memory + position, memory)
-        return labels
+        embeddings = self.norm(labels)
+        return self.linear(embeddings), embeddings
 
     def _position(self, rows, columns, device):
         if self.position is None:
@@ -172,8 +160,11 @@ class _FeedForward(nn.Module):
         return self.norm(tokens + self.dropout(self.linear2(hidden)))
 
 
-class _EncoderLayer(nn.Module):
-    """Post-norm self-attention; places are added to queries and keys, never to values."""
+class _AttentionLayer(nn.Module):
+    """Post-norm attention of some tokens to others: of the image to itself, or of the labels to the image.
+
+    Places and queries are added to what is compared, never to what is summed.
+    """
 
     def __init__(self, dim, heads, hidden, dropout=0.1):
         super().__init__()
@@ -181,28 +172,9 @@ class _EncoderLayer(nn.Module):
         self.norm, self.feed_forward = nn.LayerNorm(dim), _FeedForward(dim, hidden, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens, position):
-        placed = tokens + position
-        attended = self.attention(placed, placed, tokens, need_weights=False)[0]
+    def forward(self, tokens, queries, keys, values):
+        attended = self.attention(tokens + queries, keys, values, need_weights=False)[0]
         return self.feed_forward(self.norm(tokens + self.dropout(attended)))
-
-
-class _DecoderLayer(nn.Module):
-    """Post-norm attention of the labels to the image, without attention among the labels."""
-
-    def __init__(self, dim, heads, hidden, dropout=0.1):
-        super().__init__()
-        self.attention = _attention(dim, heads, dropout)
-        self.norm, self.feed_forward = nn.LayerNorm(dim), _FeedForward(dim, hidden, dropout)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, labels, queries, keys, values):
-        attended = self.attention(labels + queries, keys, values, need_weights=False)[0]
-        return self.feed_forward(self.norm(labels + self.dropout(attended)))
-
-    def look(self, labels, queries, keys):
-        """Return the attention weights [B, C, places], the mean over the heads."""
-        return self.attention(labels + queries, keys, keys, need_weights=True)[1]
 
 
 def _attention(dim, heads, dropout):
@@ -220,20 +192,12 @@ class MLDecoder(nn.Module):
         # Never trained, yet part of the weights: another draw would be another head.
         self.register_buffer("queries", torch.randn(num_classes, dim))
         self.norm = nn.LayerNorm(dim)  # the layer keeps the norm whose self-attention was taken out
-        self.decoder = _DecoderLayer(dim, heads=8, hidden=8 * dim // 3)  # 2048 for 768
+        self.decoder = _AttentionLayer(dim, heads=8, hidden=8 * dim // 3)  # 2048 for 768
         self.linear = ClassLinear(num_classes, dim, prior)
 
     def forward(self, features):
         """Return (logits [B, C], label embeddings [B, C, dim]) for features [B, F, h, w]."""
-        image, labels = self._tokens(features)
+        image = self.project(features.flatten(2).transpose(1, 2)).relu()
+        labels = self.norm(self.queries).expand(len(image), -1, -1)
         embeddings = self.decoder(labels, torch.zeros_like(labels), image, image)
         return self.linear(embeddings), embeddings
-
-    def attention(self, features):
-        """Return where each class looks, [B, C, h, w]: the mean over the heads, in eval mode of sum 1."""
-        image, labels = self._tokens(features)
-        return self.decoder.look(labels, torch.zeros_like(labels), image).unflatten(2, features.shape[2:])
-
-    def _tokens(self, features):
-        image = self.project(features.flatten(2).transpose(1, 2)).relu()
-        return image, self.norm(self.queries).expand(len(image), -1, -1)

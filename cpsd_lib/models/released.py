@@ -8,8 +8,8 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.tresnet import checkpoint_filter_fn
 
-from cpsd_lib.data import COCO_CLASSES, listed
-from cpsd_lib.models.classifier import build_model, read_state
+from cpsd_lib.data import COCO_CLASSES
+from cpsd_lib.models.classifier import build_model, read_state, state_faults
 from cpsd_lib.models.heads import sine_position
 from cpsd_lib.models.label_vectors import read_label_vectors
 
@@ -155,33 +155,17 @@ def _load(model, name, state, path):
     plain = {key.removeprefix("module."): value for key, value in state.items()}
     if len(plain) < len(state):
         raise ValueError(f"{path} has the same names with and without the prefix `module.`")
-    state = plain
     if name == "q2l_resnet101":
-        model.head.position = _position_of_size(model.head, state.get("backbone.1.pe"))
-    own = {key: value for key, value in model.state_dict().items() if key not in ("mean", "std", "head.label_vectors")}
-    theirs, found, unknown = {}, {}, []
-    for key, value in state.items():
-        ours, value = _to_ours(name, key, value, state)
-        if ours in own and ours not in found:
-            theirs[ours], found[ours] = key, value
-        else:
-            unknown.append(key)
-    missing = [
-        _to_theirs(name, key)
-        for key in own
-        if key not in found and not (name in _NO_COUNTERS and key.endswith("num_batches_tracked"))
-    ]
-    reshaped = [
-        f"{theirs[key]} {list(value.shape)}, expected {list(own[key].shape)}"
-        for key, value in found.items()
-        if value.shape != own[key].shape
-    ]
-    faults = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
-    if any(faults.values()):
-        faulty = "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in faults.items() if keys)
-        hint = _looks_like(name, state, bool(missing or unknown))
-        raise ValueError(f"{hint}{path} does not fit the released {name} with these classes; {faulty}")
-    model.load_state_dict(found, strict=False)
+        model.head.position = _position_of_size(model.head, plain.get("backbone.1.pe"))
+    own, state = _own(name, model), _converted(name, plain)
+    if name in _NO_COUNTERS:
+        state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | state
+    faults = state_faults(own, state)
+    if faults:
+        hint = _looks_like(name, plain, own.keys() != state.keys())
+        raise ValueError(f"{hint}{path} does not fit the released {name} with these classes; {faults}")
+    for key, value in own.items():
+        value.copy_(state[key])
     if name == "q2l_resnet101":
         code = sine_position(*model.head.position.shape[1:])
         # The usual code is computed for any size; only one of another kind is kept, for the one size it has.
@@ -205,10 +189,11 @@ def _share(name, state):
     vectors = torch.zeros(2, 300) if name == "resnet101_tf" else None
     with torch.device("meta"):  # its names alone; the number of classes does not change them
         model = build_model(name, 2, label_vectors=vectors)
-    own = set(model.state_dict()) - {"mean", "std", "head.label_vectors"}
-    theirs = {_to_ours(name, *item, state)[0] or item[0] for item in state.items()}
     # Not every release counts its batches (_NO_COUNTERS).
-    own, theirs = ({key for key in names if not key.endswith("num_batches_tracked")} for names in (own, theirs))
+    own, theirs = (
+        {key for key in names if not key.endswith("num_batches_tracked")}
+        for names in (_own(name, model), _converted(name, state))
+    )
     return len(own & theirs) / len(own | theirs)
 
 
@@ -218,15 +203,17 @@ def _position_of_size(head, given):
     return sine_position(head.queries.shape[1], *places)
 
 
-def _to_ours(name, key, value, state):
-    renamed = key
-    if name == "tresnet_l" and "body.conv1.conv.weight" not in state:  # timm reads its own names as they are
-        [(renamed, value)] = checkpoint_filter_fn({key: value}, None).items()
-    if key in ("fc.W", "fc.b") and value.shape[:1] == (1,):  # Q2L: all classes in one tensor with a batch axis
-        value = value[0]
-    ours = next((new + renamed[len(old) :] for old, new in LAYOUTS[name].items() if renamed.startswith(old)), None)
-    return ours, value
+def _own(name, model):
+    """Return {the release's name of it: tensor} of all that a release has of our model."""
+    own = {key: value for key, value in model.state_dict().items() if key not in ("mean", "std", "head.label_vectors")}
+    layout = {ours: theirs for theirs, ours in LAYOUTS[name].items()}
+    beginning = {key: next(ours for ours in layout if key.startswith(ours)) for key in own}
+    return {layout[ours] + key[len(ours) :]: own[key] for key, ours in beginning.items()}
 
 
-def _to_theirs(name, key):
-    return next((old + key[len(new) :] for old, new in LAYOUTS[name].items() if key.startswith(new)), key)
+def _converted(name, state):
+    """Return a release's state dict with its tensors as ours are; timm renames those of tresnet_l."""
+    state = checkpoint_filter_fn(state, None) if name == "tresnet_l" else state
+    # Q2L has all classes in one tensor with a batch axis.
+    batched = {key for key in ("fc.W", "fc.b") if key in state and state[key].shape[:1] == (1,)}
+    return {key: value[0] if key in batched else value for key, value in state.items()}

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from cpsd_lib.models.classifier import Classifier, feature_map
+from cpsd_lib.models.classifier import Classifier, trial_images
 
 
 class Trunk(nn.Module):
@@ -50,9 +50,9 @@ class Tail(Classifier):
         self.mean, self.std = trunk.mean.clone(), trunk.std.clone()  # for the record: the trunk is what normalises
         self.shared = (trunk,)  # in a tuple, which nn.Module does not look into
 
-    def features(self, images):
-        """Return the last map [B, F, h, w] of images [B, 3, S, S]."""
-        return feature_map(self.backbone, self.shared[0](images))
+    def forward_features(self, images):
+        """Return the last features of images [B, 3, S, S]."""
+        return self.backbone.forward_features(self.shared[0](images))
 
     def _apply(self, fn, recurse=True):
         # `.to(device)` takes the trunk along. Shared by many, it is moved by the first and found there by the others.
@@ -89,7 +89,7 @@ def check_split(model, frozen_stages, size):
 
     Only a plain sequence of stages can be cut: a transformer that adds its position code between two of them cannot.
     """
-    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(model.mean.device)
+    images = trial_images(size, model.mean.device)
     model.eval()
     tail = make_tail(copy.deepcopy(model), make_trunk(model, frozen_stages), frozen_stages).eval()
     try:

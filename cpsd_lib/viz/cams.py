@@ -8,7 +8,7 @@ import torch
 from matplotlib.cm import ScalarMappable
 
 from cpsd_lib.data import test_view
-from cpsd_lib.evaluation import class_activation
+from cpsd_lib.evaluation import class_activation, map_kinds
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.viz.explorer import Explorer, Picture, check_start
 from cpsd_lib.viz.plots_evidence import MAP, overlay
@@ -47,6 +47,10 @@ def cam_browser(models, images, indices, targets, names, start=None):
             logits = logits_of(models[model](view(image, model)))
         return logits[0].float().sigmoid().cpu().numpy()
 
+    @lru_cache
+    def kind_of(model):
+        return map_kinds(models[model], images.shape[-1])[0]
+
     @lru_cache(64)
     def maps_of(image, model, classes):
         return class_activation(models[model], view(image, model), classes)[0].cpu().numpy()
@@ -68,7 +72,8 @@ def cam_browser(models, images, indices, targets, names, start=None):
             f"{names[c]}: {probabilities[c]:.2f}, {LABEL[int(targets[indices[image], c])]}{'' if m.any() else ', map all 0'}"
             for c, m in zip(classes, maps, strict=True)
         ]
-        headline = f"model {model}, image {indices[image]}; its labels: {', '.join(numbers['labels']) or 'none'}"
+        headline = f"model {model}, its maps of {kind_of(model)}; image {indices[image]}, its labels: "
+        headline += ", ".join(numbers["labels"]) or "none"
         return figure.show(images[indices[image]], maps, captions, headline), numbers
 
     def controls():

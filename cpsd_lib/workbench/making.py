@@ -210,8 +210,7 @@ class StoredTargets:
         run, training = self._run, self._run.params.student
         branches = [branch for branch, recipe in recipes.items() if key_of(recipe) in todo]
         if self._teachers is None:
-            image = torch.zeros(1, 3, run.params.data.size, run.params.data.size)
-            self._teachers = fold_teachers(load_teachers(run, self._seed, list(recipes)), image)
+            self._teachers = fold_teachers(load_teachers(run, self._seed, list(recipes)), run.params.data.size)
             for merged in self._teachers.values():
                 merged.to(run.device, memory_format=torch.channels_last)
         teachers = {branch: self._teachers[branch] for branch in branches}

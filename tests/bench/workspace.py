@@ -128,7 +128,7 @@ class Workspace:
 
     def stored(self, teachers, batches):
         """Compute the logits of every image's view, as a run does; return how Batches read them, `soft`."""
-        folded = fold_teachers(teachers, torch.zeros(1, *batches.images.shape[1:], device=self.device))
+        folded = fold_teachers(teachers, batches.images.shape[-1])
         stored = view_logits(folded, batches, 0, self.device, self.precision)
 
         def soft(view, indices, images):

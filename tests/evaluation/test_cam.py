@@ -7,16 +7,16 @@ from torch import nn
 from torch.nn import functional
 
 from cpsd_lib.evaluation.cam import (
-    area_share,
     attention_maps,
     class_activation,
-    exact_maps,
+    covered_by,
     gradient_maps,
+    map_kinds,
     most_disagreeing,
 )
 from cpsd_lib.evaluation.cam import share_inside as share
 from cpsd_lib.models.classifier import Classifier, build_model
-from cpsd_lib.models.heads import GapHead, LabelTransformer, MLDecoder, Query2Label
+from cpsd_lib.models.heads import LabelTransformer, LinearHead, MLDecoder, Query2Label
 from cpsd_lib.partition import Partition
 from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
 
@@ -31,13 +31,32 @@ class Colours(nn.Module):
     def forward_features(self, images):
         return functional.avg_pool2d(images, 8)
 
+    def forward_head(self, features, pre_logits):
+        return features.mean((2, 3))
+
+
+class Given(nn.Module):
+    """A backbone whose features are the image itself, and which has a layer between their mean and its classifier."""
+
+    num_features = 5
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(5)
+
+    def forward_features(self, images):
+        return images
+
+    def forward_head(self, features, pre_logits):
+        return self.norm(features.mean((2, 3))).tanh_()
+
 
 def colour_model(head):
     return Classifier(Colours(), head, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), stride=8).eval()
 
 
 def gap(weight, bias=0.0):
-    head = GapHead(3, len(weight))
+    head = LinearHead(3, len(weight))
     with torch.no_grad():
         head.linear.weight.copy_(torch.tensor(weight))
         head.linear.bias.fill_(bias)
@@ -93,8 +112,8 @@ def test_the_map_of_a_gap_head_is_the_class_weights_times_the_features():
     assert maps.shape == (2, 3, 64, 64) and maps.dtype == torch.float32
     torch.testing.assert_close(maps, expected)
     # The raw maps add up to what the head says.
-    raw = exact_maps(model.head, features, [0, 1, 2, 3])
-    torch.testing.assert_close(raw.mean((2, 3)) + model.head.linear.bias, logits)
+    raw = gradient_maps(model, images, [0, 1, 2, 3])
+    torch.testing.assert_close(raw.sum((2, 3)) + model.head.linear.bias, logits)
 
 
 def test_a_red_corner_lights_up_for_the_class_of_red_things_alone():
@@ -113,22 +132,58 @@ def test_a_map_that_is_nowhere_positive_is_all_zero():
     assert maps.shape == (2, 2, 16, 16) and (maps == 0).all()
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
-def test_the_gradients_map_of_a_gap_head_is_the_exact_one_by_the_number_of_places(name):
-    options = {"img_size": 64} if name == "test_vit" else {}
-    model = shaken(build_model(name, 4, **options))
-    with torch.no_grad():
-        features = model(torch.rand(2, 3, 64, 64)).features
-    exact, gradient = exact_maps(model.head, features, [1, 3]), gradient_maps(model.head, features, [1, 3])
-    torch.testing.assert_close(gradient * features[0, 0].numel(), exact)
+@pytest.mark.parametrize(
+    ("name", "options", "exact"),
+    [
+        ("test_resnet", {}, True),
+        ("test_vit", {"img_size": 64, "class_token": False, "global_pool": "avg", "fc_norm": False}, True),
+        ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2, "embed_dim": 24, "depths": [1] * 4}, True),
+        ("test_vit", {"img_size": 64}, False),
+        ("test_convnext", {}, False),
+        ("mobilenetv3_small_050", {}, False),
+        ("test_resnet", {"head": "ml_decoder", "head_width": 16}, False),
+    ],
+)
+def test_behind_a_mean_alone_each_place_adds_its_map_to_the_logit_and_a_model_knows_whether_it_is_so(
+    name, options, exact
+):
+    model, images = shaken(build_model(name, 4, **options)), torch.rand(2, 3, 64, 64)
+    for one in (model, PartTeachers([model], Partition([[0, 1, 2, 3]], 4))):
+        assert map_kinds(one, 64)[0] == ("activation" if exact else "gradient")
+    if exact:
+        with torch.no_grad():
+            output = model(images)
+        parts = torch.einsum("kf,bfhw->bkhw", model.head.linear.weight.detach()[[1, 3]], output.features)
+        torch.testing.assert_close(gradient_maps(model, images, [1, 3]) * output.features[0, 0].numel(), parts)
 
 
-@pytest.mark.parametrize("head", TOKENS)
+@pytest.mark.parametrize("name", ["test_vit", "deit_tiny_distilled_patch16_224"])
+def test_behind_a_class_token_what_the_last_block_reads_is_weighed(name):
+    model = shaken(build_model(name, 4, img_size=64, depth=2))
+    backbone, images, read = model.backbone, torch.rand(2, 3, 64, 64), []
+    with backbone.blocks[-1].register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].detach())):
+        logits = model(images).logits
+    tokens = read[0].requires_grad_()
+    again = model.head(backbone.forward_head(backbone.norm(backbone.blocks[-1](tokens)), pre_logits=True))[0]
+    torch.testing.assert_close(again, logits)
+    maps = gradient_maps(model, images, [2, 0])
+    for k, c in enumerate([2, 0]):
+        slopes = torch.autograd.grad(again[:, c].sum(), tokens, retain_graph=True)[0][:, -16:]
+        expected = (slopes.mean(1, keepdim=True) * tokens[:, -16:]).sum(2).unflatten(1, (4, 4))
+        torch.testing.assert_close(maps[:, k], expected.detach())
+    assert class_activation(model, images, range(4)).amax((2, 3)).eq(1).all()
+
+
+@pytest.mark.parametrize("head", ["gap", *TOKENS])
 def test_the_gradients_map_weighs_each_feature_by_how_much_it_moves_the_logit(head):
-    model = TOKENS[head](5, 3, dim=16).double()
+    made = LinearHead(5, 3) if head == "gap" else TOKENS[head](5, 3, dim=16)
+    whole = shaken(Classifier(Given(), made, (0.0,) * 5, (1.0,) * 5)).double()
     features = torch.randn(2, 5, 2, 3, dtype=torch.float64)
-    shaken(model)
-    maps = gradient_maps(model, features, [2, 0])
+    maps = gradient_maps(whole, features, [2, 0])
+
+    def model(features):
+        return whole(features)[0]
+
     step = 1e-6
     for b in range(2):
         for k, c in enumerate([2, 0]):
@@ -141,7 +196,7 @@ def test_the_gradients_map_weighs_each_feature_by_how_much_it_moves_the_logit(he
                         up[b, f, y, x] += step
                         down[b, f, y, x] -= step
                         with torch.no_grad():
-                            slopes.append((model(up)[0][b, c] - model(down)[0][b, c]).item() / (2 * step))
+                            slopes.append((model(up)[b, c] - model(down)[b, c]).item() / (2 * step))
                 expected += sum(slopes) / 6 * features[b, f]
             torch.testing.assert_close(maps[b, k], expected, rtol=1e-5, atol=1e-7)
 
@@ -296,6 +351,25 @@ def softmax_by_hand(module, q, k):
     return total / module.num_heads
 
 
+class Corner(Colours):
+    """A backbone whose features are the first two rows and three columns of the image."""
+
+    def forward_features(self, images):
+        return images[:, :, :2, :3]
+
+
+@pytest.mark.parametrize("head", [Query2Label, MLDecoder])
+def test_the_attention_of_the_class_queries_comes_in_rows_and_columns_and_sums_to_one(head):
+    model = shaken(Classifier(Corner(), head(3, 5, dim=16), (0.0,) * 3, (1.0,) * 3))
+    images = torch.randn(2, 3, 4, 4)
+    found, flipped = attention_maps(model, images, range(5)), images.clone()
+    assert found.shape == (2, 5, 2, 3)
+    torch.testing.assert_close(found.sum((2, 3)), torch.ones(2, 5))
+    if head is MLDecoder:  # without a position code, places that change seats take their attention along
+        flipped[:, :, :2, :3] = images[:, :, :2, :3].flip(-1, -2)
+        torch.testing.assert_close(attention_maps(model, flipped, range(5)), found.flip(-1, -2))
+
+
 def test_ml_decoders_attention_is_the_softmax_of_its_weights():
     model, images = small("ml_decoder"), torch.rand(2, 3, 64, 96)[..., :64]
     maps = attention_maps(model, images, [3, 1])
@@ -358,7 +432,7 @@ def test_attention_needs_no_eval_mode_of_the_caller_and_gives_it_back(head, cont
 
 @pytest.mark.parametrize("head", ["gap", "label_transformer"])
 def test_a_head_without_queries_has_no_attention_to_show(head):
-    name = {"gap": "GapHead", "label_transformer": "LabelTransformer"}[head]
+    name = {"gap": "LinearHead", "label_transformer": "LabelTransformer"}[head]
     model = small(head).train()
     with pytest.raises(ValueError, match=f"{name} has no class queries .* class_activation for every head"):
         attention_maps(model, torch.rand(1, 3, 32, 32), [0])
@@ -374,7 +448,7 @@ def test_the_share_inside_is_what_lies_in_the_boxes():
     maps[0, 1] = 1
     maps[0, 2, 0, 0] = 1
     boxes = [[[(2, 1, 3, 2)], [(0, 0, 2, 2), (1, 1, 3, 3)], [], [(0, 0, 1, 1)]]]
-    shares, chance = share(maps, boxes)[0], area_share(boxes, 4, 5)[0]
+    shares, chance = share(maps, boxes)[0], share(torch.ones(1, 4, 4, 5), boxes)[0]
     assert shares[:2].tolist() == [0.75, 7 / 20]  # the overlap of two boxes counts once
     assert shares[2:].isnan().all()  # no box; a map of zeros
     assert chance[[0, 1, 3]].tolist() == [1 / 20, 7 / 20, 1 / 20] and chance[2].isnan()
@@ -386,12 +460,13 @@ def test_a_map_that_looks_everywhere_alike_has_the_share_of_the_area():
     for _ in range(20):
         left, top = rng.uniform(-1, 6, 2)
         boxes.append([[(left, top, left + rng.uniform(0.1, 9), top + rng.uniform(0.1, 9))]])
-    torch.testing.assert_close(share(torch.full((20, 1, 6, 7), 0.3), boxes), area_share(boxes, 6, 7))
+    area = torch.stack([covered_by([image], 1, 1, 6, 7).mean((0, 2, 3)) for image in boxes])
+    torch.testing.assert_close(share(torch.full((20, 1, 6, 7), 0.3), boxes), area)
 
 
 def test_a_box_counts_a_pixel_by_the_part_it_covers():
     boxes = [[[(0.5, 0.25, 1.0, 0.75)], [(-3, -3, 9, 9)], [(2.25, 0, 2.5, 9)]]]
-    assert area_share(boxes, 2, 4)[0].tolist() == [0.25 / 8, 1, 2 * 0.25 / 8]
+    assert share(torch.ones(1, 3, 2, 4), boxes)[0].tolist() == [0.25 / 8, 1, 2 * 0.25 / 8]
     maps = torch.zeros(1, 3, 2, 4)
     maps[:, :, 0, 0] = 1
     assert share(maps, boxes)[0].tolist() == [0.25, 1, 0]
@@ -407,7 +482,6 @@ def test_boxes_that_do_not_fit_the_maps_are_refused():
     for wrong in (maps - 2, maps[0], maps * torch.nan):
         with pytest.raises(ValueError, match=r"maps must be \[B, K, H, W\] and nowhere below 0"):
             share(wrong, [[[]], [[]]])
-    assert area_share([], 4, 4).shape == (0, 0)
 
 
 # ---- most_disagreeing ------------------------------------------------------------------------------------------------

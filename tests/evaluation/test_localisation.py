@@ -33,11 +33,17 @@ def teachers(head="gap"):
 
 
 @pytest.mark.parametrize(
-    ("head", "kinds"), [("gap", 1), ("label_transformer", 1), ("query2label", 2), ("ml_decoder", 2)]
+    ("head", "kinds"),
+    [
+        ("gap", ["activation"]),
+        ("label_transformer", ["gradient"]),
+        ("query2label", ["gradient", "attention"]),
+        ("ml_decoder", ["gradient", "attention"]),
+    ],
 )
-def test_heads_with_class_queries_have_attention_maps_too(head, kinds):
+def test_a_map_is_exact_or_the_gradients_and_heads_with_class_queries_have_attention_maps_too(head, kinds):
     for one in (model(head=head), teachers(head)):
-        assert localisation.map_kinds(one) == ["activation", "attention"][:kinds]
+        assert localisation.map_kinds(one, SIZE) == kinds
         assert localisation.map_places(one, SIZE) == (2, 2)
 
 
@@ -51,7 +57,7 @@ def test_a_model_whose_maps_have_one_place_points_nowhere():
 
 
 @pytest.mark.parametrize("make", [model, teachers])
-@pytest.mark.parametrize("kind", ["activation", "attention"])
+@pytest.mark.parametrize("kind", ["activation", "gradient", "attention"])
 def test_every_pair_gets_the_map_of_its_own_image_and_class(make, kind, monkeypatch):
     monkeypatch.setattr(localisation, "BATCH", 1)
     one = make(head="query2label")
@@ -59,7 +65,7 @@ def test_every_pair_gets_the_map_of_its_own_image_and_class(make, kind, monkeypa
     assert maps.shape == (len(PAIRS), SIZE, SIZE) and maps.dtype == torch.float32
     for place, (image, c) in enumerate(PAIRS):
         view = torch.from_numpy(IMAGES[image : image + 1]) / 255
-        if kind == "activation":
+        if kind != "attention":
             expected = class_activation(one, view, [c])
         else:
             expected = functional.interpolate(attention_maps(one, view, [c]), (SIZE, SIZE), mode="bilinear")
@@ -92,7 +98,7 @@ def test_shares_are_those_of_one_positive_at_a_time():
     boxes = [[(0, 0, 20, 30)], [(5, 7, 64, 64)], [(0, 0, 9, 9), (4, 4, 33, 50)], [(60, 1, 63, 5)], [(0, 0, 64, 64)]]
     sample = localisation.Sample(np.array(PAIRS), boxes, SIZE)
     table = localisation.inside_boxes(models, IMAGES, sample)
-    kinds = [("one", "activation"), ("one", "attention"), ("both", "activation")]
+    kinds = [("one", "gradient"), ("one", "attention"), ("both", "activation")]
     assert list(table.groupby(["strategy", "map"], sort=False).groups) == kinds
     assert len(table) == 3 * len(PAIRS)
     for (strategy, kind), lines in table.groupby(["strategy", "map"]):
@@ -151,6 +157,17 @@ def test_chance_and_best_leave_out_the_positives_without_a_map():
     line = localisation.summarise_shares(table).iloc[0]
     assert line[["share", "above", "chance", "best"]].tolist() == pytest.approx([20, 0, 20, 50]) and line["empty"] == 1
     assert line["share"] - line["above"] == pytest.approx(line["chance"])
+
+
+def test_class_activation_is_compared_whether_exact_or_not_and_attention_with_attention():
+    columns = {
+        ("a", "gradient"): [0.2],
+        ("a", "attention"): [0.1],
+        ("b", "activation"): [0.3],
+        ("b", "attention"): [0.5],
+    }
+    table = localisation.summarise_shares(shares(columns, [4]), "a")
+    assert table["over"].tolist() == pytest.approx([np.nan, np.nan, 10, 40], nan_ok=True)
 
 
 def test_the_same_kind_of_map_is_compared_and_nothing_where_it_is_not_there():

@@ -34,13 +34,16 @@ def norms(model):
 
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("test_resnet", 0), ("mobilenetv2_100", 0), ("resnet10t", 0), ("densenet121", 62), ("resnetv2_50", 17)],
+    [
+        *[("test_resnet", 0), ("mobilenetv2_100", 0), ("resnet10t", 0), ("densenet121", 62), ("resnetv2_50", 17)],
+        *[("mobilenetv4_conv_small_035", 0), ("efficientvit_b0", 0)],  # a norm behind the last map too
+    ],
 )
 def test_the_answers_are_the_same_and_the_norms_behind_a_convolution_are_gone(name, left):
     torch.manual_seed(0)
     model = used(build_model(name, 3))
     before = copy.deepcopy(model.state_dict())
-    folded = fold_batch_norm(model, IMAGES[:1])
+    folded = fold_batch_norm(model, 64)
     expected, found = model(IMAGES), folded(IMAGES)
     torch.testing.assert_close(
         found.logits, expected.logits, rtol=1e-4, atol=1e-4 * float(expected.logits.detach().abs().max())
@@ -64,13 +67,13 @@ class Shortcut(nn.Module):
 
 def test_a_convolution_that_a_sum_reads_too_keeps_its_norm():
     model = used(Shortcut())
-    folded = fold_batch_norm(model, IMAGES[:1])
+    folded = fold_batch_norm(model, 64)
     assert norms(folded) == 1 and torch.equal(folded(IMAGES), model(IMAGES))
 
 
 def test_a_model_in_train_mode_is_refused():
     with pytest.raises(ValueError, match="only a model in eval mode"):
-        fold_batch_norm(build_model("test_resnet", 3).train(), IMAGES)
+        fold_batch_norm(build_model("test_resnet", 3).train(), 64)
 
 
 def test_tails_share_one_folded_trunk():
@@ -81,7 +84,7 @@ def test_tails_share_one_folded_trunk():
         b: PartTeachers([make_tail(copy.deepcopy(whole), trunk, 4) for _ in range(2)], parts).eval()
         for b in ("co", "dis")
     }
-    folded = fold_teachers(merged, IMAGES[:1])
+    folded = fold_teachers(merged, 64)
     for branch, teachers in merged.items():
         torch.testing.assert_close(folded[branch](IMAGES), teachers(IMAGES), rtol=1e-4, atol=1e-4)
     shared = {expert.shared[0] for branch in folded.values() for expert in branch.experts}
@@ -92,5 +95,23 @@ def test_tails_share_one_folded_trunk():
 def test_a_trunk_whose_folding_would_go_wrong_is_copied_as_it_is(monkeypatch):
     trunk = make_trunk(used(build_model("test_resnet", 3)), 4)
     monkeypatch.setattr(folding, "fuse_conv_bn_weights", lambda weight, *rest: (nn.Parameter(0 * weight), None))
-    folded = fold_batch_norm(trunk, IMAGES[:1])
+    folded = fold_batch_norm(trunk, 64)
     assert norms(folded) == norms(trunk) > 0 and torch.equal(folded(IMAGES), trunk(IMAGES))
+
+
+def test_a_fold_that_is_right_for_black_pixels_alone_is_found_out(monkeypatch):
+    model, fuse = used(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), folding.fuse_conv_bn_weights
+
+    def wrong(*given):
+        weight, bias = fuse(*given)
+        return nn.Parameter(2 * weight), bias
+
+    monkeypatch.setattr(folding, "fuse_conv_bn_weights", wrong)
+    black, convolution = torch.zeros(1, 3, 64, 64), copy.deepcopy(model[0])
+    norm = model[1]
+    convolution.weight, convolution.bias = wrong(
+        *(convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    )
+    torch.testing.assert_close(convolution(black), model(black))
+    folded = fold_batch_norm(model, 64)
+    assert norms(folded) == 1 and torch.equal(folded(IMAGES), model(IMAGES))

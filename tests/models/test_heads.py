@@ -138,16 +138,6 @@ def test_a_position_code_of_a_checkpoints_own_is_used_at_its_size_only():
         head(torch.randn(1, 6, 4, 3))
 
 
-@pytest.mark.parametrize("head", [Query2Label, MLDecoder])
-def test_the_attention_of_the_class_queries_comes_in_rows_and_columns_and_sums_to_one(head):
-    head, features = shaken(head(6, 5, dim=16)), torch.randn(2, 6, 2, 3)
-    found = head.attention(features)
-    assert found.shape == (2, 5, 2, 3)
-    torch.testing.assert_close(found.sum((2, 3)), torch.ones(2, 5))
-    if isinstance(head, MLDecoder):  # without a position code, places that change seats take their attention along
-        torch.testing.assert_close(head.attention(features.flip(-1, -2)), found.flip(-1, -2))
-
-
 @pytest.mark.parametrize("head", SMALL)
 def test_image_tokens_keep_their_places_only_where_the_head_has_a_position_code(head):
     model = shaken(SMALL[head](6, 3, dim=16))

@@ -34,8 +34,6 @@ def test_any_backbone_gives_logits_and_a_map_of_features(name, options, size):
     assert output.label_embeddings is None
     assert output.features.ndim == 4
     assert output.features.shape[:2] == (2, model.backbone.num_features)
-    pooled = output.features.mean((2, 3))
-    torch.testing.assert_close(output.logits, model.head.linear(pooled))
 
 
 @pytest.mark.parametrize(("name", "options", "size"), KINDS, ids=[name for name, _, _ in KINDS])
@@ -64,6 +62,61 @@ def test_a_model_without_a_map_says_so():
         model(torch.rand(1, 3, 32, 32))
 
 
+# A small model of each family of timm's that has more than a mean between its last map and its classifier, and some that have
+# nothing more.
+TINY = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
+HIERA = {"img_size": 64, "embed_dim": 8, "stages": (1, 1, 1, 1), "num_heads": 1}
+RDNET = {"num_init_features": 8, "growth_rates": (8,) * 7, "num_blocks_list": (1,) * 7}
+WIDER = "cpubone_nano efficientvit_b0 fasternet_t0 ghostnet_050 hgnetv2_b0 inception_next_atto lcnet_035 lowformer_b0 "
+WIDER += "lcnetv2_small mobilenetv3_small_050 mobilenetv4_conv_small_035 repghostnet_050 test_mambaout"
+NORMED = {"test_convnext": {}, "csatv2": {}, "edgenext_xx_small": {}, "test_vit_relpos": {"img_size": 32}}
+NORMED |= {"poolformerv2_s12": {}, "beit_base_patch16_224": TINY, "eva02_tiny_patch14_224": TINY | {"img_size": 28}}
+NORMED |= {
+    "davit_tiny": {"depths": (1, 1, 1, 1), "embed_dims": (32, 32, 64, 64), "num_heads": (1, 1, 2, 2)},
+    "hiera_tiny_224": HIERA,
+    "rdnet_tiny": RDNET,
+}
+TOKEN = "vit_base_patch16_siglip_224 vit_base_patch16_clip_224 deit_tiny_distilled_patch16_224 cait_xxs24_224 "
+TOKEN += "xcit_nano_12_p16_224"
+PLAIN = {"test_resnet": {}, "test_efficientnet": {}, "test_byobnet": {}, "test_nfnet": {}, "regnetx_002": {}}
+PLAIN |= {"vit_base_patch16_siglip_gap_224": TINY, KINDS[-1][0]: KINDS[-1][1]}
+FAMILIES = {name: {} for name in WIDER.split()} | NORMED | dict.fromkeys(TOKEN.split(), TINY) | PLAIN
+
+
+@pytest.mark.parametrize(("name", "options"), FAMILIES.items())
+def test_the_plain_head_is_timms_own_and_no_layer_stays_untrained(name, options):
+    images = torch.rand(2, 3, options.get("img_size", 64), options.get("img_size", 64))
+    model = build_model(name, 3, **options).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.02 * torch.randn_like(value))  # also where timm starts with a constant
+    own = timm.create_model(name, num_classes=0, **options).eval()
+    own.load_state_dict(model.backbone.state_dict())
+    output = model(images)
+    assert torch.equal(output.logits, model.head.linear(own(images)))
+    assert torch.equal(output.features, classifier.feature_map(own, own.forward_features(images), images))
+    plain = model.head.linear.in_features == output.features.shape[1]
+    plain = plain and torch.allclose(own(images), output.features.mean((2, 3)), rtol=1e-4, atol=1e-5)
+    assert plain is (name in PLAIN)
+    output.logits.sum().backward()
+    assert all(value.grad is not None for value in model.parameters())
+    tokens = build_model(name, 3, head="ml_decoder", head_width=8, **options).eval()
+    tokens.backbone.load_state_dict({key: model.backbone.state_dict()[key] for key in tokens.backbone.state_dict()})
+    output = tokens(images)
+    assert torch.equal(output.features, model(images).features)
+    output.logits.sum().backward()
+    assert all(value.grad is not None for value in tokens.parameters())
+    fewer = len(list(tokens.backbone.parameters())) < len(list(model.backbone.parameters()))
+    assert fewer is (name in [*WIDER.split(), *NORMED, "vit_base_patch16_siglip_224"])
+
+
+def test_an_encoder_that_timm_gives_no_classifier_takes_a_head_that_reads_its_map():
+    with torch.device("meta"):
+        with pytest.raises(ValueError, match="no classifier; take a head that reads its map"):
+            build_model("mobilenetv5_300m_enc", 2)
+        build_model("mobilenetv5_300m_enc", 2, head="ml_decoder", head_width=8)
+
+
 @pytest.mark.parametrize(("prior", "bias"), [(0.12, -2.0), (0.5, 0.0), (0.01, -4.6)])
 def test_a_new_head_has_small_weights_and_the_bias_of_its_prior(prior, bias):
     torch.manual_seed(0)
@@ -87,7 +140,9 @@ def test_the_same_seed_gives_the_same_model():
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "levit_128s", "inception_next_atto"])
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", "levit_128s", "inception_next_atto", "mobilenetv3_small_050", "test_convnext"]
+)
 def test_local_weights_of_the_full_timm_model_give_its_features(tmp_path, name, suffix):
     full = timm.create_model(name).eval()  # with its own 1000 classes
     with torch.no_grad():
@@ -99,8 +154,13 @@ def test_local_weights_of_the_full_timm_model_give_its_features(tmp_path, name, 
     size = full.pretrained_cfg["input_size"][-1]
     images = torch.rand(1, 3, size, size)
     with torch.inference_mode():
-        expected = classifier.feature_map(full, (images - model.mean) / model.std)
-        torch.testing.assert_close(model(images).features, expected)
+        last, found = full.forward_features((images - model.mean) / model.std), model(images)
+        torch.testing.assert_close(found.features, classifier.feature_map(full, last, images))
+        pooled = full.forward_head(last, pre_logits=True)
+        torch.testing.assert_close(found.logits, model.head.linear(pooled))
+        tokens = build_model(name, 3, path, "ml_decoder", head_width=8).eval()  # its own layers alone are left unread
+        last = tokens.forward_features(images)
+        torch.testing.assert_close(classifier.feature_map(tokens.backbone, last, images), found.features)
     assert model.head.linear.out_features == 3
 
 
@@ -130,9 +190,9 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
     with pytest.raises(ValueError) as caught:
         build_model("test_resnet", 3, weights=path)
     for part in (
-        f"1 tensors missing ['{gone}']",
-        "1 foreign ['extra.weight']",
-        f"1 of another shape ['{shaped}']",
+        f"1 missing: {gone};",
+        "1 unknown: extra.weight;",
+        f"1 of another shape: {shaped} [1, 2, 3, 3], expected [",
         "w.pth",
     ):
         assert part in str(caught.value)
@@ -142,7 +202,7 @@ def test_weights_that_do_not_fit_change_nothing(tmp_path):
     backbone = timm.create_model("test_resnet", num_classes=0)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     state = timm.create_model("test_resnet").state_dict() | {"extra": torch.zeros(1)}
-    with pytest.raises(ValueError, match="foreign"):
+    with pytest.raises(ValueError, match="unknown: extra"):
         load_backbone(backbone, save(state, tmp_path / "w.pth"))
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 

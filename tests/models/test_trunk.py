@@ -9,6 +9,7 @@ from cpsd_lib.models.classifier import build_model
 from cpsd_lib.models.trunk import check_split, make_tail, make_trunk, stages_of, start_from
 
 SIZES = {"test_resnet": 64, "mobilenetv2_100": 64, "tresnet_m": 128, "convnext_atto": 64, "densenet121": 64}
+SIZES |= {"mobilenetv3_small_050": 64, "efficientvit_b0": 64}  # a wide layer before the classifier
 
 
 def model(name="test_resnet", classes=5, **more):
@@ -94,9 +95,17 @@ def test_a_tail_trains_saves_and_averages_its_own_part_alone():
 
 
 @pytest.mark.parametrize(
-    ("head", "more"), [("gap", {}), ("ml_decoder", {"head_width": 16}), ("query2label", {"head_width": 16})]
+    ("name", "head", "more"),
+    [
+        ("test_resnet", "gap", {}),
+        ("test_resnet", "ml_decoder", {"head_width": 16}),
+        ("mobilenetv3_small_050", "gap", {}),
+        ("mobilenetv3_small_050", "ml_decoder", {"head_width": 16}),
+        ("test_resnet", "query2label", {"head_width": 16}),
+    ],
 )
-def test_a_teacher_of_some_classes_starts_by_saying_what_the_baseline_says_of_them(head, more):
+def test_a_teacher_of_some_classes_starts_by_saying_what_the_baseline_says_of_them(name, head, more):
+    more = more | {"name": name}
     whole, columns = model(classes=7, head=head, **more), [5, 0, 3]
     part = model(classes=3, head=head, **more)
     start_from(part, whole, columns)

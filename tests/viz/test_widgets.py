@@ -254,7 +254,10 @@ def test_the_maps_drawn_are_those_of_class_activation(monkeypatch):
     monkeypatch.setattr("cpsd_lib.viz.cams.MapFigure", lambda: SimpleNamespace(show=lambda *all: drawn.append(all)))
     browser({"one": model}, start={"image": 1})
     expected = cam.class_activation(model, torch.from_numpy(pictures()[:1]) / 255, [1, 4])[0]
-    image, maps, captions, _ = drawn[0]
+    image, maps, captions, headline = drawn[0]
+    assert "its maps of activation" in headline  # exact; a layer more and they are the gradient's
+    browser({"one": build_model("mobilenetv3_small_050", 8).eval()}, start={"image": 1})
+    assert "its maps of gradient" in drawn[1][3]
     assert np.array_equal(image, pictures()[0]) and np.allclose(maps, expected, atol=1e-5)
     assert [caption.split(":")[0] for caption in captions] == ["b", "e"]
 
