@@ -5,11 +5,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.tresnet import checkpoint_filter_fn
 
 from cpsd_lib.data import COCO_CLASSES
-from cpsd_lib.models.classifier import build_model, read_state, state_faults
+from cpsd_lib.models.classifier import build_model, normalization, preprocessing, read_state, state_faults
 from cpsd_lib.models.heads import sine_position
 from cpsd_lib.models.label_vectors import read_label_vectors
 
@@ -87,9 +86,9 @@ def check_preprocessing(model, normalize, size):
 
     normalize, size: model.normalize ("auto" takes what the checkpoint wants) and data.size, in pixels, of the run.
     """
-    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
-    given = {"none": ([0.0] * 3, [1.0] * 3), "imagenet": (list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))}
-    if normalize != "auto" and not torch.allclose(torch.tensor(given[normalize]), torch.tensor((mean, std)), atol=1e-3):
+    mean, std = (preprocessing(model)[name] for name in ("mean", "std"))
+    given = torch.tensor(normalization(normalize))
+    if normalize != "auto" and not torch.allclose(given, torch.tensor((mean, std)), atol=1e-3):
         raise ValueError(
             f"the checkpoint wants inputs of mean {mean} and std {std}, but model.normalize is {normalize}; with auto it "
             "gets what it wants"
