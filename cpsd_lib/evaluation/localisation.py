@@ -14,7 +14,8 @@ from cpsd_lib.data import test_view
 from cpsd_lib.evaluation import cam
 from cpsd_lib.evaluation.bootstrap import bootstrap_mean
 from cpsd_lib.evaluation.cam import ACTIVATION, ATTENTION, map_kinds
-from cpsd_lib.teachers import PartTeachers
+from cpsd_lib.models import trial_images
+from cpsd_lib.teachers import PartTeachers, in_mode
 
 BATCH = 32  # maps of 448 pixels at once: 26 MB, and twice that while they are compared with boxes
 
@@ -34,8 +35,8 @@ class Sample:
 def map_places(model, size):
     """Return (h, w), the places of the features that a model's maps of size x size pixels are enlarged from."""
     expert = model.experts[0] if isinstance(model, PartTeachers) else model
-    with torch.no_grad():
-        return tuple(expert(torch.zeros(1, 3, size, size, device=device_of(model))).features.shape[2:])
+    with in_mode(expert, training=False), torch.no_grad():
+        return tuple(expert(trial_images(size, expert.mean.device)).features.shape[2:])
 
 
 def pointing(models, size):
@@ -49,23 +50,15 @@ def stack_maps(model, images, pairs, kind=ACTIVATION):
     kind: "attention", enlarged to the image (bilinear) as the class activation is, or another: the class activation.
     """
     (indices, classes), size = np.array(pairs).reshape(-1, 2).T, images.shape[2:]
+    device = next(model.parameters()).device
     stacked = torch.zeros(len(pairs), *size)
     for c in np.unique(classes):  # one class at a time: of merged teachers, the expert of that class alone runs
         places = np.flatnonzero(classes == c)
-        view = test_view(torch.from_numpy(np.array(images[indices[places]])).to(device_of(model)))
-        if kind == ATTENTION:
-            maps = functional.interpolate(
-                cam.attention_maps(model, view, [c]), size, mode="bilinear", align_corners=False
-            )
-        else:
-            maps = cam.class_activation(model, view, [c])
-        stacked[places] = maps[:, 0].cpu()
+        view = test_view(torch.from_numpy(np.array(images[indices[places]])).to(device))
+        maps = (cam.attention_maps if kind == ATTENTION else cam.class_activation)(model, view, [c])
+        # A class activation has the image's size already.
+        stacked[places] = functional.interpolate(maps, size, mode="bilinear", align_corners=False)[:, 0].cpu()
     return stacked
-
-
-def device_of(model):
-    """Return the torch device of a model's parameters."""
-    return next(model.parameters()).device
 
 
 # ---- inside the box? -------------------------------------------------------------------------------------------------
