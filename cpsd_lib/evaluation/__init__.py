@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = exports(
         "thresholds": "best_thresholds",
         "cam": "ACTIVATION ATTENTION GRADIENT attention_maps class_activation map_kinds most_disagreeing share_inside",
         "localisation": "Sample inside_boxes map_captions map_places peaks_inside pointing stack_maps summarise_shares",
-        "partitions": "PAPER_EXPONENT match overlap partition_numbers singletons sizes",
+        "partitions": "PAPER_EXPONENT match overlap partition_numbers",
     },
 )

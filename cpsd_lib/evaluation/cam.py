@@ -4,10 +4,12 @@ from operator import index
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from cpsd_lib.evaluation.metrics import check
 from cpsd_lib.models import LabelTransformer, LinearHead, feature_map, trial_images
 from cpsd_lib.teachers import PartTeachers, in_mode
 
@@ -219,15 +221,11 @@ def most_disagreeing(co_logits, dis_logits, targets, count):
 
     co_logits, dis_logits: those of the two branches' merged teachers, [N, C]; targets [N, C] in {0, 1, -1}, of which 1
     counts. The largest difference comes first; of equal ones the lower image, then the lower class.
-    Raises ValueError for shapes that are not the same and for NaN.
+    Raises ValueError for tables that cannot be scored (`metrics.check`).
     """
-    co, dis = (torch.as_tensor(logits).detach().cpu().double().sigmoid().numpy() for logits in (co_logits, dis_logits))
-    targets = torch.as_tensor(targets).cpu().numpy()
-    if not co.shape == dis.shape == targets.shape or co.ndim != 2:
-        raise ValueError(f"expected three times [N, C], got {co.shape}, {dis.shape} and {targets.shape}")
-    if np.isnan(co).any() or np.isnan(dis).any():
-        raise ValueError("the teachers' logits hold NaN; train or load them again")
-    apart = np.where(targets == 1, abs(co - dis), -1.0)
+    co, targets = check(co_logits, targets)
+    dis, targets = check(dis_logits, targets)
+    apart = np.where(targets == 1, abs(expit(co.astype(float)) - expit(dis.astype(float))), -1.0)
     widest = apart.argmax(1)  # the first of equal ones
     order = np.argsort(-apart.max(1), kind="stable")
     return [(int(i), int(widest[i])) for i in order if (targets[i] == 1).any()][:count]

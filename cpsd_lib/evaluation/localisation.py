@@ -14,7 +14,8 @@ from cpsd_lib.data import test_view
 from cpsd_lib.evaluation import cam
 from cpsd_lib.evaluation.bootstrap import bootstrap_mean
 from cpsd_lib.evaluation.cam import ACTIVATION, ATTENTION, map_kinds
-from cpsd_lib.teachers import PartTeachers
+from cpsd_lib.models import trial_images
+from cpsd_lib.teachers import PartTeachers, in_mode
 
 BATCH = 32  # maps of 448 pixels at once: 26 MB, and twice that while they are compared with boxes
 
@@ -34,8 +35,8 @@ class Sample:
 def map_places(model, size):
     """Return (h, w), the places of the features that a model's maps of size x size pixels are enlarged from."""
     expert = model.experts[0] if isinstance(model, PartTeachers) else model
-    with torch.no_grad():
-        return tuple(expert(torch.zeros(1, 3, size, size, device=device_of(model))).features.shape[2:])
+    with in_mode(expert, training=False), torch.no_grad():
+        return tuple(expert(trial_images(size, expert.mean.device)).features.shape[2:])
 
 
 def pointing(models, size):
@@ -43,36 +44,21 @@ def pointing(models, size):
     return {title: model for title, model in models.items() if map_places(model, size) != (1, 1)}
 
 
-def maps_of(model, images, pairs, kind=ACTIVATION):
-    """Yield (places in `pairs` [b], maps [b, S, S] >= 0 float32 on the CPU) until each of `pairs` [n] had its map.
+def stack_maps(model, images, pairs, kind=ACTIVATION):
+    """Return the maps [n, S, S] >= 0, float32 on the CPU, of `pairs` [n] of (image index, class).
 
     kind: "attention", enlarged to the image (bilinear) as the class activation is, or another: the class activation.
     """
-    indices, classes = np.array(pairs).reshape(-1, 2).T
+    (indices, classes), size = np.array(pairs).reshape(-1, 2).T, images.shape[2:]
+    device = next(model.parameters()).device
+    stacked = torch.zeros(len(pairs), *size)
     for c in np.unique(classes):  # one class at a time: of merged teachers, the expert of that class alone runs
         places = np.flatnonzero(classes == c)
-        for start in range(0, len(places), BATCH):
-            batch = places[start : start + BATCH]
-            view = test_view(torch.from_numpy(np.array(images[indices[batch]])).to(device_of(model)))
-            if kind == ATTENTION:
-                maps = cam.attention_maps(model, view, [c])
-                maps = functional.interpolate(maps, view.shape[2:], mode="bilinear", align_corners=False)
-            else:
-                maps = cam.class_activation(model, view, [c])
-            yield batch, maps[:, 0].cpu()
-
-
-def stack_maps(model, images, pairs, kind=ACTIVATION):
-    """Return the maps [n, S, S] of `maps_of` in the order of `pairs` [n]."""
-    stacked = torch.zeros(len(pairs), *images.shape[2:])
-    for places, maps in maps_of(model, images, pairs, kind):
-        stacked[places] = maps
+        view = test_view(torch.from_numpy(np.array(images[indices[places]])).to(device))
+        maps = (cam.attention_maps if kind == ATTENTION else cam.class_activation)(model, view, [c])
+        # A class activation has the image's size already.
+        stacked[places] = functional.interpolate(maps, size, mode="bilinear", align_corners=False)[:, 0].cpu()
     return stacked
-
-
-def device_of(model):
-    """Return the torch device of a model's parameters."""
-    return next(model.parameters()).device
 
 
 # ---- inside the box? -------------------------------------------------------------------------------------------------
@@ -105,14 +91,16 @@ def inside_boxes(models, images, sample):
     # One at a time: 400 at once are 640 MB at 448 pixels.
     flat = torch.ones(1, 1, size, size)
     chance = np.array([cam.share_inside(flat, [[positive]]).item() for positive in sample.boxes])
-    best, lines = {}, []
+    best, lines, by_class = {}, [], np.argsort(sample.pairs[:, 1], kind="stable")
     for strategy, model in models.items():
         places = map_places(model, size)
         if places not in best:
             best[places] = best_share(sample.boxes, places, size)
         for kind in map_kinds(model, size):
             share = np.full(len(sample.pairs), np.nan)
-            for batch, maps in maps_of(model, images, sample.pairs, kind):
+            for start in range(0, len(by_class), BATCH):
+                batch = by_class[start : start + BATCH]
+                maps = stack_maps(model, images, sample.pairs[batch], kind)
                 share[batch] = cam.share_inside(maps[:, None], [[sample.boxes[place]] for place in batch])[:, 0]
             about = {"image": sample.pairs[:, 0], "class": sample.pairs[:, 1], "strategy": strategy, "map": kind}
             lines.append(pd.DataFrame(about | {"share": share, "chance": chance, "best": best[places]}))

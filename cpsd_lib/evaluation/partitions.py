@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
+from sklearn.metrics.cluster import contingency_matrix
 
 from cpsd_lib import graph
 from cpsd_lib.partition import adjusted_rand, cut, ncut
@@ -29,9 +30,7 @@ def overlap(ours, other):
     """
     if ours.num_classes != other.num_classes:
         raise ValueError(f"cannot compare partitions of {ours.num_classes} and {other.num_classes} classes")
-    common = np.zeros((len(ours), len(other)), dtype=np.int64)
-    np.add.at(common, (ours.labels(), other.labels()), 1)
-    return common
+    return contingency_matrix(ours.labels(), other.labels())
 
 
 def match(ours, other):
@@ -133,14 +132,5 @@ def by_k(affinity, ks, seed=0, refine=False):
 
 def partition_numbers(affinity, partition):
     """Return {"Ncut", "sizes" (largest first), "singletons" (parts of one class)} of a Partition on its graph [C, C]."""
-    return {"Ncut": ncut(affinity, partition), "sizes": sizes(partition), "singletons": singletons(partition)}
-
-
-def sizes(partition):
-    """Return the number of classes of each part, largest first."""
-    return sorted(map(len, partition.parts), reverse=True)
-
-
-def singletons(partition):
-    """Return how many parts hold one class only: their teachers learn that class alone."""
-    return sizes(partition).count(1)
+    sizes = sorted(map(len, partition.parts), reverse=True)
+    return {"Ncut": ncut(affinity, partition), "sizes": sizes, "singletons": sizes.count(1)}

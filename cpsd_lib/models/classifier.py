@@ -134,7 +134,7 @@ def build_model(
     if name == "q2l_resnet101":
         for part in (backbone.conv1, backbone.bn1, backbone.layer1):
             part.requires_grad_(False)
-    mean, std = _normalization(backbone, normalize, weights)
+    mean, std = normalization(normalize, weights and backbone.pretrained_cfg)
     if head == "gap" and type(backbone).__name__.endswith("Encoder"):
         raise ValueError(f"timm gives {timm_name} no classifier; take a head that reads its map, such as ml_decoder")
     width = getattr(backbone, "head_hidden_size", backbone.num_features) if head == "gap" else backbone.num_features
@@ -266,11 +266,11 @@ def read_state(path):
     return state
 
 
-def _normalization(backbone, normalize, weights):
-    config = backbone.pretrained_cfg
+def normalization(normalize, config=None):
+    """Return (mean, std) of model.normalize; config: of the weights that "auto" goes by, None where there are none."""
     if normalize == "imagenet":
         return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
-    if normalize == "auto" and weights is not None:
+    if normalize == "auto" and config:
         return config["mean"], config["std"]
     if normalize in ("auto", "none"):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

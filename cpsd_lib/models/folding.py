@@ -22,13 +22,15 @@ def fold_batch_norm(model, size):
     if any(module.training for module in model.modules()):
         raise ValueError("only a model in eval mode can be folded: in train mode its norms depend on the batch")
     folded, images = _copied(model), trial_images(size, next(model.parameters()).device)
+    names = {module: name for name, module in folded.named_modules()}
     for conv, norm in _pairs(folded, images):
         weight, bias = fuse_conv_bn_weights(
             *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
         )
         conv.weight, conv.bias = weight, bias
         # timm's norms bring their activation along.
-        _replace(folded, norm, nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name))))
+        after = nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)))
+        folded.set_submodule(names[norm], after)
     # A sum reads a convolution's output without a module that a hook could see: then the answers differ.
     again = images.clone()  # a trunk would not look at the same tensor twice
     same = all(
@@ -92,10 +94,3 @@ def _pairs(model, images):
         if len(reading) == 1 and isinstance(reading[0], nn.BatchNorm2d) and ran[conv] == ran[reading[0]] == 1:
             found.append((conv, reading[0]))
     return found
-
-
-def _replace(model, old, new):
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if child is old:
-                setattr(parent, name, new)

@@ -5,11 +5,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.tresnet import checkpoint_filter_fn
 
 from cpsd_lib.data import COCO_CLASSES
-from cpsd_lib.models.classifier import build_model, read_state, state_faults
+from cpsd_lib.models.classifier import build_model, normalization, preprocessing, read_state, state_faults
 from cpsd_lib.models.heads import sine_position
 from cpsd_lib.models.label_vectors import read_label_vectors
 
@@ -87,9 +86,9 @@ def check_preprocessing(model, normalize, size):
 
     normalize, size: model.normalize ("auto" takes what the checkpoint wants) and data.size, in pixels, of the run.
     """
-    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
-    given = {"none": ([0.0] * 3, [1.0] * 3), "imagenet": (list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD))}
-    if normalize != "auto" and not torch.allclose(torch.tensor(given[normalize]), torch.tensor((mean, std)), atol=1e-3):
+    mean, std = (preprocessing(model)[name] for name in ("mean", "std"))
+    given = torch.tensor(normalization(normalize))
+    if normalize != "auto" and not torch.allclose(given, torch.tensor((mean, std)), atol=1e-3):
         raise ValueError(
             f"the checkpoint wants inputs of mean {mean} and std {std}, but model.normalize is {normalize}; with auto it "
             "gets what it wants"
@@ -116,13 +115,9 @@ def _read_sidecar(path):
         if meant:
             raise ValueError(f"{path}: unknown name {name!r}; did you mean {meant[0]}?")
     wanted = sidecar.setdefault("preprocessing", {"mean": [0, 0, 0], "std": [1, 1, 1]})
-    numbers = isinstance(wanted, dict) and all(
-        isinstance(wanted.get(name), list)
-        and len(wanted[name]) == 3
-        and all(type(x) in (int, float) for x in wanted[name])
-        for name in ("mean", "std")
-    )
-    if not numbers or min(wanted["std"]) <= 0:
+    rows = [wanted.get(name) for name in ("mean", "std")] if isinstance(wanted, dict) else [None]
+    numbers = all(isinstance(row, list) and len(row) == 3 and all(type(x) in (int, float) for x in row) for row in rows)
+    if not numbers or min(rows[1]) <= 0:
         raise ValueError(f"{path}: preprocessing must have mean and std > 0, three numbers each")
     for name, ours in (("range", [0, 1]), ("resize", "both sides, no crop")):
         if wanted.get(name, ours) != ours:
@@ -156,7 +151,10 @@ def _load(model, name, state, path):
     if len(plain) < len(state):
         raise ValueError(f"{path} has the same names with and without the prefix `module.`")
     if name == "q2l_resnet101":
-        model.head.position = _position_of_size(model.head, plain.get("backbone.1.pe"))
+        # As large as the image was in the release's training: its places are the file's own, all else must fit.
+        given = plain.get("backbone.1.pe", torch.empty(0))
+        places = given.shape[2:] if given.ndim == 4 else (14, 14)
+        model.head.position = sine_position(model.head.queries.shape[1], *places)
     own, state = _own(name, model), _converted(name, plain)
     if name in _NO_COUNTERS:
         state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | state
@@ -189,18 +187,10 @@ def _share(name, state):
     vectors = torch.zeros(2, 300) if name == "resnet101_tf" else None
     with torch.device("meta"):  # its names alone; the number of classes does not change them
         model = build_model(name, 2, label_vectors=vectors)
+    names = (_own(name, model), _converted(name, state))
     # Not every release counts its batches (_NO_COUNTERS).
-    own, theirs = (
-        {key for key in names if not key.endswith("num_batches_tracked")}
-        for names in (_own(name, model), _converted(name, state))
-    )
+    own, theirs = ({key for key in keys if not key.endswith("num_batches_tracked")} for keys in names)
     return len(own & theirs) / len(own | theirs)
-
-
-def _position_of_size(head, given):
-    # As large as the image was in the release's training: its places are the file's own, all else must fit.
-    places = given.shape[2:] if given is not None and given.ndim == 4 else (14, 14)
-    return sine_position(head.queries.shape[1], *places)
 
 
 def _own(name, model):

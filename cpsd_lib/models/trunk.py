@@ -71,15 +71,15 @@ def make_trunk(model, frozen_stages):
     A negative `frozen_stages` counts from the end, here and below: -1 is all stages but the last.
     """
     backbone = copy.deepcopy(model.backbone)
-    for parent, name, _ in _units(backbone)[_cut(backbone, frozen_stages) :]:
-        setattr(parent, name, nn.Identity())
+    for name in _units(backbone)[_cut(backbone, frozen_stages) :]:
+        backbone.set_submodule(name, nn.Identity())
     return Trunk(backbone, model.mean, model.std)
 
 
 def make_tail(model, trunk, frozen_stages):
     """Turn a Classifier, which is used up, into the Tail that goes on after `trunk`, the first `frozen_stages` stages."""
-    for parent, name, _ in _units(model.backbone)[: _cut(model.backbone, frozen_stages)]:
-        setattr(parent, name, nn.Identity())
+    for name in _units(model.backbone)[: _cut(model.backbone, frozen_stages)]:
+        model.backbone.set_submodule(name, nn.Identity())
     return Tail(trunk, model.backbone, model.head, model.stride)
 
 
@@ -126,8 +126,7 @@ def start_from(model, trained, columns):
 
 def _cut(backbone, frozen_stages):
     """Return how many units the first `frozen_stages` stages are."""
-    names = [name for _, _, name in _units(backbone)]
-    stages = stages_of(backbone)
+    names, stages = _units(backbone), stages_of(backbone)
     first = frozen_stages if frozen_stages >= 0 else len(stages) + frozen_stages
     if not 1 <= first <= len(stages):
         raise ValueError(
@@ -149,11 +148,9 @@ def _cut(backbone, frozen_stages):
 
 
 def _units(backbone):
-    """Return (parent, attribute, full name) of the parts a backbone runs one after another, sequences opened up."""
-    found = []
+    """Return the names of the parts a backbone runs one after another, sequences opened up."""
+    names = []
     for name, child in backbone.named_children():
-        if isinstance(child, nn.Sequential):
-            found += [(child, inner, f"{name}.{inner}") for inner, _ in child.named_children()]
-        else:
-            found.append((backbone, name, name))
-    return found
+        inner = [f"{name}.{part}" for part, _ in child.named_children()]
+        names += inner if isinstance(child, nn.Sequential) else [name]
+    return names

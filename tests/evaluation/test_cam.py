@@ -513,7 +513,7 @@ def test_of_equal_differences_the_first_row_and_class_are_taken():
 def test_large_logits_do_not_overflow_and_wrong_ones_are_refused():
     co, dis, targets = torch.tensor([[6e4, -6e4]]), torch.tensor([[-6e4, -6e4]]), torch.ones(1, 2)
     assert most_disagreeing(co, dis, targets, 1) == [(0, 0)]
-    with pytest.raises(ValueError, match=r"three times \[N, C\], got \(1, 2\), \(1, 2\) and \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"must both be \[images, classes\], got \(1, 2\) and \(1, 1\)"):
         most_disagreeing(co, dis, targets[:, :1], 1)
     with pytest.raises(ValueError, match="NaN"):
         most_disagreeing(co, dis * torch.nan, targets, 1)

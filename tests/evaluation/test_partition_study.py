@@ -120,7 +120,8 @@ def test_the_paper_s_exponent_is_the_measure_though_it_is_not_asked_for():
 
 def test_singletons_and_sizes_are_those_of_the_cut():
     one = Partition([[0], [1, 2, 3], [4], [5]], 6)
-    assert (study.sizes(one), study.singletons(one)) == ([3, 1, 1, 1], 3)
+    numbers = study.partition_numbers(np.ones((6, 6)), one)
+    assert (numbers["sizes"], numbers["singletons"]) == ([3, 1, 1, 1], 3)
 
 
 def test_the_released_dgp_file_of_two_parts_is_the_plain_cut_at_a_third_of_the_graph_without_loops(golden):
