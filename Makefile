@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 seeds ?= 1
 
-.PHONY: setup demo test lint lab bench clean
+.PHONY: setup demo test lint lab bench check-gpu clean
 
 setup: .venv/installed
 
@@ -32,6 +32,10 @@ lab: setup
 # make bench args="--quick" is a smoke test of seconds; args="--help" lists the sizes.
 bench: setup
 	PYTHONPATH=tests $(BIN)/python -m bench $(args)
+
+# Is the training right on this GPU, and how fast? args="--device cpu" checks what can be checked without one.
+check-gpu: setup
+	PYTHONPATH=tests $(BIN)/python -m bench.gpu_check $(args)
 
 clean:
 	rm -rf .venv outputs/[!.]*

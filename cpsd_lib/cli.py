@@ -7,7 +7,7 @@ from pathlib import Path
 
 # Its names are imported on first use, and those that load torch after a look at the parameters: a wrong one is answered at once.
 from cpsd_lib import workbench
-from cpsd_lib.support import counted, memory, pick_device
+from cpsd_lib.support import counted, memory
 
 
 def main(arguments=None):
@@ -24,13 +24,6 @@ def main(arguments=None):
     data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
     store = commands.add_parser("store", help="trained models and soft targets that runs share: list, size or clean")
     store.add_argument("action", choices=["list", "size", "clean"], help="clean removes what no run in outputs/ uses")
-    gpu = commands.add_parser(
-        "check-gpu", help="is the training right on this GPU, and how fast: a table and a JSON file"
-    )
-    gpu.add_argument(
-        "--device", default="cuda", help="cuda (the default), cuda:N; cpu: what can be checked without one"
-    )
-    gpu.add_argument("--to", default="check-gpu.json", metavar="FILE", help="the JSON file; check-gpu.json by default")
     check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
     for command in (run, evaluate, cost, targets, grid, check):
         command.add_argument("params", help="a YAML file, or its name in params/")
@@ -42,8 +35,6 @@ def main(arguments=None):
     try:
         if options.command == "store":
             return _store(options.action)
-        if options.command == "check-gpu":
-            return _check_gpu(options.device, options.to)
         overrides = workbench.parse_overrides(options.overrides)
         if options.command == "evaluate":
             checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file
@@ -118,16 +109,6 @@ def _store(action):
     unused = [size for *_, size, runs in artifacts if not runs]
     print(f"in {store.root}; {memory(sum(unused) / 2**30)} of {counted(len(unused), 'artifact')} that no run uses")
     return 0
-
-
-def _check_gpu(device, path):
-    try:
-        device = pick_device(device)
-    except (ValueError, RuntimeError) as error:
-        raise workbench.ParameterError(f"--device: {error}") from error
-    passed = workbench.check_gpu(device, path)
-    print(f"written: {path}")
-    return 0 if passed else 1
 
 
 def _grid(source, overrides):

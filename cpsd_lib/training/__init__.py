@@ -13,7 +13,6 @@ __getattr__, __dir__, __all__ = exports(
         "prediction": "predict",
         "learner": "Learner",
         "loop": "Validation fit",
-        "checkpoint": "load_learner load_weights",
-        "soft_targets": "Computed WithEmbeddings view_logits",
+        "soft_targets": "Computed view_logits",
     },
 )

@@ -3,7 +3,8 @@
 import csv
 import math
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from cpsd_lib.objectives import Supervised
 from cpsd_lib.support import atomic, bar, derive_seed, pick_precision
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training.batches import predict_logits
-from cpsd_lib.training.checkpoint import load_learner, one_trainer, resume, save_learner, write_checkpoint
+from cpsd_lib.training.checkpoint import CHECKPOINT, one_trainer, resume, write_checkpoint
 from cpsd_lib.training.learner import Learner, start_state
 from cpsd_lib.training.settings import Training
 
@@ -44,7 +45,6 @@ def fit(
     *,
     objective=Supervised(),  # noqa: B008 (frozen)
     seed=None,
-    about=None,
     validation=None,
     files=None,
     desc="training",
@@ -53,42 +53,19 @@ def fit(
 
     models: an nn.Module, a list of them, which all learn `objective`, or Learners with an objective each. batches: Batches.
     seed: of dropout, the batches' own by default. validation: Validation, or None to keep the moving average at the end.
-    folder: where weights, history and checkpoints are written, with `about` (JSON-able) beside the weights; a learner whose
-    finished weights are there is loaded, not trained, and the others go on from the last checkpoint of the same
-    fingerprint. None: nothing is written. files [N]: names to blame when the loss is not finite.
-    A learner's weights do not depend on who trains beside it. Returns {learner's name: record of its weights: kind, epoch,
-    val_map, seconds, and without a folder its history, a dict an epoch}.
+    folder: where history.csv and the last checkpoint are written, from which the same learners (by name and fingerprint) go
+    on; a training that is finished is read from there. None: nothing is written. files [N]: names to blame when the loss
+    is not finite. A learner's weights do not depend on who trains beside it. Returns {learner's name: kind and epoch of its
+    weights, val_map, seconds, history (a dict an epoch)}.
     Raises Diverged when the loss is not finite, RuntimeError when another process trains in this folder.
     """
     learners = _learners(models, objective)
     seed = batches.seed if seed is None else seed
-    if folder is None:
+    with one_trainer(folder) if folder else nullcontext():
         states = [start_state(learner, training, batches.steps, batches.device) for learner in learners]
-        progress = {"epoch": 0, "step": 0, "seconds": 0.0, "history": []}
-        _train(states, batches, training, None, seed, progress, validation, files, desc, [])
-        return {
-            state.learner.name: (about or {})
-            | _select(state, progress, len(states))
-            | {"history": [line for line in progress["history"] if line["learner"] == state.learner.name]}
-            for state in states
-        }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with one_trainer(folder):
-        entries = {learner.name: load_learner(learner, folder) for learner in learners}
-        todo = [learner for learner in learners if entries[learner.name] is None]
-        finished = [name for name, entry in entries.items() if entry is not None]
-        if todo:
-            for leftover in folder.glob(".*.tmp"):  # half-written by a killed process; ours alone under the lock
-                leftover.unlink(missing_ok=True)
-            states = [start_state(learner, training, batches.steps, batches.device) for learner in todo]
-            progress = resume(folder / "last.ckpt", states, batches.device)
-            _train(states, batches, training, folder, seed, progress, validation, files, desc, finished)
-            for state in states:
-                chosen = _select(state, progress, len(states))
-                entries[state.learner.name] = save_learner(state.learner, folder, (about or {}) | chosen)
-            (folder / "last.ckpt").unlink(missing_ok=True)
-        return entries
+        progress = resume(folder, states, _described(states, batches, training, seed), batches.device)
+        _train(states, batches, training, folder and Path(folder), seed, progress, validation, files, desc)
+    return {state.learner.name: _select(state, progress, len(states)) for state in states}
 
 
 def _learners(models, objective):
@@ -102,9 +79,18 @@ def _learners(models, objective):
     return named
 
 
-def _train(states, batches, training, folder, seed, progress, validation, files, desc, finished):
+def _described(states, batches, training, seed):
+    """What must be the same for a checkpoint to be gone on from, JSON-able."""
+    settings = {name: value for name, value in asdict(training).items() if name != "checkpoint_seconds"}
+    shown = [batches.seed, batches.batch_size, batches.indices.tolist(), asdict(batches.recipe), batches.stored_views]
+    learners = {state.learner.name: state.learner.fingerprint for state in states}
+    return {"learners": learners, "settings": settings, "seed": seed, "batches": shown}
+
+
+def _train(states, batches, training, folder, seed, progress, validation, files, desc):
     precision = pick_precision(training.precision, batches.device)
-    checkpoint = folder / "last.ckpt" if folder else None
+    checkpoint = folder / CHECKPOINT if folder else None
+    described = _described(states, batches, training, seed)
     pending = []  # (image indices, {learner: loss}) not looked at yet
     look_every = CHECK_EVERY if batches.device.type == "cuda" else 1
     saved_at = began = time.perf_counter()
@@ -112,6 +98,8 @@ def _train(states, batches, training, folder, seed, progress, validation, files,
     before = progress["seconds"] + batches.soft_seconds  # the teachers' time is theirs, not the student's
     done = progress["epoch"] * batches.steps + progress["step"]
     last_epoch = training.trained_epochs
+    if progress["epoch"] == last_epoch:
+        return
 
     def spent():
         return before + time.perf_counter() - began - batches.soft_seconds
@@ -134,7 +122,7 @@ def _train(states, batches, training, folder, seed, progress, validation, files,
                 if due:
                     started = time.perf_counter()
                     progress["seconds"] = spent()
-                    write_checkpoint(checkpoint, states, progress)
+                    write_checkpoint(checkpoint, states, progress, described)
                     saved_at = time.perf_counter()
                     # Eleven ResNet-101 are 7.5 GB: writing takes no more than 2 % of the time.
                     every = every and max(training.checkpoint_seconds, 50 * (saved_at - started))
@@ -142,8 +130,10 @@ def _train(states, batches, training, folder, seed, progress, validation, files,
             _end_epoch(states, batches, training, progress, validation, precision)
             progress["seconds"] = spent()
             if folder:
-                _write_history(folder / "history.csv", progress["history"], finished)
+                _write_history(folder / "history.csv", progress["history"])
     progress["seconds"] = spent()
+    if checkpoint:
+        write_checkpoint(checkpoint, states, progress, described)
 
 
 def _step(state, batch, precision, seed, step):
@@ -238,18 +228,12 @@ def _validate(states, epoch, validation, device, precision):
     return scores
 
 
-def _write_history(path, history, finished):
-    # The lines of learners that were finished before stay; those of learners nobody needs any more go.
-    before = []
-    if path.exists() and finished:
-        with open(path, newline="") as file:
-            before = [line for line in csv.DictReader(file) if line["learner"] in finished]
-    lines = before + history
-    names = list(dict.fromkeys(name for line in lines for name in line))
+def _write_history(path, history):
+    names = list(dict.fromkeys(name for line in history for name in line))
     with atomic(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows(history)
 
 
 def _select(state, progress, side_by_side):
@@ -259,5 +243,6 @@ def _select(state, progress, side_by_side):
     model.load_state_dict(best["state"])
     model.eval()
     chosen = {"weights": best["kind"], "epoch": best["epoch"], "val_map": best["score"]}
+    chosen["history"] = [line for line in progress["history"] if line["learner"] == state.learner.name]
     # Side by side all learners run the same backbone on the same batch: the time is shared out evenly.
     return chosen | {"seconds": progress["seconds"] / side_by_side}

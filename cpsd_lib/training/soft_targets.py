@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from cpsd_lib.support import bar, derive_seed
-from cpsd_lib.teachers import Output, logits_of
+from cpsd_lib.teachers import logits_of
 
 BATCH = 64  # images: a view's soft targets depend on nobody's batches
 
@@ -51,26 +51,3 @@ class Computed:
                 torch.manual_seed(derive_seed("soft targets", branch, int(view), np.asarray(indices).tolist()))
                 found[branch] = merged.soft_targets(images)
         return found
-
-
-class WithEmbeddings:
-    """Stored logits with label-wise embeddings computed anew: 768 numbers a class and view are too many to keep.
-
-    stored: a function for Batches that gives logits, or None; computed: a Computed of experts whose heads have embeddings.
-    """
-
-    def __init__(self, stored, computed):
-        self.stored, self.computed = stored, computed
-
-    @property
-    def seconds(self):
-        """Seconds spent on stored logits; the embeddings are part of every step."""
-        return self.stored.seconds if self.stored else 0.0
-
-    def __call__(self, view, indices, images):
-        """Return {branch: Output of logits [B, C] and label_embeddings [B, C, D]}."""
-        stored = self.stored(view, indices, images) if self.stored else {}
-        return {
-            branch: Output(stored.get(branch, logits_of(output)), output.label_embeddings)
-            for branch, output in self.computed(view, indices, images).items()
-        }

@@ -27,6 +27,5 @@ __getattr__, __dir__, __all__ = exports(
         "grids.params": "jobs_of load_grid",
         "grids.runner": "run_grid",
         "open": "explore load_model",
-        "gpu_check": "check_gpu",
     },
 )

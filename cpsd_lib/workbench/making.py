@@ -3,13 +3,14 @@
 import time
 
 import numpy as np
+import pandas as pd
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cpsd_lib.models import check_split, fold_teachers, make_tail, make_trunk, preprocessing, start_from
-from cpsd_lib.support import counted, derive_seed, pick_precision, write_text
+from cpsd_lib.support import counted, derive_seed, pick_precision
 from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
-from cpsd_lib.training import Batches, Computed, Learner, Validation, WithEmbeddings, fit, view_logits
+from cpsd_lib.training import Batches, Computed, Learner, Validation, fit, view_logits
 from cpsd_lib.workbench.building import build, build_shape
 from cpsd_lib.workbench.params import ModelParams
 from cpsd_lib.workbench.recipes import (
@@ -22,7 +23,7 @@ from cpsd_lib.workbench.recipes import (
 )
 from cpsd_lib.workbench.rows import ROWS, branches_matched, branches_of, views_of
 from cpsd_lib.workbench.run import load_partitions, training_indices
-from cpsd_lib.workbench.store import history_of, key_of
+from cpsd_lib.workbench.store import key_of
 
 # ---- makers ----------------------------------------------------------------------------------------------------------
 
@@ -52,20 +53,14 @@ def train_teachers(run, seed):
 def train_student(run, seed, row):
     """Make the student of one row of the table where the store lacks it; return the model."""
     task, training = student_task(run, seed, row), student_training(run, row)
-    stored = StoredTargets(run, seed, branches_matched([row]))
-    soft = stored if ROWS[row].uses_logits else None
-    precision = pick_precision(training.precision, run.device)
-    if ROWS[row].teachers and training.teacher_mode == "train":
+    precision, in_train_mode = pick_precision(training.precision, run.device), training.teacher_mode == "train"
+    soft = StoredTargets(run, seed, ROWS[row].teachers) if ROWS[row].teachers else None
+    if soft and (in_train_mode or ROWS[row].uses_embeddings):  # 768 numbers a class and view are too many to keep
         merged = load_teachers(run, seed, ROWS[row].teachers)
-        soft = Computed(
-            {b: TrainModeTeachers(m.experts, m.partition).to(run.device) for b, m in merged.items()},
-            run.device,
-            precision,
-        )
-    elif ROWS[row].uses_embeddings:
-        merged = load_teachers(run, seed, ROWS[row].teachers)
+        if in_train_mode:
+            merged = {branch: TrainModeTeachers(one.experts, one.partition) for branch, one in merged.items()}
         experts = {b: one.to(run.device, memory_format=torch.channels_last) for b, one in merged.items()}
-        soft = WithEmbeddings(soft, Computed(experts, run.device, precision))
+        soft = Computed(experts, run.device, precision)
     _make_models(run, seed, [task], f"seed {seed}: student {row}", soft, training.views)
     for branch, keys in run.store.record("model", task.key)["about"]["soft_targets"].items():
         run.note(f"seed{seed}/soft_targets/{branch}", keys)
@@ -122,30 +117,26 @@ def _make_models(run, seed, tasks, what, soft=None, stored_views=None):
             training.training(),
             folder,
             seed=seed,
-            about={"preprocessing": preprocessing(learners[0].model) | {"size": run.params.data.size}},
             validation=validation,
             files=table.files,
             desc=what,
         )
-        source = getattr(soft, "stored", soft)
-        for task in todo:
-            about = {
-                name: records[task.key][name] for name in ("weights", "epoch", "val_map", "seconds", "preprocessing")
-            }
+        stored = soft if isinstance(soft, StoredTargets) else None
+        for task, learner in zip(todo, learners, strict=True):
+            record = records[task.key]
+            about = {name: record[name] for name in ("weights", "epoch", "val_map", "seconds")}
+            about["preprocessing"] = preprocessing(learner.model) | {"size": run.params.data.size}
             about |= {"architecture": task.settings.model_dump(mode="json"), "protocol": run.params.protocol}
-            about["soft_targets"] = source.keys() if isinstance(source, StoredTargets) else {}
-            about["soft_target_seconds"] = source.made_in() if isinstance(source, StoredTargets) else 0.0
-            write_text(folder / f"{task.key}.csv", _as_csv(history_of(folder / "history.csv", task.key)))
-            files = {"model.safetensors": f"{task.key}.safetensors", "history.csv": f"{task.key}.csv"}
-            run.store.commit("model", task.recipe, {name: folder / file for name, file in files.items()}, about)
+            about["soft_targets"] = stored.keys() if stored else {}
+            about["soft_target_seconds"] = stored.made_in() if stored else 0.0
+            weights, lines = folder / f"{task.key}.safetensors", folder / f"{task.key}.csv"
+            save_file({name: tensor.contiguous() for name, tensor in learner.model.state_dict().items()}, weights)
+            history = pd.DataFrame(record["history"]).drop(columns="learner")
+            history.to_csv(lines, index=False)
+            run.store.commit("model", task.recipe, {"model.safetensors": weights, "history.csv": lines}, about)
         run.store.forget(folder)
 
     run.store.obtain("model", {task.key: task.recipe for task in tasks}, make, what)
-
-
-def _as_csv(lines):
-    names = [name for name in lines[0] if name != "learner" and any(line[name] for line in lines)]
-    return "".join(",".join(cells) + "\n" for cells in (names, *([line[name] for name in names] for line in lines)))
 
 
 def _learners(run, tasks):

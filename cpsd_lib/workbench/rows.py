@@ -22,9 +22,9 @@ class Row:
         return "led" in self.method
 
     @property
-    def uses_logits(self):
-        """Whether its student is matched by its teachers' logits, which are stored."""
-        return bool(self.teachers) and self.method != "led"
+    def reads_stored(self):
+        """Whether its student reads its teachers' stored logits; those of a match by embeddings come with the embeddings."""
+        return bool(self.teachers) and not self.uses_embeddings
 
 
 # In the order of the tables. The baseline is the teacher over all classes itself, so it is trained in stage 03.
@@ -70,7 +70,7 @@ def branches_of(rows):
 
 def branches_matched(rows):
     """Return the branches whose stored logits the students of some rows read, in the order of BRANCHES."""
-    return branches_of([row for row in rows if row != "baseline" and ROWS[row].uses_logits])
+    return branches_of([row for row in rows if row != "baseline" and ROWS[row].reads_stored])
 
 
 def branch_weights(row, alpha):

@@ -5,7 +5,6 @@ side and resumes, nor several files an artifact, nor a waiter that names whom it
 """
 
 import ast
-import csv
 import hashlib
 import inspect
 import io
@@ -270,9 +269,3 @@ def _commit():
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None  # a downloaded archive has no history
-
-
-def history_of(path, learner):
-    """Return the lines of one learner in a history.csv, as dicts of text."""
-    with open(path, newline="") as file:
-        return [line for line in csv.DictReader(file) if line["learner"] == learner]

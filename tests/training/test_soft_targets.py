@@ -9,7 +9,7 @@ from cpsd_lib.models.classifier import build_model
 from cpsd_lib.partition import Partition
 from cpsd_lib.teachers import Output, PartTeachers, TrainModeTeachers, logits_of
 from cpsd_lib.training.batches import Batches
-from cpsd_lib.training.soft_targets import Computed, WithEmbeddings, view_logits
+from cpsd_lib.training.soft_targets import Computed, view_logits
 
 PARTS = Partition([[0, 2], [1]], 3)
 
@@ -68,17 +68,9 @@ def test_teachers_in_train_mode_depend_on_the_batch_and_not_on_what_was_drawn_be
     assert not torch.allclose(half, found[0][:4], atol=1e-3)
 
 
-def test_embeddings_are_computed_and_logits_come_from_the_store_where_it_has_them():
-    experts, images = teachers(head="ml_decoder", head_width=16), torch.rand(4, 3, 32, 32)
-    stored = torch.rand(4, 3)
-
-    def source(view, indices, images):
-        return {"co": stored}
-
-    source.seconds = 5.0
-    both = WithEmbeddings(source, Computed({"co": experts}, "cpu"))
-    alone = WithEmbeddings(None, Computed({"co": experts}, "cpu"))
-    with_store, without = (soft(0, np.arange(4), images)["co"] for soft in (both, alone))
-    assert isinstance(with_store, Output) and with_store.logits is stored and both.seconds == 5 and alone.seconds == 0
-    assert torch.equal(with_store.label_embeddings, without.label_embeddings)
-    assert torch.equal(without.logits, logits_of(experts.soft_targets(images)))
+def test_embeddings_and_logits_come_from_one_forward_pass():
+    experts, images, passes = teachers(head="ml_decoder", head_width=16), torch.rand(4, 3, 32, 32), []
+    experts.experts[0].register_forward_hook(lambda *_: passes.append(1))
+    found = Computed({"co": experts}, "cpu")(0, np.arange(4), images)["co"]
+    assert len(passes) == 1 and isinstance(found, Output) and found.label_embeddings.shape[:2] == (4, 3)
+    assert torch.equal(found.logits, logits_of(experts.soft_targets(images)))

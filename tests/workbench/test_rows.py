@@ -89,7 +89,7 @@ def test_the_work_of_a_row_is_its_teachers_their_words_and_its_student():
     assert work("cpsd", views=2) == 36 + 4 + 6
     # Embeddings are no words that can be stored: the teacher is asked in every epoch.
     assert work("mld", views=2) == 6 + 2 / 3 + 6 and work("led", views=2) == 14
-    assert work("mld_led", views=2) == pytest.approx(6 + 2 / 3 + 2 + 6)  # it hears both
+    assert work("mld_led", views=2) == pytest.approx(6 + 2 + 6)  # logits come with the embeddings
 
 
 def test_the_work_of_a_row_that_starts_from_the_baseline_holds_the_baseline_once():
@@ -118,8 +118,6 @@ def test_views_that_a_student_never_comes_to_are_not_counted():
     assert work_of("cpsd", settings(30), early, 5) == work_of("cpsd", settings(30), settings(30), 5)
 
 
-def test_rows_without_logits_have_no_store():
-    assert branches_matched(["baseline", "led", "student_only"]) == [] and branches_matched(["led", "mld_led"]) == [
-        "whole"
-    ]
+def test_rows_without_logits_have_no_store_and_embeddings_bring_theirs_along():
+    assert branches_matched(["baseline", "led", "mld_led", "student_only"]) == []
     assert branches_matched(["cpsd_mld", "sd_continued"]) == ["co", "dis", "continued"]

@@ -1,14 +1,14 @@
-"""`cpsd check-gpu`: its checks on the CPU, on a GPU where there is one, and each of them seen failing."""
+"""`make check-gpu`: its checks on the CPU, on a GPU where there is one, and each of them seen failing."""
 
 import functools
 
 import pytest
 import torch
 
-from cpsd_lib.cli import main
+from bench import gpu_check
+from bench.gpu_check import main
 from cpsd_lib.support import read_json
 from cpsd_lib.training import learner, loop
-from cpsd_lib.workbench import gpu_check
 
 CPU = torch.device("cpu")
 # Dynamo's part alone: no compiler is needed, and ten compilations take ten seconds.
@@ -90,7 +90,7 @@ def test_the_command_writes_its_json_and_a_failed_check_is_its_exit_status(tmp_p
         raise AssertionError("off by one")
 
     monkeypatch.setattr(gpu_check, "CHECKS", (gpu_check.folded_experts_compute_what_plain_ones_do,))
-    assert main(["check-gpu", "--device", "cpu", "--to", str(tmp_path / "a.json")]) == 0
+    assert main(["--device", "cpu", "--to", str(tmp_path / "a.json")]) == 0
     written = read_json(tmp_path / "a.json")
     assert written["checks"][0]["passed"] and {"versions", "hardware", "commit"} <= written.keys()
     assert [line["what"] for line in written["figures"]][1:] == [
@@ -100,11 +100,11 @@ def test_the_command_writes_its_json_and_a_failed_check_is_its_exit_status(tmp_p
     ]
     assert all(line["images_per_second"] > 0 for line in written["figures"][1:])
     monkeypatch.setattr(gpu_check, "CHECKS", (broken,))
-    assert main(["check-gpu", "--device", "cpu", "--to", str(tmp_path / "b.json")]) == 1
+    assert main(["--device", "cpu", "--to", str(tmp_path / "b.json")]) == 1
     assert "FAILED  broken: AssertionError: off by one" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_the_command_says_what_to_do(capsys):
-    assert main(["check-gpu"]) == 2
+    assert main([]) == 2
     assert "use device=auto or device=cpu" in capsys.readouterr().err

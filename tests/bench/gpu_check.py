@@ -1,9 +1,11 @@
-"""What a GPU does with the one loop: is each promise kept, and how fast is it; a table and a JSON file to send to somebody.
+"""`make check-gpu`: is each promise of the loop kept on this GPU, and how fast is it; a table and a JSON file to send on.
 
 Each check is a function of a torch device, small enough for a CPU too; it returns what it saw and raises AssertionError
 with the reason where a promise is broken.
 """
 
+import argparse
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from torch import nn
 from cpsd_lib.models import build_model, fold_teachers, forward_flop
 from cpsd_lib.objectives import SelfDistillation, Supervised
 from cpsd_lib.partition import Partition, random_partition
-from cpsd_lib.support import memory, write_json
+from cpsd_lib.support import memory, pick_device, write_json
 from cpsd_lib.teachers import PartTeachers, logits_of
 from cpsd_lib.training import Batches, Learner, Training, fit
 from cpsd_lib.workbench.store import environment
@@ -95,7 +97,7 @@ def folded_experts_compute_what_plain_ones_do(device):
     experts = _experts(2, device)
     fit(experts, _batches(device), TRAINING)
     merged = PartTeachers([e.model for e in experts], Partition([e.class_indices for e in experts], CLASSES)).eval()
-    folded = fold_teachers({"co": merged.cpu()}, torch.zeros(1, 3, SIZE, SIZE))["co"]
+    folded = fold_teachers({"co": merged.cpu()}, SIZE)["co"]
     images = torch.rand(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
     plain, quick = (logits_of(one.to(device).soft_targets(images)) for one in (merged, folded))
     off = float((plain - quick).abs().max() / plain.abs().max())
@@ -281,3 +283,29 @@ def check_gpu(device, path):
     about = {"model": large[0], "size": large[1], "batch": large[2], "device": str(device)}
     write_json(Path(path), about | environment() | {"checks": outcomes, "figures": lines})
     return all(outcome["passed"] for outcome in outcomes)
+
+
+def main(arguments=None):
+    """Run the command; return its exit status: 1 for a broken promise, 2 for a device that is not there."""
+    parser = argparse.ArgumentParser(
+        prog="make check-gpu", description="Is the training right on this GPU, and how fast?"
+    )
+    parser.add_argument(
+        "--device", default="cuda", help="cuda (the default), cuda:N; cpu: what can be checked without one"
+    )
+    parser.add_argument(
+        "--to", default="check-gpu.json", metavar="FILE", help="the JSON file; check-gpu.json by default"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        device = pick_device(options.device)
+    except (ValueError, RuntimeError) as error:
+        print(f"--device: {error}", file=sys.stderr)
+        return 2
+    passed = check_gpu(device, options.to)
+    print(f"written: {options.to}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
