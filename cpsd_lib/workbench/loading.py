@@ -58,12 +58,6 @@ def load_params(source, overrides=None, paths=True):
     return resolve(raw, paths)
 
 
-def load_data(source, overrides=None):
-    """Return (run name, DataParams) of a parameter file as load_params reads it; only the data must be there, no model file."""
-    params = load_params(source, overrides, paths=False)
-    return params.name, data_on_disk(params.data)
-
-
 def data_on_disk(data):
     """Return DataParams `data` with its paths resolved; ParameterError where one is not there."""
     try:

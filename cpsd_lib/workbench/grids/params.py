@@ -182,10 +182,7 @@ def _without_base(varied):
 
 
 def _word(value):
-    if isinstance(value, list):
-        return "-".join(_word(one) for one in value)
-    if isinstance(value, dict):
-        return "-".join(_word(one) for one in value.values())
+    if isinstance(value, list | dict):
+        return "-".join(map(_word, value.values() if isinstance(value, dict) else value))
     # Of a path the last name.
-    text = "none" if value is None else str(value).rstrip("/").rpartition("/")[2]
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", text)
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", "none" if value is None else Path(str(value)).name)
