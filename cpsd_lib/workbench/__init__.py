@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = exports(
         " train_teachers",
         "store": "Store clean default_store inventory",
         "scoring": "SPLITS against_paper caveat component_figure component_table evaluate load_records",
+        "published": "no_figure",
         "evidence": "calibration_errors decision_rules gain_intervals scores_of",
         "explanation": "TEACHERS",
         "report": "deviation gain_summary scores_text write_report",
