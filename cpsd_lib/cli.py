@@ -117,9 +117,10 @@ def _grid(source, overrides):
 
 
 def _check_data(source, overrides):
-    name, data = workbench.load_data(source, overrides)
+    params = workbench.load_params(source, overrides, paths=False)  # no file of a model needs to be there
+    data = workbench.data_on_disk(params.data)
     from cpsd_lib.data import check_data
 
-    checked = check_data(data.settings(), workbench.outputs_root() / name)
+    checked = check_data(data.settings(), workbench.outputs_root() / params.name)
     print("\n".join(checked.lines))
     return 0 if checked.trainable else 1

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "yaml_files": "ParameterError Stopped outputs_root parse_overrides repo_root",
-        "loading": "load_data load_params",
+        "loading": "data_on_disk load_params",
         "rows": "ROWS TITLES baseline_of branches_of",
         "run": "MissingStage cut_labels describe_data label_graph load_partitions open_run overrides_of released_partitions"
         " show_params",
@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = exports(
         " train_teachers",
         "store": "Store clean default_store inventory",
         "scoring": "SPLITS against_paper caveat component_figure component_table evaluate load_per_class load_records",
+        "published": "no_figure",
         "evidence": "calibration_errors decision_rules gain_intervals scores_of",
         "explanation": "TEACHERS",
         "report": "deviation gain_summary scores_text write_report",

@@ -10,101 +10,85 @@ from cpsd_lib.models import MetaModel, activation_bytes, forward_flop, make_tail
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import counted, memory, pick_precision
 from cpsd_lib.workbench.building import build_shape
-from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, branches_matched, branches_of, views_of
+from cpsd_lib.workbench.rows import BRANCHES, FROM_MODEL, ROWS, branches_matched, branches_of, views_of
 from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on, repo_root
 
 # ---- the workload of some rows, in epochs ----------------------------------------------------------------------------
 
+EQUAL = "baseline_equal_compute"  # trained as the baseline is, which is a teacher, for as long as all of CPSD
+PARTS = set(BRANCHES) - set(FROM_MODEL)  # the branches whose teachers may share a frozen trunk
+STAGES = ("teachers", "soft targets", "students", "validation", "evaluation")
+
 
 @dataclass(frozen=True)
-class Workload:
-    """What some rows need from scratch, in epochs of one model; a training step is 3 forward passes, a soft target 1.
+class Passes:
+    """What some models of a stage see side by side; a training step is 3 forward passes, a soft target 1."""
 
-    own: the part of a forward pass that a teacher of a part has to itself; the rest is the frozen trunk's, which is run
-    forward once for all of them.
-    """
+    stage: str
+    step: int  # forward passes of one pass
+    unit: str  # of passes: "teacher epochs" or "student epochs", as those trainings have them, or "views" of all images
+    counts: dict  # {branch or row: (models, passes of each)}
 
-    teachers: dict  # {branch: (number of teachers, epochs each is trained)}
-    stored: list  # of {branch: (number of teachers, views whose logits are computed once)}, one dict a row that needs new ones
-    embedded: list  # of {branch: (number of teachers, epochs in which embeddings are computed anew)}, one dict a row
-    students: dict  # {row: epochs}
-    own: float
+    def forwards(self, own=1.0):
+        """Return their forward passes, in those of one whole model.
 
-    def forwards(self, step, counts):
-        """Return the forward passes of {branch: (models, passes)}, each `step` forwards, in passes of one whole teacher."""
-        whole = sum(models * passes for branch, (models, passes) in counts.items() if branch in FROM_MODEL)
-        parts = [(models, passes) for branch, (models, passes) in counts.items() if branch not in FROM_MODEL]
+        own: the part of a forward pass that a teacher of a part has to itself; the rest is the frozen trunk's, which is run
+        forward once for all of them.
+        """
+        whole = sum(models * passes for name, (models, passes) in self.counts.items() if name not in PARTS)
+        parts = [count for name, count in self.counts.items() if name in PARTS]
         trunk = max((passes for _, passes in parts), default=0)
-        return step * (whole + self.own * sum(models * passes for models, passes in parts)) + (1 - self.own) * trunk
+        return self.step * (whole + own * sum(models * passes for models, passes in parts)) + (1 - own) * trunk
 
-    def soft_forwards(self):
-        """Return the forward passes of the soft targets."""
-        return sum(self.forwards(1, counts) for counts in (*self.stored, *self.embedded))
-
-    def in_images(self, teachers, students, images):
-        """Return the same in images: of one pass of the _Images of teachers and students, of a view of all `images`."""
-
-        def of(counts, passes):
-            return {branch: (models, passes(number)) for branch, (models, number) in counts.items()}
-
-        return replace(
-            self,
-            teachers=of(self.teachers, teachers.passes),
-            stored=[of(counts, lambda views: views * images) for counts in self.stored],
-            embedded=[of(counts, students.passes) for counts in self.embedded],
-            students={row: (teachers if row == EQUAL else students).passes(n) for row, n in self.students.items()},
-        )
-
-
-EQUAL = "baseline_equal_compute"  # trained as the baseline is, which is a teacher, for as long as all of CPSD
+    def over(self, convert):
+        """Return the same with convert(passes) for the passes of each."""
+        return replace(self, counts={name: (models, convert(passes)) for name, (models, passes) in self.counts.items()})
 
 
 def workload(rows, teachers, student, parts, own=1.0):
-    """Return the Workload of rows; teachers, student: TeacherParams, StudentParams; parts: {"co": teachers, "dis": teachers}."""
+    """Return what rows need from scratch, a list of Passes, the teachers first, and each student by itself.
+
+    teachers, student: TeacherParams, StudentParams; parts: {"co": number of teachers, "dis": ...}; own: as in Passes.
+    """
     needed = branches_of(rows)
-    from_parts = any(branch not in FROM_MODEL for branch in needed)
     from_baseline = student.start == "baseline" and any(row != EQUAL for row in rows)
-    if from_baseline or (from_parts and teachers.start == "baseline"):
+    if from_baseline or (teachers.start == "baseline" and PARTS & set(needed)):
         needed = list(dict.fromkeys(["whole", *needed]))
     models = dict.fromkeys(needed, 1) | {"random": parts["co"]} | parts
     more = teachers.more_epochs if teachers.start == "baseline" else None
-    epochs = {
-        branch: teachers.trained_epochs if branch == "whole" else more or teachers.trained_epochs for branch in needed
-    }
-    taught, stored, there = {row: student.trained_epochs for row in rows if row != "baseline"}, [], set()
+    epochs = dict.fromkeys(needed, more or teachers.trained_epochs) | {"whole": teachers.trained_epochs}
+    taught, there = {row: student.trained_epochs for row in rows if row != "baseline"}, set()
     if "equal_compute" in needed or EQUAL in rows:
-        of_baseline, of_teacher = equal_epochs(teachers, student, parts["co"], own)
-        epochs |= {"equal_compute": of_teacher}
+        of_baseline, epochs["equal_compute"] = equal_epochs(teachers, student, parts["co"], own)
         taught |= {EQUAL: of_baseline} if EQUAL in rows else {}
-    for row in taught:  # the branches of one row are computed together, those of an earlier row are in the store
-        new = [branch for branch in branches_matched([row]) if branch not in there]
-        stored += [{branch: (models[branch], views_of(student)) for branch in new}] if new else []
-        there.update(new)
-    return Workload(
-        teachers={branch: (models[branch], epochs[branch]) for branch in needed},
-        stored=stored,
-        embedded=[
-            {branch: (models[branch], student.trained_epochs) for branch in ROWS[row].teachers}
-            for row in taught
-            if ROWS[row].uses_embeddings
-        ],
-        students=taught,
-        own=own,
-    )
+    load = [Passes("teachers", 3, "teacher epochs", {branch: (models[branch], epochs[branch]) for branch in needed})]
+    for row in taught:  # the logits of a row's branches are computed together, those of an earlier row are in the store
+        stored = [branch for branch in branches_matched([row]) if branch not in there]
+        embedded = ROWS[row].teachers if ROWS[row].uses_embeddings else ()  # computed anew in every epoch
+        there.update(stored)
+        for unit, branches, passes in (
+            ("views", stored, views_of(student)),
+            ("student epochs", embedded, student.trained_epochs),
+        ):
+            load.append(Passes("soft targets", 1, unit, {branch: (models[branch], passes) for branch in branches}))
+    units = dict.fromkeys(taught, "student epochs") | {EQUAL: "teacher epochs"}
+    return load + [Passes("students", 3, units[row], {row: (1, passes)}) for row, passes in taught.items()]
 
 
 def work_of(row, teachers, student, k, own=1.0):
     """Return the work of a row from scratch, in epochs of a baseline: its teachers, their soft targets, its student."""
     load = workload([row], teachers, student, {"co": k, "dis": k}, own)
-    return (load.forwards(3, load.teachers) + load.soft_forwards()) / 3 + sum(load.students.values())
+    before = sum(one.forwards(own) for one in load if one.stage != "students")
+    return before / 3 + sum(one.forwards() / 3 for one in load if one.stage == "students")
 
 
 def equal_epochs(teachers, student, k, own=1.0):
     """Return (epochs of a baseline, epochs of one teacher) of the compute of CPSD, and of its teachers of both branches."""
-    load = workload(["cpsd"], teachers, student, {"co": k, "dis": k}, own)
-    # A student that starts from the baseline pays for it; else the teachers do.
-    paid = {b: count for b, count in load.teachers.items() if b != "whole" or student.start == "model"}
-    return round(work_of("cpsd", teachers, student, k, own)), round(load.forwards(3, paid) / 3)
+    paid = dict(workload(["cpsd"], teachers, student, {"co": k, "dis": k}, own)[0].counts)
+    if student.start == "baseline":
+        del paid["whole"]  # the student that starts from the baseline pays for it; else the teachers do
+    of_teachers = Passes("teachers", 3, "teacher epochs", paid).forwards(own)
+    return round(work_of("cpsd", teachers, student, k, own)), round(of_teachers / 3)
 
 
 # ---- the cost of a run -----------------------------------------------------------------------------------------------
@@ -177,44 +161,42 @@ def estimate(params, num_classes, train_images, test_images, device=None):
             own = own_part(params.teacher_model or params.model, num_classes, size, frozen)
     parts = _parts(params.partition, num_classes) if rows else {"co": 0, "dis": 0}
     load = workload(rows, params.teachers, params.student, parts, own)
-    teachers = _Images(params, params.teachers, train_images, test_images, device)
-    students = _Images(params, params.student, train_images, test_images, device)
-    images = load.in_images(teachers, students, train_images)
-    of_student = {row: teachers if row == EQUAL else students for row in load.students}
-    looked_at = {branch: (models, teachers.looks(epochs)) for branch, (models, epochs) in load.teachers.items()}
+    trained = [one for one in load if one.step == 3]
+    teachers, students = (
+        _Images(params, training, train_images, test_images, device) for training in (params.teachers, params.student)
+    )
+    of_unit = {"teacher epochs": teachers, "student epochs": students}
+    images = [
+        one.over(of_unit[one.unit].passes if one.unit in of_unit else lambda views: views * train_images)
+        for one in load
+    ]
+    images += [replace(one, stage="validation", step=1).over(of_unit[one.unit].looks) for one in trained]
     # Without a model of its own the teacher of `whole` is the baseline, a row of the table already.
-    scored = {b: (n, test_images) for b, (n, _) in load.teachers.items() if b != "whole" or params.teacher_model}
-    by_teachers = {  # images through one whole teacher, forward, a seed
-        "teachers": load.forwards(3, images.teachers),
-        "soft targets": images.soft_forwards(),
-        "validation": load.forwards(1, looked_at),
-        "evaluation": load.forwards(1, scored),  # all on one batch
-    }
-    by_students = {
-        "students": 3 * sum(images.students.values()),
-        "validation": sum(of_student[row].looks(epochs) for row, epochs in load.students.items()),
-        "evaluation": (1 if released else len(rows)) * test_images,
-    }
-    seeds = 1 if released else params.seeds
-    beside = max((sum(models for models, _ in counts.values()) for counts in load.embedded), default=0)
+    scored = {b: (n, test_images) for b, (n, _) in load[0].counts.items() if b != "whole" or params.teacher_model}
+    rows_scored = {"released": (1, test_images)} if released else {row: (1, test_images) for row in rows}
+    images += [Passes("evaluation", 1, "images", counts) for counts in (scored, rows_scored)]  # each on one batch
+    seeds, stages = 1 if released else params.seeds, dict.fromkeys(STAGES, 0.0)
+    for one in images:
+        model = teacher if one.counts.keys() <= set(BRANCHES) else student
+        stages[one.stage] += seeds * one.forwards(own) * model.flop / 1e18
+    beside = [sum(n for n, _ in one.counts.values()) for one in load if (one.step, one.unit) == (1, "student epochs")]
+    student_bytes = [
+        max(beside) * tail.weights + of_unit[one.unit].bytes(student, 1) for one in load if one.stage == "students"
+    ]
     return Cost(
         name=params.model.name,
         num_classes=num_classes,
         student=student,
         teacher=teacher,
         seeds=seeds,
-        teachers=sum(models for models, _ in load.teachers.values()),
-        students=len(load.students),
+        teachers=sum(models for models, _ in load[0].counts.values()),
+        students=len(student_bytes),
         teacher_batch=teachers.batch,
         student_batch=students.batch,
-        teacher_gib=_teacher_bytes(load.teachers, teachers, teacher, tail) / 2**30,
-        student_gib=max((beside * tail.weights + one.bytes(student, 1) for one in {*of_student.values()}), default=0)
-        / 2**30,
-        stages={
-            stage: seeds * (by_teachers.get(stage, 0) * teacher.flop + by_students.get(stage, 0) * student.flop) / 1e18
-            for stage in ("teachers", "soft targets", "students", "validation", "evaluation")
-        },
-        trained_images=seeds * (sum(n * each for n, each in images.teachers.values()) + sum(images.students.values())),
+        teacher_gib=_teacher_bytes(load[0].counts, teachers, teacher, tail) / 2**30,
+        student_gib=max(student_bytes, default=0) / 2**30,
+        stages=stages,
+        trained_images=seeds * sum(n * each for one in images if one.step == 3 for n, each in one.counts.values()),
         cpsd_baselines=work_of("cpsd", params.teachers, params.student, parts["co"], own)
         / params.teachers.trained_epochs
         if "cpsd" in rows

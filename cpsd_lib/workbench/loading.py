@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from cpsd_lib.workbench.defaults import RECIPES, method_sections
 from cpsd_lib.workbench.params import DataParams, Params, Section, TrainParams
-from cpsd_lib.workbench.yaml_files import ParameterError, find_params, is_grid, near_name, read_params, set_dotted
+from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params, set_dotted
 
 # What pydantic says, in the words of whoever wrote the YAML; in this order.
 _WORDS = {
@@ -51,17 +51,11 @@ def load_params(source, overrides=None, paths=True):
     Raises ParameterError that lists every fault at once, with the nearest name for an unknown key.
     """
     raw = read_params(find_params(source))
-    if is_grid(raw):
+    if "vary" in raw:
         raise ParameterError(f"{source} is a grid, many runs in one file; run it by: cpsd grid {source}")
     for key, value in (overrides or {}).items():
         set_dotted(raw, key, value)
     return resolve(raw, paths)
-
-
-def load_data(source, overrides=None):
-    """Return (run name, DataParams) of a parameter file as load_params reads it; only the data must be there, no model file."""
-    params = load_params(source, overrides, paths=False)
-    return params.name, data_on_disk(params.data)
 
 
 def data_on_disk(data):

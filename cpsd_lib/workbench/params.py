@@ -257,31 +257,23 @@ class Params(Section):
     evaluation: EvaluationParams = EvaluationParams()
 
     @model_validator(mode="after")
-    def _scored_checkpoint_is_this_model(self):
+    def _goes_together(self):
+        teachers, student, rows = self.teachers, self.student, self.student.rows
         if self.evaluation.released not in (None, self.model.name):
             raise ValueError(
                 f"evaluation.released is {self.evaluation.released}, but these are the parameters of model {self.model.name}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _rows_fit_the_models(self):
-        if self.teacher_model is not None and "baseline" in self.student.rows:
+        if self.teacher_model is not None and "baseline" in rows:
             raise ValueError(
                 "student.rows: with a teacher_model of its own the baseline would be the teacher; the student trained "
                 "on labels alone is the row student_only"
             )
-        led = [row for row in self.student.rows if ROWS[row].uses_embeddings]
+        led = [row for row in rows if ROWS[row].uses_embeddings]
         if led and "gap" in (self.model.head, (self.teacher_model or self.model).head):
             raise ValueError(
                 f"student.rows: {', '.join(led)} match label-wise embeddings, which the head gap does not have; take "
                 "ml_decoder (L2D's), query2label or label_transformer for model.head and teacher_model.head"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _starts_are_there(self):
-        teachers, student, rows = self.teachers, self.student, self.student.rows
         given = [name for name in ("frozen_stages", "more_epochs") if getattr(teachers, name)]
         why = " (method: shared_trunk starts there)" if self.method == "shared_trunk" else ""
         if teachers.start == "model" and given:

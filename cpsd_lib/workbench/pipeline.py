@@ -173,9 +173,13 @@ def outputs_are_there(run, entry):
 
 def remove_outputs(name, run):
     """Remove what an earlier execution of a stage left, so that nothing of other parameters stays; artifacts remain."""
-    for path in (path for pattern in STAGES[name][1] for path in run.folder.glob(pattern)):
+    for path in _outputs(name, run):
         path.unlink()
     run.forget(MADE.get(name, ()))
+
+
+def _outputs(name, run):
+    return sorted(path for pattern in STAGES[name][1] for path in run.folder.glob(pattern))
 
 
 def _execute(name, opened, fingerprint):
@@ -210,10 +214,9 @@ def _execute(name, opened, fingerprint):
         ) from None
     seconds = time.time() - began
     print(f"{name}: {seconds:.0f} s", flush=True)
-    outputs = sorted(path for pattern in STAGES[name][1] for path in opened.folder.glob(pattern))
     return {
         "fingerprint": fingerprint,
-        "outputs": {path.relative_to(opened.folder).as_posix(): sha256(path) for path in outputs},
+        "outputs": {path.relative_to(opened.folder).as_posix(): sha256(path) for path in _outputs(name, opened)},
         "keys": opened.noted(MADE.get(name, ())),
         "seconds": seconds,
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),

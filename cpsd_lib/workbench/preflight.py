@@ -51,13 +51,13 @@ def check_run(params):
 def remarks(params, stage):
     """Return what a user should know before `stage`, the first that is not done, starts: sentences, in most runs none."""
     train, test, classes, _ = images_of(params.data)
-    found, many = [], [k for k in params.partition.study_k if k >= classes]
+    sentences, many = [], [k for k in params.partition.study_k if k >= classes]
     if many and stage <= "02_partition" and not params.evaluation.released:
         only = counted(classes, "class", "classes")
         left_out = ", ".join(map(str, many))
-        found.append(f"partition.study_k: k = {left_out} left out of the study, since there are only {only}")
+        sentences.append(f"partition.study_k: k = {left_out} left out of the study, since there are only {only}")
     if stage > "04_student" or params.data.kind == "labels":  # no model is made of labels alone
-        return found
+        return sentences
     with blamed_on("device"):  # a cuda:7 that is not there
         device = pick_device(params.device)
         there = memory_gib(device)
@@ -68,12 +68,12 @@ def remarks(params, stage):
         section, batch = ("teachers", cost.teacher_batch) if teaching else ("student", cost.student_batch)
         where = "the GPU" if device.type == "cuda" else "this machine"
         fewer = " or partition.k" if teaching and cost.teachers > 1 else ""
-        found.append(
+        sentences.append(
             f"WARNING: training {what} takes about {memory(cost.gpu_gib)} of memory, and {where} has {memory(there)}: the run "
             f"may be killed. Lower {section}.batch_size ({batch}), data.size ({params.data.size}){fewer}; "
             "`cpsd cost` says what helps"
         )
-    return found
+    return sentences
 
 
 def images_of(data):

@@ -42,11 +42,11 @@ def no_figure(params):
 def _unlike_the_paper(params):
     """Return what makes another run than the paper's of these parameters, a word or two each."""
     cut, alpha, limit = params.partition, params.student.alpha, params.data.limit
-    found = [] if limit is None else [f"data.limit = {limit}"]
+    unlike = [] if limit is None else [f"data.limit = {limit}"]
     if not params.evaluation.released:  # a checkpoint has the paper's own
-        found += [f"partition.k = {cut.k} (only 5)"] if cut.k != 5 and not cut.use_released else []
-        found += [f"student.alpha = {alpha} (only 0.5)"] if alpha != 0.5 else []
-    return found
+        unlike += [f"partition.k = {cut.k} (only 5)"] if cut.k != 5 and not cut.use_released else []
+        unlike += [f"student.alpha = {alpha} (only 0.5)"] if alpha != 0.5 else []
+    return unlike
 
 
 def published(params):

@@ -40,27 +40,23 @@ def write_report(run):
     versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
     # What else lies in figures/ is of other parameters, or somebody else's.
     figures = sorted(name for entry in stages.values() for name in entry["outputs"] if name.endswith(".png"))
-    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    page = (
-        Environment(autoescape=True, trim_blocks=True)
-        .from_string(template)
-        .render(
-            name=run.params.name,
-            caveat=caveat(run),
-            made=f"{counted(run.params.seeds, 'seed')} from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
-            f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
-            f"{versions}; finished {last['finished']}",
-            deviation=deviation(run.params),
-            components=[(split, _html(table), gain_summary(table, split)) for split, table in _tables(records).items()],
-            compared=None if compared is None else _html(compared),
-            not_compared=no_figure(run.params),
-            times=_html(pd.DataFrame(stages).T[["seconds"]].astype(float), ",.0f"),
-            figures=[
-                (Path(name).stem, base64.b64encode((run.folder / name).read_bytes()).decode()) for name in figures
-            ],
-            notes=_notes(run),
-            params=show_params(run),
-        )
+    template = Environment(autoescape=True, trim_blocks=True).from_string(
+        Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    )
+    page = template.render(
+        name=run.params.name,
+        caveat=caveat(run),
+        made=f"{counted(run.params.seeds, 'seed')} from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
+        f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
+        f"{versions}; finished {last['finished']}",
+        deviation=deviation(run.params),
+        components=[(split, _html(table), gain_summary(table, split)) for split, table in _tables(records).items()],
+        compared=None if compared is None else _html(compared),
+        not_compared=no_figure(run.params),
+        times=_html(pd.DataFrame(stages).T[["seconds"]].astype(float), ",.0f"),
+        figures=[(Path(name).stem, base64.b64encode((run.folder / name).read_bytes()).decode()) for name in figures],
+        notes=_notes(run),
+        params=show_params(run),
     )
     write_text(run.folder / "report.html", page)
     return run.folder / "report.html"

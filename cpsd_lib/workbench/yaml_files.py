@@ -105,11 +105,6 @@ def read_params(path):
     return base | raw | {key: base[key] | raw[key] for key in sections}
 
 
-def is_grid(raw):
-    """Return whether the mapping of a YAML file is a grid's, which has something to vary."""
-    return "vary" in raw
-
-
 # ---- YAML 1.2 -------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,5 @@
-import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -328,11 +328,13 @@ def test_an_80_percent_interval_holds_the_true_map_about_that_often():
     assert 0.6 < np.mean([interval.low <= truth <= interval.high for interval in intervals]) < 0.95
 
 
-def test_a_bar_shows_the_resamples(monkeypatch, tmp_path):
-    monkeypatch.setenv("CPSD_PROGRESS_FILE", str(tmp_path / "progress"))
+def test_a_bar_shows_the_resamples(monkeypatch):
+    runner, terminal = os.openpty()
+    monkeypatch.setenv("CPSD_TERMINAL", f"07_ablation:{os.ttyname(terminal)}")
     bootstrap.bootstrap_interval(*table(0), resamples=70)
-    state = json.loads((tmp_path / "progress").read_text())
-    assert (state["desc"], state["n"], state["total"]) == ("bootstrap", 70, 70)
+    shown = os.read(runner, 10_000).decode()
+    assert "07_ablation bootstrap: 100%" in shown and "70/70" in shown
+    os.close(runner), os.close(terminal)
 
 
 def test_what_cannot_be_resampled_is_refused():

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from cpsd_lib.support import digest
 from cpsd_lib.workbench.loading import format_error, load_params
 from cpsd_lib.workbench.params import Params, Section
-from cpsd_lib.workbench.yaml_files import ParameterError, find_params, is_grid, near_name, read_params
+from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params
 
 MOST_JOBS = 1000
 
@@ -100,7 +100,7 @@ def load_grid(source, overrides=None):
     Raises ParameterError that lists every fault.
     """
     raw, overrides = read_params(find_params(source, grid=True)), overrides or {}
-    if not is_grid(raw) and "base" not in raw:
+    if "vary" not in raw and "base" not in raw:
         raise ParameterError(f"{source} is one run, not a grid (it has no `vary:`); run it by: cpsd run {source}")
     # What is varied now has no one value any more, whatever the file has.
     varied = {key.removeprefix("vary.") for key in overrides if key.startswith("vary.")}
@@ -182,10 +182,7 @@ def _without_base(varied):
 
 
 def _word(value):
-    if isinstance(value, list):
-        return "-".join(_word(one) for one in value)
-    if isinstance(value, dict):
-        return "-".join(_word(one) for one in value.values())
+    if isinstance(value, list | dict):
+        return "-".join(map(_word, value.values() if isinstance(value, dict) else value))
     # Of a path the last name.
-    text = "none" if value is None else str(value).rstrip("/").rpartition("/")[2]
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", text)
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", "none" if value is None else Path(str(value)).name)

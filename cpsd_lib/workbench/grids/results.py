@@ -52,13 +52,13 @@ def _cell(value):
 
 def stamps(jobs):
     """Return what must stand beside the figures of these Jobs, as scoring.caveat has it for one run."""
-    found = []
+    notes = []
     for job in jobs:
         path = Run(job.params).folder / "data.json"
         data = read_json(path) if path.exists() else {"incomplete": "", "notes": []}
-        found += ["protocol: paper, epochs chosen on TEST"] if job.params.protocol == "paper" else []
-        found += [data["incomplete"], *(note for note in data["notes"] if NOT_COMPARABLE in note)]
-    return [note for note in dict.fromkeys(found) if note]
+        notes += ["protocol: paper, epochs chosen on TEST"] if job.params.protocol == "paper" else []
+        notes += [data["incomplete"], *(note for note in data["notes"] if NOT_COMPARABLE in note)]
+    return [note for note in dict.fromkeys(notes) if note]
 
 
 def write(frame, folder, keys, notes=()):

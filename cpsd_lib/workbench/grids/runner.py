@@ -30,16 +30,16 @@ def run_grid(source, overrides=None):
     folder.mkdir(parents=True, exist_ok=True)
     with one_runner(folder):
         failed = _run_jobs(grid, folder, jobs)
-        _write_results(grid, folder, [job for job in jobs if job.name not in failed], len(jobs))
+        _write_results(grid, folder, [job for job in jobs if job not in failed], len(jobs))
     if failed:
         print(f"\n{len(failed)} of {len(jobs)} jobs failed; the same command does what is missing", file=sys.stderr)
         for job, error in failed.items():
-            print(f"{job}: {error}\nits log: {_log(folder, job)}", file=sys.stderr)
+            print(f"{job.name}: {error}\nits log: {_log(folder, job)}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _run_jobs(grid, folder, jobs):
-    """Print the plan, run what is left, a line a job; return {failed job's name: why}."""
+    """Print the plan, run what is left, a line a job; return {failed Job: why}."""
     todo = [job for job in jobs if job.left]
     most, why = side_by_side(grid, todo)
     print_plan(grid, jobs, most, why)
@@ -52,7 +52,7 @@ def _run_jobs(grid, folder, jobs):
     def do(job):
         started = time.monotonic()
         try:
-            error = work(engines.JOB, _params_file(folder, job), _log(folder, job.name), _environment(grid))
+            error = work(engines.JOB, _params_file(folder, job), _log(folder, job), _environment(grid))
         except engines.Died as died:
             error = str(died)
         return error, f"{time.monotonic() - started:,.0f} s"
@@ -63,7 +63,7 @@ def _run_jobs(grid, folder, jobs):
             for number, ended in enumerate(as_completed(running), 1):
                 job, (error, took) = running[ended], ended.result()
                 if error is not None:
-                    failed[job.name] = error
+                    failed[job] = error
                 result = f"done in {took}" if error is None else f"FAILED after {took}: {error.splitlines()[0]}"
                 print(f"{time.strftime('%H:%M:%S')} {number}/{len(todo)} {job.slug}: {result}", flush=True)
         finally:  # after a Ctrl-C no other job starts
@@ -73,7 +73,7 @@ def _run_jobs(grid, folder, jobs):
 
 
 def _log(folder, job):
-    return folder / "logs" / f"{job.removeprefix(f'{folder.name}.')}.log"
+    return folder / "logs" / f"{job.slug}.log"
 
 
 def _params_file(folder, job):
