@@ -36,6 +36,11 @@ def cooccurrence(targets):
     return counts, occurrence
 
 
+def alone(counts, occurrence):
+    """Return the indices of the classes that occur, and with no other class: P+ has no weight for them; from `cooccurrence`."""
+    return np.flatnonzero((np.asarray(counts).sum(1) == 0) & (np.asarray(occurrence) > 0))
+
+
 def affinity(counts, occurrence, branch="co", exponent=0.5, self_loops=False):
     """Turn the counts into the graph that is cut: P+ for branch "co", P- = 1 - P+ for branch "dis".
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cpsd_lib import graph
 from cpsd_lib.support import counted
 
 SPLITS = ("train", "val", "test", "test_shifted")
@@ -94,7 +95,17 @@ def check_splits(table, needed=("train", "test")):
             raise ValueError(f"no image is in split '{split}', expected at least one: give some rows that split")
         if not (targets[split] == 1).any():
             raise ValueError(f"no image of split '{split}' has a positive label: label some of them")
-    return [*_uneven_classes(table.names, targets), *_similar_names(table.names), *_odd_labels(targets)]
+    names, occurring = table.names, [_alone(table.names, targets["train"])] if "train" in targets else []
+    return [*_uneven_classes(names, targets), *filter(None, occurring), *_similar_names(names), *_odd_labels(targets)]
+
+
+def _alone(names, train):
+    counts, occurrence = graph.cooccurrence(train)
+    if not counts.any():
+        return "no two classes occur in one image of split 'train': there is no co-occurrence to cut, and no CGP"
+    lonely = [names[c] for c in graph.alone(counts, occurrence)]
+    what = f"{counted(len(lonely), 'class occurs', 'classes occur')} with no other in split 'train'"
+    return f"{what} (nothing says which part of CGP they belong to): {listed(lonely)}" if lonely else ""
 
 
 def _uneven_classes(names, targets):

@@ -93,9 +93,14 @@ def stability(targets, branch, ks, exponent=PAPER_EXPONENT, seed=0, refine=False
     Columns k, kind, repeat, ari. Kind "seeds": the graph of all images, cut with seed + 1 ... seed + repeats, each
     against the cut with `seed`, the one that a run uses. Kind "halves": the images fall at random into two halves (the
     same halves for every k), each half's graph is cut with `seed`, and the two are compared. What a half lacks altogether
-    counts as any class that occurs with no other does in `cut`. Raises ValueError for fewer than two images or no repeat.
+    counts as any class that occurs with no other does in `cut`; classes that occur with no other in all images say nothing of
+    a cut of "co" and are left out, with every k that is then too large. Raises ValueError for fewer than two images or no
+    repeat.
     """
     targets = np.asarray(targets)
+    if branch == "co":
+        targets = targets[:, graph.cooccurrence(targets)[0].any(1)]
+    ks = [k for k in ks if k <= targets.shape[1]]
     if len(targets) < 2 or repeats < 1:
         raise ValueError(f"two halves need 2 images and 1 repeat at least, got {len(targets)} and {repeats}")
 

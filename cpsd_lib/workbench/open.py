@@ -6,6 +6,7 @@ from cpsd_lib import graph
 from cpsd_lib.viz import cam_browser, partition_explorer, threshold_explorer
 from cpsd_lib.workbench.evidence import scores_of
 from cpsd_lib.workbench.explanation import load_models
+from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.run import Run, load_partitions, open_run
 from cpsd_lib.workbench.yaml_files import outputs_root
@@ -24,7 +25,7 @@ def load_model(run, row="cpsd", seed=None):
     seed = run.params.seed if seed is None else seed
     branch = row.removeprefix("teachers_")
     model = load_student(run, seed, row) if branch == row else load_teachers(run, seed, [branch])[branch]
-    model.class_names, model.input_size = list(run.dataset.table.names), run.params.data.size
+    model.class_names, model.input_size = run.described["class_names"], run.params.data.size
     return model.eval()
 
 
@@ -59,4 +60,5 @@ def _opened(run):
     if isinstance(run, Run):
         return run
     finished = outputs_root() / str(run) / "params.yaml"
-    return open_run(str(finished) if finished.is_file() else run)
+    # Its data and the weights it started from may be on another machine: what it made is enough.
+    return Run(load_params(str(finished), paths=False)) if finished.is_file() else open_run(run)

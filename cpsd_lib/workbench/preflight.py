@@ -9,8 +9,9 @@ from cpsd_lib.support import counted, memory, memory_gib, pick_device
 from cpsd_lib.workbench.building import build
 from cpsd_lib.workbench.cost import estimate
 from cpsd_lib.workbench.loading import data_on_disk
+from cpsd_lib.workbench.run import check_cut
 from cpsd_lib.workbench.scoring import load_checkpoint
-from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on
+from cpsd_lib.workbench.yaml_files import blamed_on
 
 TIGHT = 0.9  # share of the memory from which preflight warns that a run may not fit
 
@@ -23,7 +24,8 @@ def check_run(params):
     """
     cut, size = params.partition, params.data.size
     with blamed_on("data"):
-        names = read_source(params.data.settings()).table.names
+        table = read_source(params.data.settings()).table
+        names = table.names
     if params.data.kind != "labels" or params.evaluation.released:
         with blamed_on("device"):
             pick_device(params.device)
@@ -31,9 +33,7 @@ def check_run(params):
         with blamed_on("evaluation"):
             _look(load_checkpoint(params, names), size)
         return
-    if cut.k > len(names) and not cut.use_released:
-        only = counted(len(names), "class", "classes")
-        raise ParameterError(f"partition.k is {cut.k}, but the data set has only {only}")
+    check_cut(params, table)
     for path in (cut.released_co, cut.released_dis):
         if path is not None:
             with blamed_on("partition"):

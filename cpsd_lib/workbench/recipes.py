@@ -69,7 +69,7 @@ def _size_of_teachers(run):
     frozen_stages, own = run.params.teachers.frozen_stages, 1.0
     if frozen_stages:
         own = own_part(teacher_model(run), len(run.dataset.table.names), run.params.data.size, frozen_stages)
-    return len(load_partitions(run)["co"]), own
+    return len(load_partitions(run, run.dataset.key)["co"]), own
 
 
 def teacher_training(run, branch):
@@ -95,7 +95,7 @@ def student_training(run, row):
 
 def teacher_tasks(run, seed, branch):
     """Return the ModelTasks of a branch's teachers, by part in order."""
-    training, parts = teacher_training(run, branch), load_partitions(run)[branch].parts
+    training, parts = teacher_training(run, branch), load_partitions(run, run.dataset.key)[branch].parts
     start = ()
     if training.start == "baseline":
         start = (baseline_task(run, seed).key, training.frozen_stages)

@@ -9,6 +9,7 @@ from cpsd_lib import graph, partition
 from cpsd_lib.data import open_dataset
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import (
+    counted,
     derive_seed,
     digest,
     keep_freed_memory,
@@ -19,7 +20,7 @@ from cpsd_lib.support import (
     write_text,
 )
 from cpsd_lib.workbench.loading import load_params
-from cpsd_lib.workbench.rows import unread_by
+from cpsd_lib.workbench.rows import COMPONENTS, ROWS, unread_by
 from cpsd_lib.workbench.store import Store
 from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, flow_text, mapping, outputs_root, parse_yaml
 
@@ -60,6 +61,16 @@ class Run:
     def dataset(self):
         """The Dataset, decoded on first use into a cache that all runs share."""
         return open_dataset(self.params.data.settings(), outputs_root() / ".cache")
+
+    @property
+    def described(self):
+        """What 01_data wrote down of the data, data.json: all that a reader of results needs; no photo has to be there.
+
+        MissingStage where 01_data has not run.
+        """
+        if not (self.folder / "data.json").exists():
+            raise MissingStage(f"there is no data.json in {self.folder}; run 01_data first")
+        return read_json(self.folder / "data.json")
 
     @cached_property
     def device(self):
@@ -182,15 +193,32 @@ def label_graph(run, branch, exponent=None, self_loops=None):
     return graph.affinity(counts, occurrence, branch, exponent, self_loops)
 
 
+def check_cut(params, table):
+    """Raise ParameterError for more parts than classes, or rows of CGP where no two classes of a LabelTable ever co-occur."""
+    settings, rows = params.partition, params.student.rows
+    if settings.use_released:
+        return
+    if settings.k > len(table.names):
+        only = counted(len(table.names), "class", "classes")
+        raise ParameterError(f"partition.k is {settings.k}, but the data set has only {only}")
+    cgp = [row for row in rows if "co" in ROWS[row].teachers]
+    counts, _ = graph.cooccurrence(table.targets[table.indices("train")])
+    if cgp and not counts.any() and params.data.kind != "labels":
+        others = ", ".join(row for row in COMPONENTS if row not in cgp)
+        raise ParameterError(
+            f"student.rows: {', '.join(cgp)} learn from parts of classes that co-occur (CGP), and no two classes occur in one "
+            f"training image; the others need none, as student.rows=[{others}]"
+        )
+
+
 def cut_labels(run):
     """Cut the label graph in both branches, write partition/{co,dis}.json and return {branch: Partition}.
 
     With partition.use_released the parts are those of the two files, whatever k is.
     """
     settings = run.params.partition
-    num_classes = len(run.dataset.table.names)
-    if settings.k > num_classes:
-        raise ParameterError(f"partition.k is {settings.k}, but the data set has only {num_classes} classes")
+    check_cut(run.params, run.dataset.table)
+    describe_data(run)  # of the data that is cut, also where 01_data was left out
     if settings.use_released:
         partitions = released_partitions(run)
     else:
@@ -198,7 +226,7 @@ def cut_labels(run):
         partitions = {b: partition.cut(label_graph(run, b), settings.k, settings.seed, refine[b]) for b in refine}
     for branch, cut in partitions.items():
         cut.save(run.folder / "partition" / f"{branch}.json")
-    write_json(run.folder / "partition" / "fingerprint.json", _partition_fingerprint(run))
+    write_json(run.folder / "partition" / "fingerprint.json", _partition_fingerprint(run, run.dataset.key))
     return partitions
 
 
@@ -213,21 +241,26 @@ def released_partitions(run):
     return {branch: Partition.load(path, num_classes) for branch, path in named.items() if path is not None}
 
 
-def _partition_fingerprint(run):
+def _partition_fingerprint(run, data_key):
     settings = run.params.partition
     if settings.use_released:
         fingerprint = {"co": sha256(settings.released_co), "dis": sha256(settings.released_dis)}
     else:
         fingerprint = settings.model_dump(mode="json", include=_CUT)
-    return {"data": run.dataset.key, "partition": fingerprint}
+    return {"data": data_key, "partition": fingerprint}
 
 
-def load_partitions(run):
-    """Return {branch: Partition} of rows.BRANCHES; MissingStage when 02_partition has not run with these parameters."""
+def load_partitions(run, data_key=None):
+    """Return {branch: Partition} of rows.BRANCHES; MissingStage when 02_partition has not run with these parameters.
+
+    data_key: of the data that a maker is about to train on; None: what 01_data saw, for whoever reads results.
+    """
     fingerprint = run.folder / "partition" / "fingerprint.json"
-    if not fingerprint.exists() or read_json(fingerprint) != _partition_fingerprint(run):
+    if not fingerprint.exists() or read_json(fingerprint) != _partition_fingerprint(
+        run, data_key or run.described["key"]
+    ):
         raise MissingStage(f"{run.folder / 'partition'} has no partition for these parameters; run 02_partition first")
-    num_classes = len(run.dataset.table.names)
+    num_classes = len(run.described["class_names"])
     loaded = {b: Partition.load(run.folder / "partition" / f"{b}.json", num_classes) for b in ("co", "dis")}
     whole = Partition([list(range(num_classes))], num_classes)
     random = partition.random_partition(num_classes, len(loaded["co"]), run.params.partition.seed)

@@ -143,8 +143,8 @@ def score(logits, targets, threshold):
 def caveat(run):
     """Return what every figure of this run must carry beside it: "" when all is as it should be."""
     caveats = ["protocol: paper, epochs chosen on TEST"] if run.params.protocol == "paper" else []
-    caveats += [run.dataset.incomplete] if run.dataset.incomplete else []
-    caveats += [note for note in run.dataset.notes if NOT_COMPARABLE in note]
+    caveats += [run.described["incomplete"]] if run.described["incomplete"] else []
+    caveats += [note for note in run.described["notes"] if NOT_COMPARABLE in note]
     return f" ({'; '.join(caveats)})" if caveats else ""
 
 
@@ -161,7 +161,7 @@ def load_per_class(run):
 
     MissingStage when 05_evaluation has not run; ValueError when it scored other classes than the run's data set has.
     """
-    path, names = run.folder / "evaluation" / "per_class.csv", run.dataset.table.names
+    path, names = run.folder / "evaluation" / "per_class.csv", run.described["class_names"]
     if not path.exists():
         raise MissingStage(f"no scores in {path.parent}; run 05_evaluation first")
     lines = pd.read_csv(path, dtype={"class": str}, keep_default_na=False, na_values={"ap": [""]})

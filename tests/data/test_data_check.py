@@ -201,7 +201,7 @@ def test_labels_open_without_images_and_say_so_where_images_are_needed(tmp_path)
     root = labels(tmp_path / "labels")
     data = DataParams(kind="labels", root=str(root))
     dataset = open_dataset(data, tmp_path / "cache")
-    assert dataset.images is None and dataset.notes == [] and not (tmp_path / "cache").exists()
+    assert dataset.images is None and not (tmp_path / "cache").exists()
     with pytest.raises(NoImages, match="labels and no images: 01_data and 02_partition work"):
         dataset.need_images()
     before = dataset.key, signature(data)
@@ -216,8 +216,8 @@ def test_a_limit_keeps_a_seeded_share_of_labels(tmp_path):
 
 
 def test_a_table_of_one_split_gets_no_note_that_its_classes_lack_another(tmp_path):
-    table = LabelTable(["a", "b"], np.array([[1, 0]]), ["x"], np.array(["train"]))
-    assert check_splits(table, ("train",)) == ["1 class never positive in any split (nothing to learn, no score): b"]
+    table = LabelTable(["a", "b", "c"], np.array([[1, 1, 0]]), ["x"], np.array(["train"]))
+    assert check_splits(table, ("train",)) == ["1 class never positive in any split (nothing to learn, no score): c"]
 
 
 def test_the_real_label_table_of_coco_is_checked_and_cut(check, shared_data, tmp_path):

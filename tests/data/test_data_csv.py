@@ -187,14 +187,23 @@ def test_names_that_look_the_same_are_refused_as_they_are_written(names, written
 def test_a_name_that_nobody_sees_is_empty_and_forms_that_look_different_are_a_note():
     with pytest.raises(ValueError, match="class number 1 has an empty name"):
         table([[1, 1]], ["train"], ["a", "\u200b"])
-    targets, split = [[1, 0], [0, 1]] * 2, ["train", "train", "test", "test"]
+    targets, split = [[1, 0], [0, 1], [1, 1]] * 2, ["train"] * 3 + ["test"] * 3
     (note,) = check_splits(table(targets, split, ["m\u00b2", "M2"]))
     assert note == "classes 'm²', 'M2' differ only in case, spaces or Unicode form: are they one class?"
     assert check_splits(table(targets, split, ["1", "01"])) == check_splits(table(targets, split, ["NA", "nan "])) == []
 
 
 def test_a_sound_table_has_no_warnings():
-    assert check_splits(table([[1, 0], [0, 1], [1, 0], [0, 1]], ["train", "train", "test", "test"])) == []
+    targets = [[1, 0], [0, 1], [1, 1]] * 2
+    assert check_splits(table(targets, ["train"] * 3 + ["test"] * 3)) == []
+
+
+def test_classes_that_occur_with_no_other_are_named_and_no_co_occurrence_at_all_is_said():
+    split = ["train"] * 3 + ["test"] * 3
+    notes = check_splits(table([[1, 1, 0], [1, 0, 0], [0, 0, 1]] * 2, split, ["a", "b", "c"]))
+    assert notes == ["1 class occurs with no other in split 'train' (nothing says which part of CGP they belong to): c"]
+    notes = check_splits(table([[1, 0, 0], [0, 1, 0], [0, 0, 1]] * 2, split, ["a", "b", "c"]))
+    assert notes == ["no two classes occur in one image of split 'train': there is no co-occurrence to cut, and no CGP"]
 
 
 def test_uneven_classes_and_odd_labels_are_named_in_plain_sentences():

@@ -71,7 +71,9 @@ def test_a_folder_of_photos_opens_with_one_image_a_line(tmp_path):
     assert dataset.table.indices("test").tolist() == [6, 7, 8]
     assert dataset.images.shape == (9, 3, 16, 16)
     assert dataset.images[:, 0, 4, 4].tolist() == list(range(9))  # an image has one index everywhere
-    assert dataset.notes == [] and dataset.skipped == []
+    assert dataset.skipped == [] and dataset.notes == [
+        "no two classes occur in one image of split 'train': there is no co-occurrence to cut, and no CGP"
+    ]
 
 
 def test_the_key_stays_when_the_folder_is_moved_renamed_or_touched(tmp_path):

@@ -214,3 +214,13 @@ def test_cgp_of_real_labels_is_found_again_on_other_images_and_dgp_is_not(shared
         table = study.stability(targets, branch, [5], refine=True, repeats=2)
         halves[branch] = table[table["kind"] == "halves"]["ari"].mean()
     assert halves["co"] > 0.8 and halves["dis"] < 0.6
+
+
+def test_no_stability_is_claimed_for_classes_that_occur_with_no_other():
+    groups = np.random.default_rng(0).integers(2, size=200)
+    paired = np.stack([groups == 0, groups == 0, groups == 1, groups == 1], 1)
+    lonely = np.eye(3, dtype=bool)[np.arange(30) % 3]
+    targets = np.block([[paired, np.zeros((200, 3))], [np.zeros((30, 4)), lonely]]).astype(np.int8)
+    found = study.stability(targets, "co", [2, 4, 5, 7], repeats=2)
+    assert sorted(set(found["k"])) == [2, 4]  # four classes co-occur
+    assert study.stability(lonely.astype(np.int8), "co", [2, 3]).empty

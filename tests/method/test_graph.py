@@ -125,3 +125,8 @@ def test_counts_of_real_labels_equal_the_naive_loop(shared_data):
     targets = np.unpackbits(file["targets"][:200], axis=1)[:, : len(file["class_names"])]
     for ours, naive in zip(graph.cooccurrence(targets), naive_cooccurrence(targets), strict=True):
         assert np.array_equal(ours, naive)
+
+
+def test_classes_that_occur_with_no_other_are_known():
+    targets = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, -1, 0]])
+    assert graph.alone(*graph.cooccurrence(targets)).tolist() == [2]

@@ -1,14 +1,19 @@
 """What the stages do with a run's parameters, without notebooks: one very small run, shared by most tests (about 15 s)."""
 
 import json
+import shutil
+import socket
 
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from cpsd_lib.cli import main
-from cpsd_lib.support import read_json
+from cpsd_lib.support import read_json, write_json
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import loop
 from cpsd_lib.training.batches import Batches
@@ -27,18 +32,23 @@ from cpsd_lib.workbench.making import (
     train_student,
     train_teachers,
 )
+from cpsd_lib.workbench.open import load_model
+from cpsd_lib.workbench.preflight import check_run
 from cpsd_lib.workbench.recipes import _task, student_task, teacher_tasks
+from cpsd_lib.workbench.report import scores_text, write_report
 from cpsd_lib.workbench.run import (
     MissingStage,
+    Run,
     cut_labels,
     describe_data,
     label_graph,
     load_partitions,
     open_run,
+    save_params,
     show_params,
     training_indices,
 )
-from cpsd_lib.workbench.scoring import evaluate, load_records, score_path
+from cpsd_lib.workbench.scoring import component_table, evaluate, load_records, score_path
 from cpsd_lib.workbench.yaml_files import ParameterError
 
 SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 32, "partition.k": 2}
@@ -602,3 +612,74 @@ def test_the_test_images_are_read_once_for_all_models_and_each_has_its_own_score
     for row, model in models.items():
         alone = original(lambda x, m=model: logits_of(m(x)), run.dataset.need_images(), indices, run.device)
         np.testing.assert_allclose(np.load(score_path(run, 0, row, "test")), alone, rtol=1e-5, atol=1e-5)
+
+
+# ---- finished work is read anywhere ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder_of_photos(tmp_path):
+    """Sixty photos on disk, and weights of the backbone."""
+    root, random = tmp_path / "photos", np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    lines = ["file_name,split,labels"]
+    for number in range(60):
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(root / "images" / f"{number}.png")
+        labels = [name for name in "abcd" if random.random() < 0.5]
+        lines.append(f"{number}.png,{'test' if number % 3 == 0 else 'train'},{';'.join(labels)}")
+    (root / "annotations.csv").write_text("\n".join(lines))
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "backbone.safetensors")
+    return root
+
+
+def test_a_finished_run_is_read_where_its_photos_weights_and_network_are_not(folder_of_photos, tmp_path, monkeypatch):
+    there, here, weights = tmp_path / "there", tmp_path / "here", tmp_path / "backbone.safetensors"
+    monkeypatch.setenv("CPSD_OUTPUTS", str(there))
+    photos = {
+        "data.kind": "csv",
+        "data.root": str(folder_of_photos),
+        "data.images": 6000,
+        "model.weights": str(weights),
+    }
+    run = open_run("tiny", SMALL | photos | {"name": "photos"})
+    everything(run)
+    save_params(run)
+    evaluate(run)
+    last = {"hardware": {"gpu": None, "cpu": "a CPU", "cores": 2, "torch_threads": 1}, "versions": {}, "commit": "abc"}
+    manifest = {"stages": {"05_evaluation": last | {"finished": "today", "seconds": 1, "outputs": {}}}}
+    write_json(run.folder / "manifest.json", manifest)
+    images, table = torch.rand(4, 3, 16, 16), component_table(load_records(run))
+    expected = {row: logits_of(load_model(run, row)(images)) for row in ("baseline", "cpsd", "teachers_co")}
+    shutil.rmtree(folder_of_photos)
+    weights.unlink()
+    shutil.copytree(there, here, ignore=shutil.ignore_patterns(".cache"))
+    shutil.rmtree(there)
+    monkeypatch.setenv("CPSD_OUTPUTS", str(here))
+    monkeypatch.setattr(socket, "socket", None)
+    for row, logits in expected.items():
+        model = load_model("photos", row)
+        assert torch.equal(logits_of(model(images)), logits) and model.class_names == ["a", "b", "c", "d"]
+    copied = Run(load_params(str(here / "photos" / "params.yaml"), paths=False))
+    pd.testing.assert_frame_equal(component_table(load_records(copied)), table)
+    assert "+ CPSD" in scores_text(copied) and "+ CPSD" in write_report(copied).read_text()
+
+
+def test_without_any_co_occurrence_rows_of_cgp_are_refused_before_the_run_and_the_others_work(
+    folder_of_photos, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "outputs"))
+    lines = [f"{n}.png,{'test' if n % 3 == 0 else 'train'},{'abcd'[n % 4]}" for n in range(60)]
+    (folder_of_photos / "annotations.csv").write_text("\n".join(["file_name,split,labels", *lines]))
+    photos = SMALL | {"data.kind": "csv", "data.root": str(folder_of_photos), "name": "single"}
+    with pytest.raises(
+        ParameterError, match=r"cgpd, cpsd learn from parts of classes that co-occur \(CGP\), and no two"
+    ):
+        check_run(load_params("tiny", photos))
+    with pytest.raises(ParameterError, match=r"student.rows=\[baseline, sd, dgpd\]"):
+        cut_labels(open_run("tiny", photos))
+    others = photos | {"student.rows": ["baseline", "sd", "dgpd"]}
+    check_run(load_params("tiny", others))
+    run = open_run("tiny", others)
+    everything(run)
+    evaluate(run)
+    assert set(load_records(run)["row"]) >= {"baseline", "sd", "dgpd", "teachers_dis"}
