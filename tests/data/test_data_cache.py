@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cpsd_lib
 from cpsd_lib.data.images import cache, pixels
 from cpsd_lib.data.images.cache import BadFiles, build, check_bad
 from cpsd_lib.data.images.decode import MAX_PIXELS, BadImage, decode_from
@@ -250,3 +251,22 @@ def test_bad_files_are_an_error_that_lists_twenty_or_a_sorted_list():
     assert check_bad({}, names, "error") == []
     with pytest.raises(ValueError, match="expected 'error' or 'skip'"):
         check_bad({}, names, "ignore")
+
+
+def test_a_script_without_a_main_guard_is_told_so_instead_of_waiting_for_itself(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from cpsd_lib.data.images import cache, pixels\nfrom cpsd_lib.data.scenes.scenes import Scenes\n"
+        "pixels.POOL_SECONDS = 0\n"
+        f"cache.build(Scenes(images=100, size=16).load, 100, 16, 'key', {str(tmp_path)!r}, workers=2)\n"
+    )
+    path = os.pathsep.join([str(Path(cpsd_lib.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.returncode == 1 and "put what it does under `if __name__ == '__main__':`" in done.stderr
+    assert "a decoding process died" in done.stderr

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import multiprocessing
 import os
 import shutil
 import socket
@@ -74,6 +75,11 @@ def _lock(state_file):
     try:
         return lock.acquire(timeout=0)
     except Timeout:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # the script, imported by its own worker
+            raise RuntimeError(
+                "this script opens a data set when it is imported, and the processes that decode its photos import it: put "
+                "what it does under `if __name__ == '__main__':`"
+            ) from None
         holder = "another process"
         with contextlib.suppress(OSError):
             holder = support.read_json(state_file).get("holder", holder)
