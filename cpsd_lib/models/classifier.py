@@ -3,6 +3,7 @@
 import copy
 import difflib
 import math
+import re
 from pathlib import Path
 
 import safetensors.torch
@@ -247,9 +248,10 @@ def state_faults(own, state):
 
 
 def read_state(path):
-    """Return the state dict {name: tensor} in a .safetensors or torch file, out of `state_dict` or `model` (ValueError).
+    """Return the state dict {name: tensor} in a .safetensors or torch file, as it is or in a training's checkpoint.
 
-    Nothing is unpickled but tensors.
+    Nothing is unpickled but tensors. What wrappers put before every name (`module.`, `_orig_mod.`) is taken off. Raises
+    ValueError for another file, or one that holds objects of some class, which it names.
     """
     try:
         if path.suffix == ".safetensors":
@@ -258,12 +260,28 @@ def read_state(path):
     except OSError:
         raise
     except Exception as error:  # other bytes make an unpickler raise anything
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign:
+            raise ValueError(
+                f"{path} is no readable file of weights: it holds a {foreign[1]}, and nothing but tensors is unpickled here; "
+                "where you trust the file, keep its weights alone: "
+                'torch.save(torch.load(file, weights_only=False)["state_dict"], "weights.pth")'
+            ) from None
         raise ValueError(f"{path} is no readable file of weights ({type(error).__name__})") from error
-    for wrapper in ("state_dict", "model"):
-        state = state.get(wrapper, state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+    for wrapper in ("state_dict", "model", "state_dict_ema", "model_ema", "ema"):
+        inner = state.get(wrapper) if isinstance(state, dict) else None
+        state = inner if isinstance(inner, dict) else state
+    if not isinstance(state, dict) or not state or not all(torch.is_tensor(value) for value in state.values()):
         raise ValueError(f"{path} holds no state dict: names with a tensor each")
-    return state
+    return plain_names(state, path)
+
+
+def plain_names(state, path):
+    """Return a state dict without what wrappers put before every name; ValueError where that makes two names one."""
+    plain = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
+    if len(plain) < len(state):
+        raise ValueError(f"{path} has the same names with and without the prefix `module.`")
+    return plain
 
 
 def normalization(normalize, config=None):

@@ -147,15 +147,12 @@ def _label_vectors(vectors, class_names):
 
 
 def _load(model, name, state, path):
-    plain = {key.removeprefix("module."): value for key, value in state.items()}
-    if len(plain) < len(state):
-        raise ValueError(f"{path} has the same names with and without the prefix `module.`")
     if name == "q2l_resnet101":
         # As large as the image was in the release's training: its places are the file's own, all else must fit.
-        given = plain.get("backbone.1.pe", torch.empty(0))
+        given = state.get("backbone.1.pe", torch.empty(0))
         places = given.shape[2:] if given.ndim == 4 else (14, 14)
         model.head.position = sine_position(model.head.queries.shape[1], *places)
-    own, state = _own(name, model), _converted(name, plain)
+    own, plain, state = _own(name, model), state, _converted(name, state)
     if name in _NO_COUNTERS:
         state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | state
     faults = state_faults(own, state)

@@ -2,6 +2,8 @@
 
 import contextlib
 import pickle
+import signal
+import threading
 import zipfile
 from pathlib import Path
 
@@ -29,6 +31,30 @@ def one_trainer(folder):
         for leftover in folder.glob(".*.tmp"):  # half-written by a killed process; ours alone under the lock
             leftover.unlink(missing_ok=True)
         yield
+
+
+@contextlib.contextmanager
+def interrupt_waits():
+    """Yield a list that is no longer empty after a Ctrl-C, which waits for the end of the block; a second one does not wait.
+
+    In the middle of a step some models are a step ahead of the others, and no checkpoint could be written.
+    """
+    pressed = []
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield pressed
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def resume(folder, states, training, device):

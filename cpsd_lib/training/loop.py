@@ -16,7 +16,7 @@ from cpsd_lib.objectives import Supervised
 from cpsd_lib.support import atomic, bar, derive_seed, pick_precision
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training.batches import predict_logits
-from cpsd_lib.training.checkpoint import CHECKPOINT, one_trainer, resume, write_checkpoint
+from cpsd_lib.training.checkpoint import CHECKPOINT, interrupt_waits, one_trainer, resume, write_checkpoint
 from cpsd_lib.training.learner import Learner, start_state
 from cpsd_lib.training.settings import Training
 
@@ -102,6 +102,8 @@ def _train(states, batches, training, folder, seed, progress, validation, files,
     last_epoch = training.trained_epochs
     if progress["epoch"] == last_epoch:
         return
+    if done:
+        print(f"{desc}: resumed at step {done:,} of {last_epoch * batches.steps:,}", flush=True)
 
     def spent():
         return before + time.perf_counter() - began - batches.soft_seconds
@@ -110,10 +112,11 @@ def _train(states, batches, training, folder, seed, progress, validation, files,
         while progress["epoch"] < last_epoch:
             for batch in batches.epoch(progress["epoch"], progress["step"]):
                 step = progress["epoch"] * batches.steps + progress["step"]
-                losses = {state.learner.name: _step(state, batch, precision, seed, step) for state in states}
-                progress["step"] += 1
+                with interrupt_waits() as interrupted:
+                    losses = {state.learner.name: _step(state, batch, precision, seed, step) for state in states}
+                    progress["step"] += 1
                 pending.append((batch.indices, losses))
-                due = checkpoint is not None and time.perf_counter() - saved_at >= every
+                due = checkpoint is not None and (interrupted or time.perf_counter() - saved_at >= every)
                 last_step = progress["step"] == batches.steps
                 if len(pending) >= look_every or due or last_step:
                     _check_losses(pending, progress, checkpoint, files)
@@ -129,6 +132,8 @@ def _train(states, batches, training, folder, seed, progress, validation, files,
                     # Eleven ResNet-101 are 7.5 GB: writing takes no more than 2 % of the time.
                     every = every and max(training.checkpoint_seconds, 50 * (saved_at - started))
                 shown.update(1)
+                if interrupted:
+                    raise KeyboardInterrupt
             _end_epoch(states, batches, training, progress, validation, precision)
             progress["seconds"] = spent()
             if folder:

@@ -1,3 +1,4 @@
+import argparse
 import math
 
 import pytest
@@ -239,6 +240,26 @@ def test_a_file_that_holds_no_weights_is_refused_and_nothing_is_unpickled(tmp_pa
 def test_weights_that_are_not_there_are_named(tmp_path, wrong):
     with pytest.raises(FileNotFoundError, match="no weights at"):
         build_model("test_resnet", 3, weights=tmp_path / wrong)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "state_dict_ema"])
+def test_a_trainings_checkpoint_gives_its_weights_without_the_names_of_wrappers(tmp_path, prefix, wrapper):
+    full = timm.create_model("test_resnet", num_classes=3)
+    state = {f"{prefix}{name}": tensor for name, tensor in full.state_dict().items()}
+    path = save({"epoch": 3, wrapper: state}, tmp_path / "checkpoint.pth")
+    plain = save(full.state_dict(), tmp_path / "plain.pth")
+    one, other = (build_model("test_resnet", 5, weights=str(file)).backbone.state_dict() for file in (path, plain))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_checkpoint_with_foreign_objects_names_their_class_and_how_to_keep_the_weights(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"args": argparse.Namespace(lr=1), "state_dict": {}}, path)
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.pth .* holds a argparse\.Namespace, .* keep its weights alone: torch"
+    ):
+        build_model("test_resnet", 5, weights=str(path))
 
 
 def test_imagenet_weights_without_a_network_say_what_to_do(monkeypatch):

@@ -5,6 +5,7 @@ import csv
 import os
 import pickle
 import random
+import signal
 import time
 
 import numpy as np
@@ -155,6 +156,34 @@ def test_a_training_interrupted_at_random_steps_ends_bitwise_like_an_unbroken_on
     for name, entry in entries.items():
         differing = {key for key in entry if entry[key] != found[name][key]}
         assert differing <= {"seconds"}
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step_and_loses_none(images, targets, tmp_path, capsys):
+    unbroken, broken, again, calls = three(0.5), three(0.5), three(0.5), []
+    training = recipe(checkpoint_seconds=1000)
+    run(unbroken, tmp_path / "unbroken", images, targets, training=training)
+    objective = broken[1].objective
+
+    def pressing(*given):
+        calls.append(1)
+        if len(calls) == 7:  # in the middle of a step: the first of three has made it
+            os.kill(os.getpid(), signal.SIGINT)
+        return objective(*given)
+
+    broken[1].objective, before = pressing, signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, tmp_path / "broken", images, targets, training=training)
+    assert signal.getsignal(signal.SIGINT) is before
+    run(again, tmp_path / "broken", images, targets, training=training)
+    assert "training: resumed at step 7 of 12" in capsys.readouterr().out
+    assert same(weights(unbroken), weights(again))
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), checkpoint.interrupt_waits() as pressed:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert pressed
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_drop_path_draws_the_same_after_an_interruption(images, targets, tmp_path):
