@@ -12,6 +12,8 @@ from cpsd_lib.support import counted, memory
 
 def main(arguments=None):
     """Run one command; return the exit status (0 when all went well, 130 after Ctrl-C)."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter of a class name shows its number
+        getattr(stream, "reconfigure", lambda errors: None)(errors="backslashreplace")
     parser = argparse.ArgumentParser(prog="cpsd", description="Distil many small multi-label experts into one model.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run or go on with all stages of a parameter file")

@@ -4,10 +4,12 @@ It imports neither torch nor numpy, so that a command line answers at once.
 """
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
 import platform
+import shutil
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
@@ -75,8 +77,22 @@ def read_json(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} is not valid JSON ({error}); delete it and run the stage that writes it again"
+            f"{path} is not valid JSON ({error}); mend it, or, where a run wrote it, delete it and run that stage again"
         ) from error
+
+
+def need_space(folder, length, what):
+    """Raise OSError (ENOSPC) when a disk has no room for `length` bytes in `folder`: now, not after an hour; what: they are."""
+    if shutil.disk_usage(folder).free < length:
+        size = memory(length / 2**30)
+        raise OSError(
+            errno.ENOSPC, f"{what} need {length:,} bytes ({size}) in {folder}: free some space, or make fewer"
+        )
+
+
+def cores():
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sha256(path):

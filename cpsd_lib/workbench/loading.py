@@ -54,7 +54,14 @@ def load_params(source, overrides=None, paths=True):
     if "vary" in raw:
         raise ParameterError(f"{source} is a grid, many runs in one file; run it by: cpsd grid {source}")
     for key, value in (overrides or {}).items():
-        set_dotted(raw, key, value)
+        # A section is laid over the file's name by name, as `extends` does it.
+        names = (
+            {f"{key}.{name}": one for name, one in value.items()}
+            if isinstance(value, dict) and key in _SECTIONS
+            else {}
+        )
+        for name, one in (names or {key: value}).items():
+            set_dotted(raw, name, one)
     return resolve(raw, paths)
 
 

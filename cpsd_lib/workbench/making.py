@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cpsd_lib.models import check_split, fold_teachers, make_tail, make_trunk, preprocessing, start_from
-from cpsd_lib.support import counted, derive_seed, pick_precision
+from cpsd_lib.support import counted, derive_seed, need_space, pick_precision
 from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
 from cpsd_lib.training import Batches, Computed, Learner, Validation, fit, view_logits
 from cpsd_lib.workbench.building import build, build_shape
@@ -204,13 +204,14 @@ class StoredTargets:
             self._teachers = fold_teachers(load_teachers(run, self._seed, list(recipes)), run.params.data.size)
             for merged in self._teachers.values():
                 merged.to(run.device, memory_format=torch.channels_last)
+        folder, numbers = run.store.work(todo), len(self.indices) * len(run.dataset.table.names)
+        need_space(folder, 2 * numbers * len(branches), f"the soft targets of view {recipes[branches[0]]['number']}")
         teachers = {branch: self._teachers[branch] for branch in branches}
         batches = _batches(run, training, self._seed, self.indices)
         precision, began = pick_precision(training.precision, run.device), time.perf_counter()
         number = recipes[branches[0]]["number"]
         logits = view_logits(teachers, batches, number, run.device, precision, what)
         seconds = (time.perf_counter() - began) / len(branches)
-        folder = run.store.work(todo)
         for branch in branches:
             np.save(folder / f"{branch}.npy", logits[branch])
             files = {"logits.npy": folder / f"{branch}.npy"}

@@ -15,12 +15,14 @@ def _path(kind, is_there, builtin=None, hint=""):
     def resolve(path, info: ValidationInfo):
         if path == builtin or (info.context is not None and not info.context["paths"]):
             return path  # paths=False: a look at a run whose data is elsewhere
-        text = os.path.expanduser(os.path.expandvars(path))
         if not path.strip():
             raise ValueError(f"an empty path{hint}")
-        if "$" in text:
-            unset = " and ".join(re.findall(r"\$\{?(\w+)", text)) or "$"
-            raise ValueError(f"the environment variable {unset} is not set; set it, or give the path itself{hint}")
+        text = os.path.expanduser(path)
+        if not is_there(str(repo_root() / text)):  # else a `$` is part of its name
+            text = os.path.expandvars(text)
+            if "$" in text:
+                unset = " and ".join(re.findall(r"\$\{?(\w+)", text)) or "$"
+                raise ValueError(f"the environment variable {unset} is not set; set it, or give the path itself{hint}")
         resolved = str(repo_root() / text)
         if not is_there(resolved):
             raise ValueError(f"there is no {kind} {resolved} (a relative path starts at the project's folder){hint}")

@@ -3,6 +3,7 @@
 import os
 import platform
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,12 +12,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 import papermill
+import psutil
 from filelock import FileLock, Timeout
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from cpsd_lib.data import signature
-from cpsd_lib.support import TERMINAL_VARIABLE, digest, read_json, sha256, write_json
+from cpsd_lib.support import TERMINAL_VARIABLE, digest, memory, read_json, sha256, write_json
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.preflight import check_run, remarks
 from cpsd_lib.workbench.run import Run, save_params
@@ -208,10 +211,7 @@ def _execute(name, opened, fingerprint):
     except PapermillExecutionError as error:
         raise StageFailed(f"{name} stopped: {error.ename}: {error.evalue}\nits notebook: {out}") from None
     except (DeadKernelError, RuntimeError):  # died at work, or before it answered
-        raise StageFailed(
-            f"{name} stopped: its process died (killed from outside, or out of memory?); the same command goes on "
-            f"from the last checkpoint\nits notebook: {out}"
-        ) from None
+        raise StageFailed(f"{name} stopped: its process died; {_about_the_kernel()}\nits notebook: {out}") from None
     seconds = time.time() - began
     print(f"{name}: {seconds:.0f} s", flush=True)
     return {
@@ -223,6 +223,18 @@ def _execute(name, opened, fingerprint):
         "seed": opened.params.seed,
         **environment(),
     }
+
+
+def _about_the_kernel():
+    """Return what is known of why a notebook's process died: whether its python has this library, and the memory free now."""
+    python = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    if subprocess.run([python, "-c", "import cpsd_lib"], capture_output=True).returncode:
+        return f"the notebooks' python, {python}, cannot import cpsd_lib: install it there, or make the kernel python3 this one's"
+    free = memory(psutil.virtual_memory().available / 2**30)
+    return (
+        f"{free} of memory are free without it, and dmesg says whether the system killed it for want of more; the same command "
+        "goes on from the last checkpoint"
+    )
 
 
 @contextmanager

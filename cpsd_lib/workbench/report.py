@@ -63,7 +63,8 @@ def write_report(run):
 
 
 def _tables(records):
-    return {split: component_table(records, split) for split in SPLITS if split in set(records["split"])}
+    scored = set(records.dropna(subset=["mAP"])["split"])  # one without a positive label has no mAP
+    return {split: component_table(records, split) for split in SPLITS if split in scored}
 
 
 def _html(table, form="z.1f"):

@@ -1,5 +1,7 @@
 """A run: its parameters, its folder, its data (stage 01) and its label graph cut into parts (stage 02)."""
 
+import re
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +24,15 @@ from cpsd_lib.support import (
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.rows import COMPONENTS, ROWS, unread_by
 from cpsd_lib.workbench.store import Store
-from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, flow_text, mapping, outputs_root, parse_yaml
+from cpsd_lib.workbench.yaml_files import (
+    ParameterError,
+    Stopped,
+    flow_text,
+    mapping,
+    outputs_root,
+    parse_overrides,
+    parse_yaml,
+)
 
 
 class MissingStage(Stopped):
@@ -39,7 +49,9 @@ def open_run(params="demo", overrides=None):
 
 
 def overrides_of(overrides):
-    """Return a notebook's overrides as a dict: papermill -p overrides '{...}' hands text over."""
+    """Return a notebook's overrides as a dict: papermill -p hands text over, '{...}' or key=value words as on a command line."""
+    if isinstance(overrides, str) and re.match(r"[\w.]+=", overrides):
+        return parse_overrides(shlex.split(overrides))
     value = parse_yaml(overrides, "overrides") if isinstance(overrides, str) else overrides
     return mapping(value or {}, "overrides")
 

@@ -44,6 +44,8 @@ def evaluate(run):
                 about = {"row": name, "seed": seed, "split": split}
                 records.append(about | record | {"seconds": seconds, "protocol": run.params.protocol})
                 per_class.append(pd.DataFrame(about | {"class": run.dataset.table.names, "ap": 100 * ap}))
+    # A split without a positive has no mAP: null, which JSON has, and NaN it has not.
+    records = [{name: None if value != value else value for name, value in record.items()} for record in records]
     write_json(folder / "metrics.json", records)
     with atomic(folder / "per_class.csv") as temporary:
         pd.concat(per_class).to_csv(temporary, index=False)

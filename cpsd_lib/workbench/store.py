@@ -22,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cpsd_lib.support import read_json, sha256, write_json
+from cpsd_lib.support import cores, read_json, sha256, write_json
 from cpsd_lib.workbench.yaml_files import outputs_root, repo_root
 
 KINDS = ("model", "soft_targets")
@@ -249,7 +249,7 @@ def environment():
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn")}
     return {
         "versions": {"python": platform.python_version(), **versions},
-        "hardware": {"gpu": gpu, "cpu": _cpu_name(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "hardware": {"gpu": gpu, "cpu": _cpu_name(), "cores": cores(), "torch_threads": torch.get_num_threads()},
         "commit": _commit(),
     }
 

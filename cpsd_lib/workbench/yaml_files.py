@@ -33,10 +33,10 @@ def blamed_on(section):
 
 
 def repo_root():
-    """Return the project's folder: CPSD_ROOT, or the nearest parent (of the working folder, of this file) with notebooks/."""
+    """Return the project's folder: CPSD_ROOT, or the nearest parent (of this file, of the working folder) with notebooks/."""
     if os.environ.get("CPSD_ROOT"):
         return Path(os.environ["CPSD_ROOT"]).resolve()
-    for start in (Path.cwd(), Path(__file__).resolve().parent):
+    for start in (Path(__file__).resolve().parent, Path.cwd()):
         for folder in (start, *start.parents):
             if (folder / "params").is_dir() and (folder / "notebooks").is_dir():
                 return folder
@@ -182,8 +182,17 @@ def parse_overrides(pairs):
         key, equals, value = pair.partition("=")
         if not equals:
             raise ParameterError(f"{pair!r}: write overrides as key=value, e.g. student.epochs=5")
-        overrides[key] = parse_yaml(value, pair)
+        overrides[key] = _typed(value, pair)
     return overrides
+
+
+def _typed(text, where):
+    """Return a value typed on a command line: an existing path, and what YAML would cut at a comment, stays as it is typed."""
+    if os.sep in text and os.path.exists(os.path.expanduser(text)):
+        return text
+    # In a file " #" begins a comment and ": " ends a name; of a value that is no list or mapping both are part.
+    cut = " #" in text or ": " in text or text.startswith("#") or text.endswith(":")
+    return text if cut and text.lstrip()[:1] not in tuple("[{\"'") else parse_yaml(text, where)
 
 
 def set_dotted(raw, key, value):

@@ -48,7 +48,8 @@ def a_run(folder, protocol="honest", incomplete="", seeds=2):
         model=SimpleNamespace(name="test_resnet"),
         data=SimpleNamespace(kind="csv", size=64),
     )
-    return SimpleNamespace(folder=folder, params=params, dataset=SimpleNamespace(incomplete=incomplete, notes=[]))
+    described = {"incomplete": incomplete, "notes": [], "class_names": ["a", "b"]}
+    return SimpleNamespace(folder=folder, params=params, described=described)
 
 
 def test_the_gain_is_paired_seed_by_seed():
@@ -188,7 +189,7 @@ NUMBERS_OR_NOTHING = (
 @pytest.mark.parametrize("names", NUMBERS_OR_NOTHING)
 def test_names_that_look_like_numbers_or_like_nothing_stay_names(tmp_path, names):
     run = a_run(tmp_path)
-    run.dataset.table = SimpleNamespace(names=names)
+    run.described["class_names"] = names
     with pytest.raises(MissingStage, match="run 05_evaluation"):
         load_per_class(run)
     (tmp_path / "evaluation").mkdir()
@@ -198,6 +199,6 @@ def test_names_that_look_like_numbers_or_like_nothing_stay_names(tmp_path, names
     pd.concat(lines).to_csv(tmp_path / "evaluation" / "per_class.csv", index=False)
     table = load_per_class(run).pivot_table(index="class", columns="row", values="ap").reindex(names)
     assert list(table.index) == names and np.array_equal(table["cpsd"], ap, equal_nan=True)
-    run.dataset.table.names = [*names[:-1], "another"]
+    run.described["class_names"] = [*names[:-1], "another"]
     with pytest.raises(ValueError, match="other classes than the"):
         load_per_class(run)

@@ -1,8 +1,10 @@
 """What the stages do with a run's parameters, without notebooks: one very small run, shared by most tests (about 15 s)."""
 
 import json
+import re
 import shutil
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -683,3 +685,28 @@ def test_without_any_co_occurrence_rows_of_cgp_are_refused_before_the_run_and_th
     everything(run)
     evaluate(run)
     assert set(load_records(run)["row"]) >= {"baseline", "sd", "dgpd", "teachers_dis"}
+
+
+def test_a_split_without_a_positive_label_has_no_map_and_stops_nothing(folder_of_photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "outputs"))
+    path = folder_of_photos / "annotations.csv"
+    path.write_text(re.sub(r"^(3|6|9)\.png,test,.*$", r"\1.png,test_shifted,", path.read_text(), flags=re.MULTILINE))
+    photos = {
+        "data.kind": "csv",
+        "data.root": str(folder_of_photos),
+        "name": "shifted",
+        "student.rows": ["baseline", "sd"],
+    }
+    run = open_run("tiny", SMALL | photos)
+    everything(run)
+    evaluate(run)
+    records = load_records(run).set_index(["row", "split"])["mAP"]
+    assert records["sd", "test"] > 0 and np.isnan(records["sd", "test_shifted"])
+    assert "test_shifted" not in scores_text(run) and "+ SD" in scores_text(run)
+
+
+def test_soft_targets_that_do_not_fit_on_the_disk_say_what_they_need_before_they_are_computed(outputs, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    stored = StoredTargets(small(), 0, ["co", "dis"])
+    with pytest.raises(OSError, match=r"the soft targets of view 77 need 4,\d00 bytes .* free some space"):
+        stored.open(77)

@@ -291,6 +291,31 @@ def test_override_values_are_read_as_yaml():
             parse_overrides([hostile])
 
 
+def test_a_typed_value_is_not_cut_where_a_file_would_have_a_comment_or_a_name(tmp_path):
+    for text in ("/d/photos #2", "C: drive", "#2", "photos:", "a: b: c"):
+        assert parse_overrides([f"data.root={text}"]) == {"data.root": text}
+    folder = tmp_path / "[1]"
+    folder.mkdir()
+    assert parse_overrides([f"data.root={folder}"]) == {"data.root": str(folder)}
+    assert parse_overrides(["a='x #1'", "b=[1, 2]  # two"]) == {"a": "x #1", "b": [1, 2]}
+
+
+def test_a_folder_with_a_dollar_in_its_name_is_taken_as_it_is(tmp_path):
+    (tmp_path / "a$b").mkdir()
+    params = load_params(file(tmp_path, SMALL), {"data.kind": "csv", "data.root": str(tmp_path / "a$b")})
+    assert params.data.root == str(tmp_path / "a$b")
+
+
+def test_a_section_in_overrides_is_laid_over_the_files_name_by_name():
+    nested, dotted = (load_params("demo", one) for one in ({"train": {"epochs": 1}}, {"train.epochs": 1}))
+    assert nested == dotted and nested.student.lr == load_params("demo").student.lr == 3e-3
+    assert overrides_of("train.epochs=1 name='a b' student.rows=[sd]") == {
+        "train.epochs": 1,
+        "name": "a b",
+        "student.rows": ["sd"],
+    }
+
+
 def test_an_override_cannot_go_below_a_value(tmp_path):
     assert "seed is a value, not a section" in refused(tmp_path, SMALL + "seed: 1\n", {"seed.x": 1})
     assert "model.name: name is a value" not in refused(tmp_path, overrides={"model.name": {}})
