@@ -3,17 +3,18 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from glob import glob
 from pathlib import Path
 
 import numpy as np
 
 from cpsd_lib.data.images import cache
 from cpsd_lib.data.images.decode import decode_from
-from cpsd_lib.data.images.digests import file_digests, overlap
+from cpsd_lib.data.images.digests import file_digests, file_states, overlap
 from cpsd_lib.data.images.pixels import OnTheFly
 from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
 from cpsd_lib.data.readers.common import missing_files
-from cpsd_lib.data.readers.csv import read_csv
+from cpsd_lib.data.readers.csv import image_paths, read_csv
 from cpsd_lib.data.scenes.scenes import Scenes
 from cpsd_lib.data.table import LabelTable, check_splits, listed
 from cpsd_lib.support import counted, digest, sha256
@@ -177,23 +178,19 @@ def _overlap_notes(pairs, allowed):
 
 
 def signature(data):
-    """Return a hash that changes when the images or labels on disk may have: names, sizes and times, no pixels read.
+    """Return a hash that changes when the labels or an image that they name may have: a stat a file, no pixels read.
 
-    For the published data sets: of every label file and image folder, not of 120,000 images one by one. It sees labels
-    that changed and images that came, went or were renamed; an image overwritten in place is seen by `open_dataset`.
+    Those of the published data sets have fixed places (WATCHED), so that no label file of 300 MB is read for their names.
+    Other files beside the images do not count, and links are followed: see `file_states`.
     """
     if data.kind == "scenes":
         return read_source(data).key
-    root = Path(data.root)
     if data.kind in WATCHED:
-        paths = {path for pattern in WATCHED[data.kind] for path in root.glob(pattern)}
-        return digest(sorted(_state(path, root) for path in paths if path.exists()))
-    folder = root / data.image_folder if (root / data.image_folder).is_dir() else root
-    files = sorted(_state(path, folder) for path in folder.rglob("*") if path.is_file())
-    annotations = root / data.annotations
-    return digest([files, sha256(annotations) if annotations.is_file() else None])
-
-
-def _state(path, root):
-    status = path.stat()
-    return path.relative_to(root).as_posix(), 0 if path.is_dir() else status.st_size, status.st_mtime_ns
+        names = sorted({name for pattern in WATCHED[data.kind] for name in glob(pattern, root_dir=data.root)})
+        return digest([names, file_states([f"{data.root}/{name}" for name in names])])
+    annotations = Path(data.root) / data.annotations
+    try:
+        paths = image_paths(data.root, data.annotations, data.image_folder)
+    except (ValueError, OSError):
+        paths = []  # labels that cannot be read are refused by 01_data, which says why
+    return digest([file_states(paths), sha256(annotations) if annotations.is_file() else None])

@@ -36,6 +36,14 @@ def read_csv(root, annotations="annotations.csv", images="images"):
     return common.LabelledFiles(table, [folder / file for file in files])
 
 
+def image_paths(root, annotations, images):
+    """Return the path of each image as `read_csv` does, without its labels, and raise what it raises for file names."""
+    root = common.need_folder(root)
+    files = _file_names(root / annotations, _read_rows(root / annotations))
+    folder = _image_folder(root, images, files)
+    return [folder / file for file in files]
+
+
 def _read_rows(path):
     # The csv module, not pandas: pandas turns classes named "NA" or "null" into missing values, moves the columns
     # of a ragged file silently, and knows no line numbers.
