@@ -21,7 +21,7 @@ from cpsd_lib.support import counted, digest, sha256
 
 READERS = {
     "scenes": lambda data: Scenes(images=data.images, size=data.size, seed=data.seed, groups=data.groups),
-    "csv": lambda data: read_csv(data.root, data.annotations, data.image_folder),
+    "csv": lambda data: read_csv(data.root, data.annotations, data.image_folder, data.separator),
     "coco2014": lambda data: coco2014.read_coco2014(data.root),
     "nuswide": lambda data: nuswide.read_nuswide(data.root),
     "voc2007": lambda data: voc2007.read_voc2007(data.root, data.difficult),
