@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from cpsd_lib.data.images import cache
-from cpsd_lib.data.images.decode import decode_from
+from cpsd_lib.data.images.decode import NO_FILE, decode_from
 from cpsd_lib.data.images.digests import file_digests, file_states, overlap
 from cpsd_lib.data.images.pixels import OnTheFly
 from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
-from cpsd_lib.data.readers.common import missing_files
+from cpsd_lib.data.readers.common import hints, missing_files
 from cpsd_lib.data.readers.csv import image_paths, read_csv
 from cpsd_lib.data.scenes.scenes import Scenes
 from cpsd_lib.data.table import LabelTable, check_splits, listed
@@ -74,6 +74,7 @@ def open_dataset(data, cache_root):
     notes = [*source.notes, *incomplete]
     digests = file_digests(source.paths, Path(cache_root) / "fingerprints" / f"{digest(str(data.root))}.json")
     images, bad, key = _pixels(source, digests, data, cache_root)
+    bad |= _not_there(source.paths, [index for index, reason in bad.items() if reason == NO_FILE])
     unreadable = cache.check_bad(bad, table.files, data.bad_files)
     if unreadable:
         table = table.skip(sorted(bad))
@@ -140,15 +141,21 @@ def leave_out_missing(source, data):
     if not missing:
         return source, [], []
     if len(missing) == len(source.paths):
-        raise FileNotFoundError(f"none of {len(missing):,} images is on disk, expected {source.paths[0]} and so on")
+        expected = f"{source.paths[0]}{hints(source.paths[:1])[0]} and so on"
+        raise FileNotFoundError(f"none of {len(missing):,} images is on disk, expected {expected}")
     table, policy = source.table, "skip" if data.kind == "nuswide" else data.bad_files
-    skipped = cache.check_bad(dict.fromkeys(missing, "the file does not exist"), table.files, policy)
+    skipped = cache.check_bad(_not_there(source.paths, missing), table.files, policy)
     counts = ", ".join(
         f"{(table.split[missing] == split).sum():,} of {len(table.indices(split)):,} {split}"
         for split in ("train", "test")
     )
     sentence = f"INCOMPLETE: images that are not on disk are left out: {counts} images (named in data.json)"
     return source.take(np.setdiff1d(np.arange(len(source.paths)), missing)), skipped, [sentence]
+
+
+def _not_there(paths, indices):
+    """Return {index: reason} of the images whose paths [N] lead to no file."""
+    return {i: NO_FILE + hint for i, hint in zip(indices, hints([paths[i] for i in indices]), strict=True)}
 
 
 def _limited(source, data):

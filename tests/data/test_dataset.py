@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from small_copies import coco, coco_file, nuswide, voc
 
+from cpsd_lib.data.check import check_data
 from cpsd_lib.data.dataset import open_dataset, signature
 from cpsd_lib.data.images.cache import BadFiles
 from cpsd_lib.data.scenes.scenes import Scenes
@@ -276,6 +277,52 @@ def test_a_limit_leaves_every_split_an_image_and_one_above_the_number_of_images_
     assert len(opened(root, limit=20).table.indices("test")) == 1
     dataset = opened(root, limit=100)
     assert len(dataset.table.files) == 100 and not any("limit" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize(
+    ("written", "on_disk", "shown"),
+    [
+        ("IMG_1.JPG", "img_1.jpg", "'img_1.jpg'"),
+        ("caf\u00e9.png", "cafe\u0301.png", r"'cafe\u0301.png', another Unicode form"),
+        ("photo.1", "photo.1.jpg", "'photo.1.jpg'"),
+        ("x.jpeg", "x.jpg", "'x.jpg'"),
+        ("Sub/x.png", "sub/X.png", "/images/sub/X.png'"),
+        ("Sub/x.png", "sub/x.png", "/images/sub/x.png'"),
+    ],
+)
+def test_a_file_name_that_differs_a_little_from_what_is_there_is_offered(tmp_path, written, on_disk, shown):
+    root = photos(tmp_path / "photos")
+    path = root / "images" / on_disk
+    path.parent.mkdir(exist_ok=True)
+    (root / "images" / "train0.png").rename(path)
+    annotate(root, [line.replace("train0.png", written) for line in LINES])
+    with pytest.raises(BadFiles) as caught:
+        opened(root)
+    assert f"{written}: the file does not exist (did you mean " in str(caught.value) and shown in str(caught.value)
+    checked = check_data(data(root), tmp_path / "run")
+    assert any("not on disk: 1 of 9 images: " in line and shown in line for line in checked.lines)
+    (path,) = (path for path, _ in opened(root, bad_files="skip").skipped)
+    assert path == written
+
+
+def test_nothing_is_offered_for_a_name_like_no_other_and_a_dead_link_is_not_offered_itself(tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "images" / "train0.png").unlink()
+    (root / "images" / "train1.png").unlink()
+    (root / "images" / "train1.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadFiles) as caught:
+        opened(root)
+    assert "train0.png: the file does not exist\n" in str(caught.value) and "did you mean" not in str(caught.value)
+
+
+def test_folders_and_tables_in_another_case_are_offered(tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "images").rename(root / "Images")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*images \(did you mean 'Images'\?\)"):
+        opened(root)
+    (root / "annotations.csv").rename(root / "annotations.CSV")
+    with pytest.raises(FileNotFoundError, match=r"no file .*annotations\.csv \(did you mean 'annotations\.CSV'\?\)"):
+        opened(root)
 
 
 def test_a_photo_in_train_and_in_test_under_two_names_is_an_error_unless_allowed(tmp_path):

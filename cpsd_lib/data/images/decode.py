@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses
+NO_FILE = "the file does not exist"
 
 # Named, because Pillow would otherwise also hand PostScript to Ghostscript, whatever the file's extension says.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
@@ -39,7 +40,7 @@ def decode(path, size, max_pixels=MAX_PIXELS):
     except (BadImage, MemoryError):
         raise
     except FileNotFoundError:
-        raise BadImage("the file does not exist") from None
+        raise BadImage(NO_FILE) from None
     except PermissionError:
         raise BadImage("no permission to read the file") from None
     except UnidentifiedImageError:

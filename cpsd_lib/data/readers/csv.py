@@ -143,6 +143,7 @@ def _image_folder(root, images, files):
     # A path too long or with a NUL is a bad image later, not an error here.
     if any((root / file).is_file() for file in files[:1000] if "\0" not in file and len(file) < 1000):
         return root
+    hint = common.hints([root / images])[0]
     raise FileNotFoundError(
-        f"there is no folder {root / images}, and {files[0]} is not directly in {root} either: put the images into one"
+        f"there is no folder {root / images}{hint}, and {files[0]} is not directly in {root} either: put the images into one"
     )
