@@ -170,8 +170,8 @@ def _limited(source, data):
 
 
 def _share(limit, count, total):
-    """Return how many of a split's `count` images `limit` of all `total` leaves: its proportion, at least one."""
-    return max(1, round(limit * count / total))
+    """Return how many of a split's `count` images `limit` of all `total` leaves: its proportion, two where there are two."""
+    return min(count, max(2, round(limit * count / total)))  # what can be trained on can be in part
 
 
 def _overlap_notes(pairs, allowed):

@@ -286,6 +286,7 @@ def test_a_class_in_several_splits_but_not_in_train_or_test_is_named():
         ([[1, 0], [0, 1]], ["val", "test"], "no image is in split 'train'"),
         ([[0, -1], [0, 1]], ["train", "test"], "no image of split 'train' has a positive label"),
         ([[1, 0], [0, 0]], ["train", "test"], "no image of split 'test' has a positive label"),
+        ([[1, 0], [0, 1]], ["train", "test"], "1 image is left in split 'train', expected at least 2"),
     ],
 )
 def test_a_table_nothing_can_be_learned_or_tested_on_is_refused(targets, split, expected):

@@ -279,6 +279,12 @@ def test_a_limit_leaves_every_split_an_image_and_one_above_the_number_of_images_
     assert len(dataset.table.files) == 100 and not any("limit" in note for note in dataset.notes)
 
 
+def test_a_limit_leaves_two_images_to_train_on(tmp_path):
+    lines = ["a.png,train,cat;dog", "b.png,train,cat"] + [f"c{i}.png,test,cat;dog" for i in range(98)]
+    dataset = opened(photos(tmp_path / "photos", lines), limit=20)
+    assert len(dataset.table.indices("train")) == 2
+
+
 @pytest.mark.parametrize(
     ("written", "on_disk", "shown"),
     [
@@ -323,6 +329,18 @@ def test_folders_and_tables_in_another_case_are_offered(tmp_path):
     (root / "annotations.csv").rename(root / "annotations.CSV")
     with pytest.raises(FileNotFoundError, match=r"no file .*annotations\.csv \(did you mean 'annotations\.CSV'\?\)"):
         opened(root)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_fewer_than_two_images_to_train_on_are_an_error_of_the_check_and_of_opening(tmp_path, kept):
+    root = photos(tmp_path / "photos")
+    for number in range(kept, 6):
+        (root / "images" / f"train{number}.png").unlink()
+    message = ["no image is in split 'train'", "1 image is left in split 'train', expected at least 2"][kept]
+    with pytest.raises(ValueError, match=message):
+        opened(root, bad_files="skip")
+    checked = check_data(data(root, bad_files="skip"), tmp_path / "run")
+    assert not checked.trainable and message in checked.lines[-1]
 
 
 def test_a_photo_in_train_and_in_test_under_two_names_is_an_error_unless_allowed(tmp_path):
