@@ -37,9 +37,8 @@ class LabelTable:
             )
         if split.shape != (len(files),):
             raise ValueError(f"split has shape {split.shape}, expected one name per file = ({len(files)},)")
-        if not np.isin(targets, (-1, 0, 1)).all():
-            other = np.unique(targets[~np.isin(targets, (-1, 0, 1))])
-            raise ValueError(f"targets hold {listed(other.tolist())}, expected only 0, 1 and -1 (unknown)")
+        if other := graph.other_values(targets):
+            raise ValueError(f"targets hold {listed(other)}, expected only 0, 1 and -1 (unknown)")
         unknown = sorted(set(split.tolist()) - {*SPLITS, SKIPPED})
         if unknown:
             raise ValueError(f"unknown split {listed(map(repr, unknown))}, expected one of {', '.join(SPLITS)}")

@@ -1,15 +1,19 @@
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 from small_copies import coco, coco_file, nuswide, voc
 
+from cpsd_lib.data import dataset as module
 from cpsd_lib.data.check import check_data
 from cpsd_lib.data.dataset import open_dataset, signature
 from cpsd_lib.data.images.cache import BadFiles
 from cpsd_lib.data.scenes.scenes import Scenes
+from cpsd_lib.data.table import LabelTable
+from cpsd_lib.support import digest
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.params import DataParams
 from cpsd_lib.workbench.yaml_files import ParameterError
@@ -341,6 +345,21 @@ def test_fewer_than_two_images_to_train_on_are_an_error_of_the_check_and_of_open
         opened(root, bad_files="skip")
     checked = check_data(data(root, bad_files="skip"), tmp_path / "run")
     assert not checked.trainable and message in checked.lines[-1]
+
+
+def test_the_key_of_the_labels_is_that_of_their_hex_text(tmp_path):
+    dataset = opened(photos(tmp_path / "photos"))
+    table = dataset.table
+    whole = digest([table.names, table.targets.tobytes().hex(), table.split.tolist()])
+    assert module._label_key(table) == whole
+    many = LabelTable(
+        [str(c) for c in range(2500)], np.ones((4000, 2500)), [str(i) for i in range(4000)], ["val"] * 4000
+    )
+    tracemalloc.start()
+    module._label_key(many)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < many.targets.nbytes / 4
 
 
 def test_a_photo_in_train_and_in_test_under_two_names_is_an_error_unless_allowed(tmp_path):
