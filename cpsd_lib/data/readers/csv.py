@@ -35,17 +35,14 @@ def read_csv(root, annotations="annotations.csv", images="images", separator=";"
     common.refuse_unknown(path, places, SPLITS, f"expected one of {', '.join(SPLITS)} in column 'split'")
     _refuse_duplicates(path, rows, files)
     names, targets = _targets(path, rows, separator)
-    folder = _image_folder(root, images, files)
     table = LabelTable(names, targets, files, np.array([row["split"] for _, row in rows]))
-    return common.LabelledFiles(table, [folder / file for file in files])
+    return common.LabelledFiles(table, _paths(root, images, files))
 
 
 def image_paths(root, annotations, images):
     """Return the path of each image as `read_csv` does, without its labels, and raise what it raises for file names."""
     root = common.need_folder(root)
-    files = _file_names(root / annotations, _read_rows(root / annotations))
-    folder = _image_folder(root, images, files)
-    return [folder / file for file in files]
+    return _paths(root, images, _file_names(root / annotations, _read_rows(root / annotations)))
 
 
 def _read_rows(path):
@@ -137,12 +134,11 @@ def _check_separator(path, names, separator, joins):
             )
 
 
-def _image_folder(root, images, files):
+def _paths(root, images, files):
     if (root / images).is_dir():
-        return root / images
-    # A path too long or with a NUL is a bad image later, not an error here.
-    if any((root / file).is_file() for file in files[:1000] if "\0" not in file and len(file) < 1000):
-        return root
+        return [root / images / file for file in files]
+    if len(common.missing_files([root / file for file in files[:1000]])) < len(files[:1000]):
+        return [root / file for file in files]
     hint = common.hints([root / images])[0]
     raise FileNotFoundError(
         f"there is no folder {root / images}{hint}, and {files[0]} is not directly in {root} either: put the images into one"
