@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cpsd_lib.data.dataset import PUBLISHED, needed_splits, read_source
-from cpsd_lib.data.readers.common import missing_files
+from cpsd_lib.data.readers.common import hints, missing_files
 from cpsd_lib.data.table import SPLITS, check_splits, listed
 from cpsd_lib.support import counted, memory, write_text
 
@@ -64,7 +64,8 @@ def _missing_lines(table, paths, missing, folder):
         path.unlink(missing_ok=True)  # the list of an earlier look would be wrong now
         return []
     write_text(path, "".join(f"{table.split[index]}\t{paths[index]}\n" for index in missing))
-    names = listed((table.files[index] for index in missing), shown=3)
+    near = hints([paths[index] for index in missing])
+    names = listed((table.files[index] + hint for index, hint in zip(missing, near, strict=True)), shown=3)
     return [f"not on disk: {len(missing):,} of {counted(len(paths), 'image')}: {names}; all are named in {path}"]
 
 

@@ -1,26 +1,29 @@
 """A data set ready for training: its label table beside its decoded images, every fault found before any training."""
 
+import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from glob import glob
 from pathlib import Path
 
 import numpy as np
 
 from cpsd_lib.data.images import cache
-from cpsd_lib.data.images.decode import decode_from
-from cpsd_lib.data.images.digests import file_digests, overlap
+from cpsd_lib.data.images.decode import NO_FILE, decode_from
+from cpsd_lib.data.images.digests import file_digests, file_states, overlap
 from cpsd_lib.data.images.pixels import OnTheFly
 from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
-from cpsd_lib.data.readers.common import missing_files
-from cpsd_lib.data.readers.csv import read_csv
+from cpsd_lib.data.readers.common import hints, missing_files
+from cpsd_lib.data.readers.csv import image_paths, read_csv
 from cpsd_lib.data.scenes.scenes import Scenes
 from cpsd_lib.data.table import LabelTable, check_splits, listed
 from cpsd_lib.support import counted, digest, sha256
 
 READERS = {
     "scenes": lambda data: Scenes(images=data.images, size=data.size, seed=data.seed, groups=data.groups),
-    "csv": lambda data: read_csv(data.root, data.annotations, data.image_folder),
+    "csv": lambda data: read_csv(data.root, data.annotations, data.image_folder, data.separator),
     "coco2014": lambda data: coco2014.read_coco2014(data.root),
     "nuswide": lambda data: nuswide.read_nuswide(data.root),
     "voc2007": lambda data: voc2007.read_voc2007(data.root, data.difficult),
@@ -73,6 +76,7 @@ def open_dataset(data, cache_root):
     notes = [*source.notes, *incomplete]
     digests = file_digests(source.paths, Path(cache_root) / "fingerprints" / f"{digest(str(data.root))}.json")
     images, bad, key = _pixels(source, digests, data, cache_root)
+    bad |= _not_there(source.paths, [index for index, reason in bad.items() if reason == NO_FILE])
     unreadable = cache.check_bad(bad, table.files, data.bad_files)
     if unreadable:
         table = table.skip(sorted(bad))
@@ -81,10 +85,18 @@ def open_dataset(data, cache_root):
         incomplete.append(f"INCOMPLETE: {left_out}")
     notes += _overlap_notes(overlap(digests, table) if digests else [], data.allow_overlap or data.kind in PUBLISHED)
     notes += check_splits(table, needed_splits(data))
-    label_key = digest([table.names, table.targets.tobytes().hex(), table.split.tolist()])
-    key, skipped = digest([key, label_key]), skipped + unreadable
+    key, skipped = digest([key, _label_key(table)]), skipped + unreadable
     caveat = "; ".join(incomplete) if data.kind in PUBLISHED else ""
     return Dataset(table, images, key, notes, skipped, data.kind, source, caveat)
+
+
+def _label_key(table):
+    # What `digest` gives for [names, targets in hex, splits], row by row: as one text it takes four times the labels' memory.
+    whole = hashlib.sha256(f'[{json.dumps(table.names)}, "'.encode())
+    for row in table.targets:
+        whole.update(row.tobytes().hex().encode())
+    whole.update(f'", {json.dumps(table.split.tolist())}]'.encode())
+    return whole.hexdigest()[:16]
 
 
 def _pixels(source, digests, data, cache_root):
@@ -139,15 +151,21 @@ def leave_out_missing(source, data):
     if not missing:
         return source, [], []
     if len(missing) == len(source.paths):
-        raise FileNotFoundError(f"none of {len(missing):,} images is on disk, expected {source.paths[0]} and so on")
+        expected = f"{source.paths[0]}{hints(source.paths[:1])[0]} and so on"
+        raise FileNotFoundError(f"none of {len(missing):,} images is on disk, expected {expected}")
     table, policy = source.table, "skip" if data.kind == "nuswide" else data.bad_files
-    skipped = cache.check_bad(dict.fromkeys(missing, "the file does not exist"), table.files, policy)
+    skipped = cache.check_bad(_not_there(source.paths, missing), table.files, policy)
     counts = ", ".join(
         f"{(table.split[missing] == split).sum():,} of {len(table.indices(split)):,} {split}"
         for split in ("train", "test")
     )
     sentence = f"INCOMPLETE: images that are not on disk are left out: {counts} images (named in data.json)"
     return source.take(np.setdiff1d(np.arange(len(source.paths)), missing)), skipped, [sentence]
+
+
+def _not_there(paths, indices):
+    """Return {index: reason} of the images whose paths [N] lead to no file."""
+    return {i: NO_FILE + hint for i, hint in zip(indices, hints([paths[i] for i in indices]), strict=True)}
 
 
 def _limited(source, data):
@@ -162,8 +180,8 @@ def _limited(source, data):
 
 
 def _share(limit, count, total):
-    """Return how many of a split's `count` images `limit` of all `total` leaves: its proportion, at least one."""
-    return max(1, round(limit * count / total))
+    """Return how many of a split's `count` images `limit` of all `total` leaves: its proportion, two where there are two."""
+    return min(count, max(2, round(limit * count / total)))  # what can be trained on can be in part
 
 
 def _overlap_notes(pairs, allowed):
@@ -177,23 +195,19 @@ def _overlap_notes(pairs, allowed):
 
 
 def signature(data):
-    """Return a hash that changes when the images or labels on disk may have: names, sizes and times, no pixels read.
+    """Return a hash that changes when the labels or an image that they name may have: a stat a file, no pixels read.
 
-    For the published data sets: of every label file and image folder, not of 120,000 images one by one. It sees labels
-    that changed and images that came, went or were renamed; an image overwritten in place is seen by `open_dataset`.
+    Those of the published data sets have fixed places (WATCHED), so that no label file of 300 MB is read for their names.
+    Other files beside the images do not count, and links are followed: see `file_states`.
     """
     if data.kind == "scenes":
         return read_source(data).key
-    root = Path(data.root)
     if data.kind in WATCHED:
-        paths = {path for pattern in WATCHED[data.kind] for path in root.glob(pattern)}
-        return digest(sorted(_state(path, root) for path in paths if path.exists()))
-    folder = root / data.image_folder if (root / data.image_folder).is_dir() else root
-    files = sorted(_state(path, folder) for path in folder.rglob("*") if path.is_file())
-    annotations = root / data.annotations
-    return digest([files, sha256(annotations) if annotations.is_file() else None])
-
-
-def _state(path, root):
-    status = path.stat()
-    return path.relative_to(root).as_posix(), 0 if path.is_dir() else status.st_size, status.st_mtime_ns
+        names = sorted({name for pattern in WATCHED[data.kind] for name in glob(pattern, root_dir=data.root)})
+        return digest([names, file_states([f"{data.root}/{name}" for name in names])])
+    annotations = Path(data.root) / data.annotations
+    try:
+        paths = image_paths(data.root, data.annotations, data.image_folder)
+    except (ValueError, OSError):
+        paths = []  # labels that cannot be read are refused by 01_data, which says why
+    return digest([file_states(paths), sha256(annotations) if annotations.is_file() else None])

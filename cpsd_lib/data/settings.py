@@ -15,6 +15,7 @@ class DataSettings:
     seed: int = 0  # scenes: which world; others: which images `limit` keeps
     annotations: str = "annotations.csv"  # csv
     image_folder: str = "images"  # csv
+    separator: str = ";"  # csv: what joins the class names of an image
     difficult: bool = True  # voc2007: a class with difficult objects only is present; False: unknown, as VOC scores it
     # disk: every image is decoded once, size * size * 3 bytes each; none: at every look, for want of room on the disk
     cache: str = "disk"

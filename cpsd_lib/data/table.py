@@ -37,9 +37,8 @@ class LabelTable:
             )
         if split.shape != (len(files),):
             raise ValueError(f"split has shape {split.shape}, expected one name per file = ({len(files)},)")
-        if not np.isin(targets, (-1, 0, 1)).all():
-            other = np.unique(targets[~np.isin(targets, (-1, 0, 1))])
-            raise ValueError(f"targets hold {listed(other.tolist())}, expected only 0, 1 and -1 (unknown)")
+        if other := graph.other_values(targets):
+            raise ValueError(f"targets hold {listed(other)}, expected only 0, 1 and -1 (unknown)")
         unknown = sorted(set(split.tolist()) - {*SPLITS, SKIPPED})
         if unknown:
             raise ValueError(f"unknown split {listed(map(repr, unknown))}, expected one of {', '.join(SPLITS)}")
@@ -84,7 +83,7 @@ def check_splits(table, needed=("train", "test")):
     """Return what a user should know before training, as plain sentences (list of str, empty when all is well).
 
     Raises ValueError where training or testing would be meaningless: fewer than two classes, no image or no positive
-    label in one of the splits that are `needed`.
+    label in one of the splits that are `needed`, fewer than two images to train on where there are some to test on.
     """
     if len(table.names) < 2:
         count = counted(len(table.names), "class", "classes")
@@ -95,6 +94,8 @@ def check_splits(table, needed=("train", "test")):
             raise ValueError(f"no image is in split '{split}', expected at least one: give some rows that split")
         if not (targets[split] == 1).any():
             raise ValueError(f"no image of split '{split}' has a positive label: label some of them")
+    if "test" in needed and len(targets["train"]) < 2:  # batch norm has no statistics of one image
+        raise ValueError("1 image is left in split 'train', expected at least 2: give more rows that split")
     names, occurring = table.names, [_alone(table.names, targets["train"])] if "train" in targets else []
     return [*_uneven_classes(names, targets), *filter(None, occurring), *_similar_names(names), *_odd_labels(targets)]
 

@@ -66,6 +66,7 @@ class DataParams(Section):
     root: Folder | None = None
     annotations: str = "annotations.csv"
     image_folder: str = "images"
+    separator: str = Field(";", min_length=1)
     difficult: bool = True
     cache: Literal["disk", "none"] = "disk"
     bad_files: Literal["error", "skip"] = "error"

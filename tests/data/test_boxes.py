@@ -154,7 +154,7 @@ def test_an_opened_data_set_has_the_boxes_of_its_own_rows(tmp_path, kind):
         {"voc2007": voc, "coco2014": coco}[kind](root)
         data = DataParams(kind=kind, root=str(root), size=16, bad_files="skip")
         # An image that is not on disk is left out, and the ones after it move up.
-        next(root.rglob("*000005.jpg" if kind == "voc2007" else "*000009.jpg")).unlink()
+        next(root.rglob("*000001.jpg" if kind == "voc2007" else "*000009.jpg")).unlink()
     dataset = open_dataset(data, tmp_path / "cache")
     indices = np.arange(len(dataset.table.files))[::-1]
     boxes_by_file = boxes.boxes_of(dataset, indices)

@@ -1,4 +1,5 @@
 import pickle
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -71,6 +72,45 @@ def test_unknown_labels_become_minus_one(tmp_path):
     table = read_csv(write(tmp_path / "d", "file_name,split,labels,unknown\na,train,cat,dog; cow\nb,test,dog,\n")).table
     assert table.names == ["cat", "cow", "dog"]
     assert table.targets.tolist() == [[1, -1, -1], [0, 0, 1]]
+
+
+def joined(separator, classes="abcd"):
+    """Return a table that holds each class and each pair of classes once."""
+    sets = [*classes, *(separator.join(pair) for pair in combinations(classes, 2))]
+    lines = [f'{number}.jpg,{"test" if number % 3 else "train"},"{names}"' for number, names in enumerate(sets)]
+    return "\n".join(["file_name,split,labels", *lines, ""])
+
+
+@pytest.mark.parametrize("separator", ["|", ",", ", ", " ", "/", " & ", "+"])
+def test_labels_joined_by_something_else_are_refused_with_the_separator_to_give(tmp_path, separator):
+    root, give = write(tmp_path / "d", joined(separator)), separator.strip() or " "
+    with pytest.raises(ValueError) as caught:
+        read_csv(root)
+    for part in ("joined by ';' its labels are 10 classes", "they are 4: a, b, c, d", f'data.separator: "{give}"'):
+        assert part in str(caught.value)
+    table = read_csv(root, separator=give).table
+    assert table.names == ["a", "b", "c", "d"] and table.targets.sum() == 4 + 2 * 6
+    assert table.targets.tolist() == read_csv(write(tmp_path / "e", joined(";"))).table.targets.tolist()
+
+
+def test_one_line_joined_by_something_else_is_seen_among_others(tmp_path):
+    refused(tmp_path / "d", GOOD + "d.jpg,train,dog|cat\n", "one of them 'dog|cat'", 'data.separator: "|"')
+
+
+@pytest.mark.parametrize("cell", ["['a', 'b']", '[""a"", ""b""]', "['a']", "[]", "[a, b]"])
+def test_labels_written_as_lists_are_refused(tmp_path, cell):
+    text = GOOD + f'd.jpg,train,"{cell}"\n'
+    refused(tmp_path / "d", text, "line 5: [", "expected names joined by ';', as in cat;dog, and no lists")
+
+
+def test_names_of_several_words_and_with_signs_are_classes(tmp_path):
+    names = ["traffic light", "stop sign", "salt & pepper", "24/7 shop", "C++", "black bear", "polar bear", "[other]"]
+    lines = [f"{number}.jpg,train,{names[number - 1]};{name}" for number, name in enumerate(names)]
+    table = read_csv(write(tmp_path / "d", "\n".join(["file_name,split,labels", *lines, ""]))).table
+    assert table.names == sorted(names)
+    alone = [f"{number}.jpg,train,{name}" for number, name in enumerate(names)]
+    table = read_csv(write(tmp_path / "e", "\n".join(["file_name,split,labels", *alone, ""]))).table
+    assert table.names == sorted(names)
 
 
 def test_images_directly_in_the_root_are_accepted(tmp_path):
@@ -246,6 +286,7 @@ def test_a_class_in_several_splits_but_not_in_train_or_test_is_named():
         ([[1, 0], [0, 1]], ["val", "test"], "no image is in split 'train'"),
         ([[0, -1], [0, 1]], ["train", "test"], "no image of split 'train' has a positive label"),
         ([[1, 0], [0, 0]], ["train", "test"], "no image of split 'test' has a positive label"),
+        ([[1, 0], [0, 1]], ["train", "test"], "1 image is left in split 'train', expected at least 2"),
     ],
 )
 def test_a_table_nothing_can_be_learned_or_tested_on_is_refused(targets, split, expected):

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from cpsd_lib.data.images.decode import BadImage, decode
 
@@ -84,6 +84,40 @@ def test_a_photo_taken_sideways_is_turned_upright(tmp_path, orientation, expecte
     plain = decode(tmp_path / "b.jpg", 16).astype(int)
     turned = np.rot90(decode(tmp_path / "a.jpg", 16), turns, (1, 2))
     assert np.abs(turned - plain).max() <= 2
+
+
+def odd_exif(orientation):
+    """Return EXIF with an orientation beside a tag that Pillow reads and cannot write: a date as a signed byte."""
+    entries = struct.pack("<HHII", 0x0112, 3, 1, orientation) + struct.pack("<HHIf", 0x0132, 11, 1, 1.5)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+
+
+def test_odd_metadata_beside_an_orientation_costs_no_photo(tmp_path):
+    picture().save(tmp_path / "a.jpg", exif=odd_exif(6), quality=95)
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(Exception):  # noqa: B017
+        image.getexif().tobytes()
+    assert corners(decode(tmp_path / "a.jpg", 16)) == ["blue", "red", "white", "green"]
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header here", b"Exif\0\0II*\0" + bytes([8, 0, 0, 0, 9, 0, 1])])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_broken_metadata_says_nothing_about_the_pixels(tmp_path, exif, name):
+    picture().save(tmp_path / name, exif=exif)
+    assert corners(decode(tmp_path / name, 16)) == ["red", "green", "blue", "white"]
+
+
+@pytest.mark.parametrize("kind", ["compressed text", "texts", "profile"])
+def test_long_texts_and_colour_profiles_of_a_png_are_allowed_as_pixels_are(tmp_path, kind):
+    info = PngImagePlugin.PngInfo()
+    for number in range({"compressed text": 1, "texts": 70, "profile": 0}[kind]):
+        info.add_text(f"note {number}", "x" * 2**20 + "y", zip=kind != "texts")
+    profile = {"icc_profile": bytes(2**21)} if kind == "profile" else {}
+    picture().save(tmp_path / "a.png", pnginfo=info, **profile)
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    assert corners(decode(tmp_path / "a.png", 16)) == ["red", "green", "blue", "white"]
+    assert limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+    if kind != "texts":
+        assert "too large" in reason(tmp_path / "a.png", max_pixels=64 * 48)
 
 
 def test_cmyk_is_converted(tmp_path):

@@ -16,6 +16,8 @@ def test_digests_follow_the_content_and_only_changed_files_are_read_again(tmp_pa
         path.write_text(text)
         os.utime(path, (1_000_000, 1_000_000))
     paths[4].mkdir()
+    later = time.time_ns() + 10**12  # nobody can set a ctime: the clock is moved instead
+    monkeypatch.setattr(module.time, "time_ns", lambda: later)
     read = []
     digest = module._digest
     monkeypatch.setattr(module, "_digest", lambda path: read.append(os.path.basename(path)) or digest(path))
@@ -35,6 +37,19 @@ def test_digests_follow_the_content_and_only_changed_files_are_read_again(tmp_pa
 
     index.write_text("{")
     assert file_digests(paths[:2], index) == second
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_read_again(tmp_path, monkeypatch):
+    later = time.time_ns() + 10**12
+    monkeypatch.setattr(module.time, "time_ns", lambda: later)
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_text("one")
+    other.write_text("two")
+    for file in (path, other):
+        os.utime(file, (1_000_000, 1_000_000))
+    first = file_digests([path], tmp_path / "index")
+    other.replace(path)
+    assert file_digests([path], tmp_path / "index") != first
 
 
 def test_a_file_changed_a_moment_ago_is_not_remembered(tmp_path):

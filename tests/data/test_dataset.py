@@ -1,13 +1,19 @@
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_copies import coco, coco_file, nuswide, voc
 
+from cpsd_lib.data import dataset as module
+from cpsd_lib.data.check import check_data
 from cpsd_lib.data.dataset import open_dataset, signature
 from cpsd_lib.data.images.cache import BadFiles
 from cpsd_lib.data.scenes.scenes import Scenes
+from cpsd_lib.data.table import LabelTable
+from cpsd_lib.support import digest
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.params import DataParams
 from cpsd_lib.workbench.yaml_files import ParameterError
@@ -142,20 +148,98 @@ def test_the_signature_stays_when_nothing_changes_and_is_found_without_reading_a
     assert signature(data(root)) == first
 
 
-@pytest.mark.parametrize("change", ["new time", "new image", "image gone", "annotations"])
+@pytest.mark.parametrize("change", ["new time", "image gone", "annotations"])
 def test_the_signature_changes_when_a_file_may_have(tmp_path, change):
     root = photos(tmp_path / "photos")
     first = signature(data(root))
     path = root / "images" / "train0.png"
     if change == "new time":
         os.utime(path, (1, 1))
-    elif change == "new image":
-        shutil.copy(path, root / "images" / "more.png")
     elif change == "image gone":
         path.unlink()
     else:
         annotate(root, LINES[:-1])
     assert signature(data(root)) != first
+
+
+def replaced(path):
+    """Put another photo of the same size and time in the place of `path`, as rsync or an archive would."""
+    status, other = path.stat(), path.with_name("other.tmp")
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    other.write_bytes(data)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+@pytest.mark.parametrize("linked", ["folder", "photos", "nothing"])
+def test_a_photo_replaced_by_one_of_the_same_size_and_time_is_seen_through_any_link(tmp_path, linked):
+    root = photos(tmp_path / "photos")
+    folder, elsewhere = root / "images", tmp_path / "elsewhere"
+    if linked != "nothing":
+        folder.rename(elsewhere)
+        links = (
+            {folder: elsewhere} if linked == "folder" else {folder / path.name: path for path in elsewhere.iterdir()}
+        )
+        for link, target in links.items():
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(target)
+    before = signature(data(root))
+    replaced((folder / "train3.png").resolve())
+    assert signature(data(root)) != before
+
+
+def test_links_below_the_image_folder_are_followed(tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "images").rename(tmp_path / "elsewhere")
+    (root / "images").mkdir()
+    (root / "images" / "sub").symlink_to(tmp_path / "elsewhere")
+    annotate(root, [f"sub/{line}" for line in LINES])
+    before = signature(data(root))
+    replaced(tmp_path / "elsewhere" / "test1.png")
+    assert signature(data(root)) != before
+
+
+def test_files_that_no_label_names_do_not_count(tmp_path):
+    root = photos(tmp_path / "photos")
+    for path in list((root / "images").iterdir()):
+        path.rename(root / path.name)
+    (root / "images").rmdir()
+    before = signature(data(root))
+    shutil.copy(root / "train0.png", root / "more.png")
+    (root / ".DS_Store").write_text("x")
+    (root / "outputs" / "mine").mkdir(parents=True)
+    (root / "outputs" / "mine" / "manifest.json").write_text("{}")
+    assert signature(data(root)) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "copy", "photo"),
+    [
+        ("coco2014", coco, f"train2014/{coco_file('train', 9)}"),
+        ("nuswide", nuswide, "Flickr/actor/0003_3.jpg"),
+        ("voc2007", voc, "VOCdevkit/VOC2007/JPEGImages/000007.jpg"),
+    ],
+)
+def test_a_photo_of_a_published_data_set_overwritten_in_place_is_seen_and_a_desktop_file_is_not(
+    tmp_path, kind, copy, photo
+):
+    root = tmp_path / "link"
+    root.symlink_to(copy(tmp_path / "data"))
+    settings = DataParams(kind=kind, root=str(root))
+    before = signature(settings)
+    ((root / photo).parent / ".DS_Store").write_text("x")
+    assert signature(settings) == before
+    replaced(root / photo)
+    assert signature(settings) != before
+
+
+def test_labels_that_cannot_be_read_have_a_signature_of_their_own(tmp_path):
+    root = photos(tmp_path / "photos")
+    before = signature(data(root))
+    (root / "annotations.csv").write_text("no table")
+    assert signature(data(root)) != before
 
 
 def test_images_beside_the_annotations_have_a_signature_too(tmp_path):
@@ -197,6 +281,85 @@ def test_a_limit_leaves_every_split_an_image_and_one_above_the_number_of_images_
     assert len(opened(root, limit=20).table.indices("test")) == 1
     dataset = opened(root, limit=100)
     assert len(dataset.table.files) == 100 and not any("limit" in note for note in dataset.notes)
+
+
+def test_a_limit_leaves_two_images_to_train_on(tmp_path):
+    lines = ["a.png,train,cat;dog", "b.png,train,cat"] + [f"c{i}.png,test,cat;dog" for i in range(98)]
+    dataset = opened(photos(tmp_path / "photos", lines), limit=20)
+    assert len(dataset.table.indices("train")) == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "on_disk", "shown"),
+    [
+        ("IMG_1.JPG", "img_1.jpg", "'img_1.jpg'"),
+        ("caf\u00e9.png", "cafe\u0301.png", r"'cafe\u0301.png', another Unicode form"),
+        ("photo.1", "photo.1.jpg", "'photo.1.jpg'"),
+        ("x.jpeg", "x.jpg", "'x.jpg'"),
+        ("Sub/x.png", "sub/X.png", "/images/sub/X.png'"),
+        ("Sub/x.png", "sub/x.png", "/images/sub/x.png'"),
+    ],
+)
+def test_a_file_name_that_differs_a_little_from_what_is_there_is_offered(tmp_path, written, on_disk, shown):
+    root = photos(tmp_path / "photos")
+    path = root / "images" / on_disk
+    path.parent.mkdir(exist_ok=True)
+    (root / "images" / "train0.png").rename(path)
+    annotate(root, [line.replace("train0.png", written) for line in LINES])
+    with pytest.raises(BadFiles) as caught:
+        opened(root)
+    assert f"{written}: the file does not exist (did you mean " in str(caught.value) and shown in str(caught.value)
+    checked = check_data(data(root), tmp_path / "run")
+    assert any("not on disk: 1 of 9 images: " in line and shown in line for line in checked.lines)
+    (path,) = (path for path, _ in opened(root, bad_files="skip").skipped)
+    assert path == written
+
+
+def test_nothing_is_offered_for_a_name_like_no_other_and_a_dead_link_is_not_offered_itself(tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "images" / "train0.png").unlink()
+    (root / "images" / "train1.png").unlink()
+    (root / "images" / "train1.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadFiles) as caught:
+        opened(root)
+    assert "train0.png: the file does not exist\n" in str(caught.value) and "did you mean" not in str(caught.value)
+
+
+def test_folders_and_tables_in_another_case_are_offered(tmp_path):
+    root = photos(tmp_path / "photos")
+    (root / "images").rename(root / "Images")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*images \(did you mean 'Images'\?\)"):
+        opened(root)
+    (root / "annotations.csv").rename(root / "annotations.CSV")
+    with pytest.raises(FileNotFoundError, match=r"no file .*annotations\.csv \(did you mean 'annotations\.CSV'\?\)"):
+        opened(root)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_fewer_than_two_images_to_train_on_are_an_error_of_the_check_and_of_opening(tmp_path, kept):
+    root = photos(tmp_path / "photos")
+    for number in range(kept, 6):
+        (root / "images" / f"train{number}.png").unlink()
+    message = ["no image is in split 'train'", "1 image is left in split 'train', expected at least 2"][kept]
+    with pytest.raises(ValueError, match=message):
+        opened(root, bad_files="skip")
+    checked = check_data(data(root, bad_files="skip"), tmp_path / "run")
+    assert not checked.trainable and message in checked.lines[-1]
+
+
+def test_the_key_of_the_labels_is_that_of_their_hex_text(tmp_path):
+    dataset = opened(photos(tmp_path / "photos"))
+    table = dataset.table
+    whole = digest([table.names, table.targets.tobytes().hex(), table.split.tolist()])
+    assert module._label_key(table) == whole
+    many = LabelTable(
+        [str(c) for c in range(2500)], np.ones((4000, 2500)), [str(i) for i in range(4000)], ["val"] * 4000
+    )
+    tracemalloc.start()
+    module._label_key(many)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < many.targets.nbytes / 4
 
 
 def test_a_photo_in_train_and_in_test_under_two_names_is_an_error_unless_allowed(tmp_path):

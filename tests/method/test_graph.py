@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,27 @@ def test_counts_equal_the_naive_loop(seed):
     targets = random_targets(seed)
     for ours, naive in zip(graph.cooccurrence(targets), naive_cooccurrence(targets), strict=True):
         assert np.array_equal(ours, naive)
+
+
+@pytest.mark.parametrize("block", [1, 7, 20, 419, 420, 10**6])
+def test_counts_of_blocks_of_rows_are_those_of_the_whole(monkeypatch, block):
+    monkeypatch.setattr(graph, "BLOCK", block)
+    targets = random_targets(3)
+    for ours, naive in zip(graph.cooccurrence(targets), naive_cooccurrence(targets), strict=True):
+        assert np.array_equal(ours, naive) and ours.dtype == np.int64
+    assert [values.size for values in graph.cooccurrence(np.zeros((0, 3)))] == [9, 3]
+    with pytest.raises(ValueError, match=r"found \[-2, 3\]"):
+        graph.cooccurrence(np.where(np.arange(420).reshape(60, 7) == 400, 3, np.where(targets == -1, -2, targets)))
+
+
+def test_the_labels_are_multiplied_in_little_memory(monkeypatch):
+    monkeypatch.setattr(graph, "BLOCK", 2**16)
+    targets = np.zeros((200_000, 50), np.int8)
+    tracemalloc.start()
+    graph.cooccurrence(targets)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < targets.nbytes / 4
 
 
 def test_an_unknown_entry_counts_as_absent():

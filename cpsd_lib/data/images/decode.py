@@ -7,12 +7,24 @@ import warnings
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses
+NO_FILE = "the file does not exist"
 
 # Named, because Pillow would otherwise also hand PostScript to Ghostscript, whatever the file's extension says.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+
+# How to turn the pixels of a photo upright, by its EXIF orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # The machine's trouble, not the file's: it must stop the work, not be remembered as a bad image.
 _MACHINE = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
@@ -34,12 +46,12 @@ def decode(path, size, max_pixels=MAX_PIXELS):
             raise BadImage("a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file")
         if status.st_size == 0:
             raise BadImage("the file is empty (0 bytes)")
-        with open(path, "rb") as file, _strict_pillow():
+        with open(path, "rb") as file, _strict_pillow(max_pixels):
             return _decode(file, size, max_pixels)
     except (BadImage, MemoryError):
         raise
     except FileNotFoundError:
-        raise BadImage("the file does not exist") from None
+        raise BadImage(NO_FILE) from None
     except PermissionError:
         raise BadImage("no permission to read the file") from None
     except UnidentifiedImageError:
@@ -59,17 +71,21 @@ def decode_from(paths, size, max_pixels, index):
 
 
 @contextmanager
-def _strict_pillow():
+def _strict_pillow(max_pixels):
     # Someone else may have allowed truncated images in this process: Pillow would then pad them in grey, silently.
-    # The size is checked here, with its own limit, so Pillow's warning and error about it are not needed.
+    # The size is checked here, with its own limit, so Pillow's warning and error about it are not needed. Texts and colour
+    # profiles of a PNG, of which nothing is used, may take a byte for each pixel that is allowed; Pillow allows 1 MiB.
     saved = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    texts = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, None
+    PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = (max(limit, max_pixels) for limit in texts)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata; what matters raises
             yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = saved
+        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = texts
 
 
 def _decode(file, size, max_pixels):
@@ -85,9 +101,21 @@ def _decode(file, size, max_pixels):
 
 def decode_image(image, size):
     """Return a PIL image as `decode` returns a file: uint8 [3, size, size], upright, RGB, both sides resized."""
-    image = _rgb(ImageOps.exif_transpose(image))
+    image.load()  # what is broken in the pixels raises here; a PNG's EXIF may come after them
+    image = _rgb(_upright(image))
     pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _upright(image):
+    # Not ImageOps.exif_transpose: it writes all other EXIF anew, which fails for much that cameras and editors leave there.
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except MemoryError:
+        raise
+    except Exception:  # broken metadata, as of a broken file, can raise anything; it says nothing about the pixels
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image):

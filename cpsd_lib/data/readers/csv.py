@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import defaultdict
 from pathlib import PurePosixPath, PureWindowsPath
 
@@ -11,17 +12,20 @@ from cpsd_lib.data.readers import common
 from cpsd_lib.data.table import SPLITS, LabelTable, listed
 
 COLUMNS = ("file_name", "split", "labels")
+# What others join names by, the likeliest first: the first two are in no name of a class, the others may be.
+SEPARATORS = ("|", ",", "/", "&", "+", " ")
+LIST = re.compile(r"\[(.*[,'\"].*)?\]")  # as Python and JSON write one; [other] is a name
 EXPECTED = f"a table saved as 'CSV UTF-8' with the columns {', '.join(COLUMNS)} and one line an image"
 
 
-def read_csv(root, annotations="annotations.csv", images="images"):
+def read_csv(root, annotations="annotations.csv", images="images", separator=";"):
     """Read root/annotations.csv (columns file_name, split, labels, optionally unknown) and return LabelledFiles.
 
-    `labels` and `unknown` hold class names joined by `;`, a cell may be empty. Classes are all names that occur,
-    in alphabetical order. File names are relative to root/images, or to root itself when there is no folder root/images
-    and the files lie directly in root. Whether each image can be read is not looked at here.
+    `labels` and `unknown` hold class names joined by `separator`, a cell may be empty. Classes are all names that occur, in
+    alphabetical order. File names are relative to root/images, or to root itself when there is no folder root/images and
+    the files lie directly in root. Whether each image can be read is not looked at here.
     Raises FileNotFoundError for a missing root, annotations file or image folder; ValueError (with line numbers) for
-    anything in the file that has no single meaning.
+    anything in the file that has no single meaning, and for names that something else than `separator` seems to join.
     """
     root = common.need_folder(root)
     path = root / annotations
@@ -30,10 +34,15 @@ def read_csv(root, annotations="annotations.csv", images="images"):
     places = [(f"line {line}", row["split"]) for line, row in rows]
     common.refuse_unknown(path, places, SPLITS, f"expected one of {', '.join(SPLITS)} in column 'split'")
     _refuse_duplicates(path, rows, files)
-    names, targets = _targets(path, rows)
-    folder = _image_folder(root, images, files)
+    names, targets = _targets(path, rows, separator)
     table = LabelTable(names, targets, files, np.array([row["split"] for _, row in rows]))
-    return common.LabelledFiles(table, [folder / file for file in files])
+    return common.LabelledFiles(table, _paths(root, images, files))
+
+
+def image_paths(root, annotations, images):
+    """Return the path of each image as `read_csv` does, without its labels, and raise what it raises for file names."""
+    root = common.need_folder(root)
+    return _paths(root, images, _file_names(root / annotations, _read_rows(root / annotations)))
 
 
 def _read_rows(path):
@@ -90,9 +99,13 @@ def _refuse_duplicates(path, rows, files):
     common.refuse(path, twice, f"duplicate file name, expected {expected}")
 
 
-def _targets(path, rows):
-    cells = [(f"line {line}", _class_names(row["labels"]), _class_names(row.get("unknown", ""))) for line, row in rows]
+def _targets(path, rows, separator):
+    written = [(f"line {line}", row["labels"], row.get("unknown", "")) for line, row in rows]
+    lists = (f"{line}: {cell:.80}" for line, *both in written for cell in both if LIST.fullmatch(cell))
+    common.refuse(path, lists, f"expected names joined by {separator!r}, as in cat{separator}dog, and no lists")
+    cells = [(line, *(_class_names(cell, separator) for cell in both)) for line, *both in written]
     names = sorted(set().union(*(present | unknown for _, present, unknown in cells)))
+    _check_separator(path, names, separator, any(len(present) > 1 for _, present, _ in cells))
     column = {name: number for number, name in enumerate(names)}
     both = (f"{line}: {', '.join(sorted(present & unknown))}" for line, present, unknown in cells if present & unknown)
     common.refuse(path, both, "the same class is in 'labels' and in 'unknown', expected it in one of them")
@@ -103,16 +116,30 @@ def _targets(path, rows):
     return names, targets
 
 
-def _class_names(cell):
-    return {name.strip() for name in cell.split(";")} - {""}
+def _class_names(cell, separator):
+    return {name.strip() for name in cell.split(separator)} - {""}
 
 
-def _image_folder(root, images, files):
+def _check_separator(path, names, separator, joins):
+    """Raise ValueError where another separator makes far fewer classes of `names`; joins: whether `separator` joins any."""
+    for other in SEPARATORS:
+        parts = sorted(set().union(*(_class_names(name, other) for name in names)))
+        far_fewer = len(parts) < len(names) if other in "|," else not joins and 2 * len(parts) <= len(names)
+        if far_fewer:
+            joined = next(name for name in names if other in name)
+            raise ValueError(
+                f"{path}: joined by {separator!r} its labels are {len(names):,} classes, one of them {joined!r}; joined by "
+                f'{other!r} they are {len(parts):,}: {listed(parts, shown=5)}. Give data.separator: "{other}" (on the '
+                f"command line 'data.separator=\"{other}\"'), or write these names another way if each is one class"
+            )
+
+
+def _paths(root, images, files):
     if (root / images).is_dir():
-        return root / images
-    # A path too long or with a NUL is a bad image later, not an error here.
-    if any((root / file).is_file() for file in files[:1000] if "\0" not in file and len(file) < 1000):
-        return root
+        return [root / images / file for file in files]
+    if len(common.missing_files([root / file for file in files[:1000]])) < len(files[:1000]):
+        return [root / file for file in files]
+    hint = common.hints([root / images])[0]
     raise FileNotFoundError(
-        f"there is no folder {root / images}, and {files[0]} is not directly in {root} either: put the images into one"
+        f"there is no folder {root / images}{hint}, and {files[0]} is not directly in {root} either: put the images into one"
     )

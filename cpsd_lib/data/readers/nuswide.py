@@ -13,8 +13,9 @@ CONCEPT_FILES = ("Concepts81.txt", "ConceptsList/Concepts81.txt", "ConceptsList/
 LISTS = ("ImageList", "ImageList/ImageList", ".")
 LABELS = ("TrainTestLabels", "Groundtruth/TrainTestLabels", "Groundtruth/Groundtruth/TrainTestLabels", "Groundtruth")
 IMAGES = ("Flickr/Flickr", "Flickr", "images")
-# Label files and image folders whose times tell that the data set changed.
-WATCHED = (*CONCEPT_FILES, *(f"{folder}/*.txt" for folder in (*LISTS, *LABELS)), *IMAGES, *(f"{f}/*/" for f in IMAGES))
+# Label files and images whose sizes and times tell that the data set changed.
+WATCHED = [*CONCEPT_FILES, *(f"{folder}/*.txt" for folder in (*LISTS, *LABELS))]
+WATCHED += [f"{folder}/{name}" for folder in IMAGES for name in ("*.*", "*/*.*")]
 
 
 def read_nuswide(root):

@@ -15,11 +15,11 @@ LISTS = {"train": "ImageSets/Main/trainval.txt", "test": "ImageSets/Main/test.tx
 LISTED = {"train": 5_011, "test": 4_952}
 MERGED = ("VOCdevkit/VOC2007", "VOC2007", ".")
 FOLDERS = {"train": ("VOCtrainval2007/VOCdevkit/VOC2007", *MERGED), "test": ("VOCtest2007/VOCdevkit/VOC2007", *MERGED)}
-# Label files and image folders whose times tell that the data set changed.
+# Label files and images whose sizes and times tell that the data set changed.
 WATCHED = [
     f"{home}/{name}"
     for home in dict.fromkeys((*FOLDERS["train"], *FOLDERS["test"]))
-    for name in (*LISTS.values(), "Annotations/*.xml", "JPEGImages")
+    for name in (*LISTS.values(), "Annotations/*.xml", "JPEGImages/*.jpg")
 ]
 
 
