@@ -14,7 +14,7 @@ from sklearn.preprocessing import minmax_scale, robust_scale
 from cpsd_lib import graph
 from cpsd_lib.evaluation import PAPER_EXPONENT, partition_numbers
 from cpsd_lib.partition import adjusted_rand, cut, spectral_embedding
-from cpsd_lib.viz.explorer import DPI, Explorer, Picture, check_start, label_size
+from cpsd_lib.viz.explorer import DPI, Explorer, Picture, label_size
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, MARKERS, SD
 from cpsd_lib.viz.plots_partition import BRANCHES
 
@@ -34,8 +34,6 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
     Its numbers are those of evaluation.partition_numbers, "partition", and with compare "ARI". Raises ValueError for what
     does not fit together.
     """
-    first = {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": False}
-    settings = check_start(start, first)
     if len(names) != len(occurrence):
         raise ValueError(f"{len(names)} names for {len(occurrence)} classes; pass the names of the same label table")
 
@@ -62,7 +60,7 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
         title = f"{BRANCHES[branch][0]}, k = {k}, p = {exponent:g}, seed {seed}, {'refined' if refine else 'plain'} cut"
         return figure.show(affinity, partition, points, title, numbers), numbers | {"partition": partition}
 
-    def controls():
+    def controls(settings):
         branches = [(title, name) for name, (title, _) in BRANCHES.items()]
         most = min(len(names), max(MOST_PARTS, settings["k"]))
         limits = {"min": min(0.05, settings["exponent"]), "max": max(2.0, settings["exponent"]), "step": 0.01}
@@ -76,7 +74,8 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
     buttons = {"refine": lambda explorer: explorer.set(refine=True)}
     if folder is not None:
         buttons["export"] = lambda explorer: export(explorer, folder)
-    return Explorer(draw, settings, controls, buttons, live={"refine": False})
+    defaults = {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": False}
+    return Explorer(draw, defaults, start, controls, buttons, live={"refine": False})
 
 
 def export(explorer, folder):

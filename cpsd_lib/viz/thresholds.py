@@ -4,7 +4,7 @@ import ipywidgets
 import numpy as np
 
 from cpsd_lib.evaluation import averages, check_probabilities, of_classes
-from cpsd_lib.viz.explorer import Explorer, Picture, check_start, label_size
+from cpsd_lib.viz.explorer import Explorer, Picture, label_size
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY
 
 GRID = np.linspace(0, 1, 101)
@@ -21,7 +21,6 @@ def threshold_explorer(scores, targets, names, start=None):
     A threshold is to be chosen on held-out TRAINING images; on the test split this is a look at the answers.
     Raises ValueError for tables that cannot be scored, scores outside 0..1, other names, a threshold outside 0..1.
     """
-    settings = check_start(start, {"threshold": 0.5, "shown": None})
     (scores, targets), names = check_probabilities(scores, targets), list(names)
     if len(names) != scores.shape[1]:
         raise ValueError(f"{len(names)} names for {scores.shape[1]} classes; pass the names of the label table")
@@ -36,7 +35,7 @@ def threshold_explorer(scores, targets, names, start=None):
             )
         return figure.show(threshold, None if shown is None else names.index(shown))
 
-    def controls():
+    def controls(_):
         return {
             "threshold": ipywidgets.FloatSlider(min=0, max=1, step=0.01, description="threshold"),
             "shown": ipywidgets.Dropdown(
@@ -44,7 +43,7 @@ def threshold_explorer(scores, targets, names, start=None):
             ),
         }
 
-    return Explorer(draw, settings, controls)
+    return Explorer(draw, {"threshold": 0.5, "shown": None}, start, controls)
 
 
 class ThresholdFigure:

@@ -125,10 +125,6 @@ class Cost:
         """GPU memory of the larger training, GiB."""
         return max(self.teacher_gib, self.student_gib)
 
-    def hours(self, tflops):
-        """Return the hours of the whole run at `tflops` sustained, 1e12 FLOP a second."""
-        return self.eflop * 1e6 / tflops / 3600
-
 
 def estimate(params, num_classes, train_images, test_images, device=None):
     """Return the Cost of Params `params` on `train_images` and `test_images` (all test splits) of `num_classes` classes.
@@ -308,7 +304,7 @@ def card(cost):
     unit = next((unit for unit, scale in units.items() if cost.eflop * scale >= 1), "GFLOP")
     for name, eflop in {**cost.stages, "total": cost.eflop}.items():
         lines[name] = f"{eflop * units[unit]:>9,.3f} {unit}  {remarks.get(name, '')}".rstrip()
-    hours = cost.hours(100)
+    hours = cost.eflop * 1e18 / 100e12 / 3600
     time = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 3600:,.4g} seconds"
     last = f"At 100 TFLOP/s sustained that is {time}: arithmetic, not a measurement."
     return "\n".join([*(f"{name:<14}{text}" for name, text in lines.items()), last])

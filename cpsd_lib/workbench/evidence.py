@@ -39,15 +39,13 @@ def gain_intervals(run, row, against, split="test", resamples=1000):
 
 def calibration_errors(run, rows, split="test"):
     """Return the expected calibration error of rows (mean and standard deviation over seeds), in percent."""
-    targets, seeds = run.dataset.table.targets[run.dataset.table.indices(split)], run.params.seed_list()
-    errors = pd.DataFrame(
-        [
-            [expected_calibration_error(_probabilities(run, seed, row, split), targets) for row in rows]
-            for seed in seeds
-        ],
-        columns=[TITLES[row] for row in rows],
-    )
-    return pd.DataFrame({"ECE": 100 * errors.mean(), "spread": 100 * errors.std()}).rename_axis("row")
+    targets = run.dataset.table.targets[run.dataset.table.indices(split)]
+
+    def error(row, seed):
+        return 100 * expected_calibration_error(_probabilities(run, seed, row, split), targets)
+
+    errors = pd.DataFrame({TITLES[row]: [error(row, seed) for seed in run.params.seed_list()] for row in rows})
+    return pd.DataFrame({"ECE": errors.mean(), "spread": errors.std()}).rename_axis("row")
 
 
 def decision_rules(run, rows, split="test"):

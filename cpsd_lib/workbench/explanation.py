@@ -1,13 +1,12 @@
 """Where do the models of a run look? Its models, its test pictures, its boxes, and the sentences of notebook 06."""
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 
-from cpsd_lib.data import boxes_of, in_pixels
-from cpsd_lib.evaluation import ACTIVATION, Sample, most_disagreeing
-from cpsd_lib.support import derive_seed, pick_precision
-from cpsd_lib.teachers import logits_of
-from cpsd_lib.training import predict_logits
+from cpsd_lib.data import boxes_of
+from cpsd_lib.evaluation import ACTIVATION
+from cpsd_lib.support import derive_seed
 from cpsd_lib.workbench.evidence import scores_of
 from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.rows import TITLES, baseline_of, branches_of
@@ -48,16 +47,6 @@ def load_models(run, seed):
 # ---- pairs of (image index, class) -----------------------------------------------------------------------------------
 
 
-def disagreements(run, seed, count):
-    """Return up to `count` pairs (image index, class): test positives whose co and dis probabilities differ most.
-
-    At most one an image, the largest difference first; MissingStage when 05_evaluation has not scored those teachers.
-    """
-    indices = run.dataset.table.indices("test")
-    co, dis = (scores_of(run, seed, f"teachers_{branch}", "test") for branch in ("co", "dis"))
-    return [(int(indices[i]), c) for i, c in most_disagreeing(co, dis, run.dataset.table.targets[indices], count)]
-
-
 def probabilities(run, seed, pairs):
     """Return {title: probabilities [n]} for `pairs` [n] of (image index of test, class), as 05_evaluation scored them."""
     indices, classes = np.array(pairs).T
@@ -66,37 +55,27 @@ def probabilities(run, seed, pairs):
     return {title: expit(scores_of(run, seed, name, "test")[places, classes].astype(float)) for name, title in names}
 
 
-def predict_pairs(run, model, pairs):
-    """Return a model's probabilities [n] for `pairs` [n] of (image index, class), in the precision that 05_evaluation uses."""
-    indices, classes = np.array(pairs).T
-    device, images = next(model.parameters()).device, run.dataset.need_images()
-    precision = pick_precision(run.params.student.precision, run.device)
-    logits = predict_logits(
-        lambda view: logits_of(model(view)), images, indices, device, run.params.evaluation.batch_size, precision
-    )
-    return expit(logits[np.arange(len(indices)), classes].astype(float))
-
-
 def pixel_boxes(run, pairs):
     """Return [(left, top, right, bottom) in pixels, ...] of each of `pairs` [n] of (image index, class); None without boxes."""
     boxes, size = boxes_of(run.dataset, dict.fromkeys(int(i) for i, _ in pairs)), run.params.data.size
-    return boxes and [in_pixels(boxes, [int(i)], [int(c)], size, size)[0][0] for i, c in pairs]
+    return boxes and [[tuple(size * side for side in box) for box in boxes[int(i)].get(int(c), [])] for i, c in pairs]
 
 
 def sample_positives(run, split, count):
-    """Return a Sample of about `count` positives: the images that come first when the split is shuffled by the run's seed.
+    """Return about `count` positives of the images that come first when the split is shuffled by the run's seed.
 
-    None where no box is known. Whole images, so that the bootstrap can draw images.
+    A DataFrame as evaluation.inside_boxes takes it; None where no box is known. Whole images, so that the bootstrap can draw
+    images.
     """
     table, seed = run.dataset.table, derive_seed(run.params.seed, "explained", split)
     shuffled = np.random.default_rng(seed).permutation(table.indices(split))
     positives = (table.targets[shuffled] == 1).sum(1).cumsum()
     indices = np.sort(shuffled[: np.searchsorted(positives, count) + 1])
-    pairs = np.argwhere(table.targets[indices] == 1)
-    pairs[:, 0] = indices[pairs[:, 0]]
-    boxes = pixel_boxes(run, pairs) or []
-    known = np.array([bool(sides) for sides in boxes])
-    return Sample(pairs[known], [sides for sides in boxes if sides], run.params.data.size) if known.any() else None
+    places, classes = np.nonzero(table.targets[indices] == 1)
+    sample = pd.DataFrame({"image": indices[places], "class": classes})
+    sample["boxes"] = pixel_boxes(run, sample[["image", "class"]].to_numpy())
+    sample = sample[sample["boxes"].astype(bool)]
+    return None if sample.empty else sample
 
 
 # ---- sentences -------------------------------------------------------------------------------------------------------
