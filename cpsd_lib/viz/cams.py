@@ -92,5 +92,4 @@ def draw_maps(image, maps, captions, headline):
         axis.axis("off")
     bar = picture.figure.add_axes((0.952, 0.02, 0.012, 0.77))
     picture.figure.colorbar(ScalarMappable(cmap=MAP), cax=bar).ax.set_title("map", fontsize=11)
-    picture.figure.text(0.01, 0.94, headline, fontsize=13, va="center")
-    return picture.png([])
+    return picture.png([], headline)

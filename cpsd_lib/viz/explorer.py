@@ -129,9 +129,14 @@ class Picture:
     def __init__(self, width, height):
         self.figure = Figure(figsize=(width, height), dpi=DPI, layout="none")
         self._canvas, self._rest = FigureCanvasAgg(self.figure), None
+        self._title = self.figure.text(0.01, 1 - 0.24 / height, "", fontsize=13, va="center")
+        self._summary = self.figure.text(0.01, 1 - 0.54 / height, "", fontsize=11, va="center")
 
-    def png(self, moving):
-        """Draw the artists `moving` over the rest of the figure and return the whole as a PNG."""
+    def png(self, moving, title="", summary=""):
+        """Draw the artists `moving` and two lines of text over the rest of the figure and return the whole as a PNG."""
+        self._title.set_text(title)
+        self._summary.set_text(summary)
+        moving = [*moving, self._title, self._summary]
         for text in self.figure.findobj(Text):
             text.set_parse_math(False)  # a class may be called "US$ or $": that is no formula
         for artist in moving:

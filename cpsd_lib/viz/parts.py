@@ -124,8 +124,6 @@ class PartitionFigure:
             xlabel="2nd eigenvector", ylabel="3rd eigenvector", xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1)
         )
         self._plane.set_title("Spectral embedding, arsinh scale", loc="left", fontsize=11)
-        self._title = figure.text(0.01, 0.97, "", fontsize=13, va="center")
-        self._summary = figure.text(0.01, 0.932, "", fontsize=11, va="center")
         self._margin, size = -0.012 * len(names) - 0.5, label_size(0.85 * HEIGHT, len(names))
         # Outlines of all names in one collection that only moves: 80 texts of matplotlib's take 2 ms each, at every drawing.
         self._rows, self._row_sizes = _outlines(self._heat, names, size or 1)
@@ -134,12 +132,9 @@ class PartitionFigure:
 
     def show(self, affinity, partition, points, title, numbers):
         """Draw a graph [C, C], its Partition, the classes' points [C, 2] and the explorer's numbers; return the PNG."""
-        self._title.set_text(title)
         agree = f";  ARI to the other partition {numbers['ARI']:.3f}" if "ARI" in numbers else ""
         sizes = ", ".join(map(str, numbers["sizes"]))
-        self._summary.set_text(
-            f"Ncut {numbers['Ncut']:.4f};  parts of {sizes} classes;  singletons {numbers['singletons']}{agree}"
-        )
+        summary = f"Ncut {numbers['Ncut']:.4f};  parts of {sizes} classes;  singletons {numbers['singletons']}{agree}"
         order = [c for part in partition.parts for c in part]
         shown = affinity[np.ix_(order, order)].astype(float)
         np.fill_diagonal(shown, np.nan)
@@ -162,7 +157,7 @@ class PartitionFigure:
         anchors = self._plane.transData.transform(points[placed])
         corners[placed] = where_free(self._label_sizes[placed], anchors, self._plane.bbox)
         self._labels.set_offsets(corners)
-        return self._picture.png([self._image, self._title, self._summary, self._rows, self._labels, *self._marks])
+        return self._picture.png([self._image, self._rows, self._labels, *self._marks], title, summary)
 
     def _draw_part(self, number, points, row, size):
         """Draw a part of `size` classes, the first in `row`: its frame and marks in the graph, its points; return all."""

@@ -79,8 +79,6 @@ class ThresholdFigure:
         figure.legend(loc="upper right", bbox_to_anchor=(0.99, 1.0), ncols=3, fontsize=11, frameon=False)
         self._here = curves.axvline(0, color=BASELINE, linewidth=1)
         self._band = classes.axhline(-9, color=GREY, alpha=0.35, linewidth=8, zorder=1)
-        self._title = figure.text(0.01, 0.97, "", fontsize=13, va="center")
-        self._summary = figure.text(0.01, 0.932, "", fontsize=11, va="center")
         size = label_size(0.79 * HEIGHT, len(names))
         if size:
             classes.set_yticks(range(len(names)), [names[c] for c in self._order], fontsize=size)
@@ -103,8 +101,7 @@ class ThresholdFigure:
             text = "   ".join(f"{name} {100 * numbers[name]:.1f}" for name in STYLES)
             positives = f"{right[shown]:,} of {self._present[shown]:,} positives found"
             text = f"{text}  (%; {positives}, predicted in {chosen[shown]:,} images)"
-        self._title.set_text(f"{'all classes' if shown is None else self._names[shown]}, threshold {threshold:.2f}")
-        self._summary.set_text(text)
+        title = f"{'all classes' if shown is None else self._names[shown]}, threshold {threshold:.2f}"
         self._here.set_xdata([threshold] * 2)
         self._band.set_ydata([-9 if shown is None else np.flatnonzero(self._order == shown)[0]] * 2)
         now = {"precision": numbers["CP"], "recall": numbers["CR"], "F1": numbers["CF1"]} | numbers
@@ -113,4 +110,4 @@ class ThresholdFigure:
             self._dots[name].set_data([threshold], [100 * now[name]])
             self._classes[name].set_xdata(100 * each[name][self._order])
         moving = [*self._lines.values(), *self._dots.values(), *self._classes.values()]
-        return self._picture.png([*moving, self._here, self._band, self._title, self._summary]), numbers
+        return self._picture.png([*moving, self._here, self._band], title, text), numbers

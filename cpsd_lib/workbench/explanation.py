@@ -25,10 +25,15 @@ def strategies(run):
     """Return {name of its saved scores: title} of all models of a run: the baseline, merged teachers, students."""
     rows = run.params.student.rows
     branches = [b for b in TEACHERS if b in branches_of(rows) and (b != "whole" or run.params.teacher_model)]
-    first = [baseline_of(rows)] if baseline_of(rows) else []  # else a teacher of all classes is the baseline itself
-    students = [row for row in TITLES if row in rows and row not in first]
-    titles = {row: TITLES[row] for row in first} | {f"teachers_{b}": TEACHERS[b] for b in branches}
-    return titles | {row: TITLES[row] for row in students}
+    against, students = baseline_of(rows), {row: title for row, title in TITLES.items() if row in rows}
+    first = {against: students.pop(against)} if against else {}  # else a teacher of all classes is the baseline itself
+    return first | {f"teachers_{b}": TEACHERS[b] for b in branches} | students
+
+
+def load_named(run, seed, name):
+    """Return the model of a row, or of teachers_<branch> the merged experts; MissingStage where it is not there."""
+    branch = name.removeprefix("teachers_")
+    return load_student(run, seed, name) if branch == name else load_teachers(run, seed, [branch])[branch]
 
 
 def load_models(run, seed):
@@ -36,12 +41,7 @@ def load_models(run, seed):
 
     Raises MissingStage where one is not there.
     """
-    models = {}
-    for name, title in strategies(run).items():
-        branch = name.removeprefix("teachers_")
-        model = load_student(run, seed, name) if branch == name else load_teachers(run, seed, [branch])[branch]
-        models[title] = model.to(run.device).eval()
-    return models
+    return {title: load_named(run, seed, name).to(run.device).eval() for name, title in strategies(run).items()}
 
 
 # ---- pairs of (image index, class) -----------------------------------------------------------------------------------
@@ -103,12 +103,8 @@ def summary(table, against=None):
 def _difference(lines, name, against):
     """Return a difference in points with its interval, or of several seeds how many intervals leave out zero, as text."""
     if len(lines) == 1:
-        interval = " to ".join(_signed(lines[f"{name}{end}"].iloc[0]) for end in ("_low", "_high"))
+        interval = " to ".join(f"{lines[f'{name}_{end}'].iloc[0]:+z.2f}" for end in ("low", "high"))
     else:
         sure = ((lines[f"{name}_low"] > 0) | (lines[f"{name}_high"] < 0)).sum()
         interval = f"the interval leaves out zero in {sure} of {len(lines)} seeds"
-    return f"{_signed(lines[name].mean())} points against {against} ({interval})"
-
-
-def _signed(value):
-    return f"{round(value, 2) + 0:+.2f}"  # + 0: no -0.00
+    return f"{lines[name].mean():+z.2f} points against {against} ({interval})"

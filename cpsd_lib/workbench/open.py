@@ -5,9 +5,8 @@ from scipy.special import expit
 from cpsd_lib import graph
 from cpsd_lib.viz import cam_browser, partition_explorer, threshold_explorer
 from cpsd_lib.workbench.evidence import scores_of
-from cpsd_lib.workbench.explanation import load_models
+from cpsd_lib.workbench.explanation import load_models, load_named
 from cpsd_lib.workbench.loading import load_params
-from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.run import Run, load_partitions, open_run
 from cpsd_lib.workbench.yaml_files import outputs_root
 
@@ -22,9 +21,7 @@ def load_model(run, row="cpsd", seed=None):
     Raises MissingStage when that model is not there, ParameterError for an unknown run.
     """
     run = _opened(run)
-    seed = run.params.seed if seed is None else seed
-    branch = row.removeprefix("teachers_")
-    model = load_student(run, seed, row) if branch == row else load_teachers(run, seed, [branch])[branch]
+    model = load_named(run, run.params.seed if seed is None else seed, row)
     model.class_names, model.input_size = run.described["class_names"], run.params.data.size
     return model.eval()
 
