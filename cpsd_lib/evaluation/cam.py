@@ -64,11 +64,8 @@ def _weighed(expert, images, columns, layer):
     # store were moved to the GPU in inference mode, and autograd takes no tensor from there.
     state = dict(expert.named_parameters()) | dict(expert.named_buffers())
     state = {name: value.detach().clone() if value.is_inference() else value.detach() for name, value in state.items()}
-    hook = layer.register_forward_pre_hook(keep)
-    try:
+    with layer.register_forward_pre_hook(keep):
         output = functional_call(expert, state, (images,))
-    finally:
-        hook.remove()
     # In eval mode no image sees another, so one sum has the gradients of all.
     sums = output.logits.sum(0)
     gradients = [torch.autograd.grad(sums[column], read, retain_graph=True)[0] for column in columns]
@@ -97,13 +94,11 @@ def attention_maps(model, images, classes):
                 "query2label and ml_decoder, class_activation for every head"
             )
         wanted = {"need_weights": True}
-        hooks = [layer.register_forward_pre_hook(lambda _, args, options: (args, options | wanted), with_kwargs=True)]
-        hooks += [layer.register_forward_hook(lambda module, inputs, output: weights.append(output[1]))]
-        try:
+        with (
+            layer.register_forward_pre_hook(lambda _, args, options: (args, options | wanted), with_kwargs=True),
+            layer.register_forward_hook(lambda module, inputs, output: weights.append(output[1])),
+        ):
             features = expert(images).features
-        finally:
-            for hook in hooks:
-                hook.remove()
         return weights[0][:, columns].unflatten(2, features.shape[2:]).float()
 
     return _by_expert(model, images, classes, maps_of)
@@ -222,6 +217,7 @@ def most_disagreeing(co_logits, dis_logits, targets, count):
     co, targets = check(co_logits, targets)
     dis, targets = check(dis_logits, targets)
     apart = np.where(targets == 1, abs(expit(co.astype(float)) - expit(dis.astype(float))), -1.0)
-    widest = apart.argmax(1)  # the first of equal ones
     order = np.argsort(-apart.max(1), kind="stable")
-    return [(int(i), int(widest[i])) for i in order if (targets[i] == 1).any()][:count]
+    return [(int(i), int(apart[i].argmax())) for i in order if (targets[i] == 1).any()][
+        :count
+    ]  # the first of equal ones

@@ -4,6 +4,7 @@ import base64
 import io
 from functools import cached_property
 from html import escape
+from textwrap import shorten
 
 import ipywidgets
 import numpy as np
@@ -98,19 +99,15 @@ class Explorer:
         self.message.value = escape(message or "")
 
     def __repr__(self):
-        return ", ".join(f"{name} {_short(value)}" for name, value in (self.settings | self.numbers).items())
+        values = {
+            name: f"{x:.4g}" if isinstance(x, float) else str(x) for name, x in (self.settings | self.numbers).items()
+        }
+        return ", ".join(f"{name} {shorten(text, 60, placeholder=' ...')}" for name, text in values.items())
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         # The picture goes along in any case: for GitHub, nbviewer and nbconvert, which cannot show the widget.
         plain = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
         return self.widget._repr_mimebundle_() | plain if front_end() else plain
-
-
-def _short(value):
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def label_size(inches, count):

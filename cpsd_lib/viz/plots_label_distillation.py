@@ -45,8 +45,7 @@ def triangles(points):
     for axis, (title, corners) in zip(axes[0], points.items(), strict=True):
         corners = np.asarray(corners, dtype=float)
         distances, centre = relative_distances(corners), corners.mean(0)
-        axis.fill(*corners.T, facecolor=CO, alpha=0.12)
-        axis.fill(*corners.T, fill=False, edgecolor=CO, linewidth=2.5)
+        axis.fill(*corners.T, facecolor=(CO, 0.12), edgecolor=CO, linewidth=2.5)
         axis.plot(*corners.T, "o", color=BASELINE, markersize=8)
         for number, corner in enumerate(corners):
             _outside(axis, corner, centre, f"e{'₁₂₃'[number]}", 14)

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit
 
 from cpsd_lib.data import boxes_of
 from cpsd_lib.evaluation import ACTIVATION
 from cpsd_lib.support import derive_seed
-from cpsd_lib.workbench.evidence import scores_of
+from cpsd_lib.workbench.evidence import probabilities_of
 from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.rows import TITLES, baseline_of, branches_of
 
@@ -52,7 +51,7 @@ def probabilities(run, seed, pairs):
     indices, classes = np.array(pairs).T
     places = np.searchsorted(run.dataset.table.indices("test"), indices)
     names = strategies(run).items()
-    return {title: expit(scores_of(run, seed, name, "test")[places, classes].astype(float)) for name, title in names}
+    return {title: probabilities_of(run, seed, name, "test")[places, classes] for name, title in names}
 
 
 def pixel_boxes(run, pairs):

@@ -116,17 +116,18 @@ def seconds_of(jobs, speed):
     """
     made, seconds = set(), []
     for job in jobs:
-        work, run = dict(job.cost.stages), Run(job.params)
-        choosing, training = work.pop("validation"), work["teachers"] + work["students"]
-        for kind, others in (("teachers", []), ("students", ["soft targets"])):
-            # The epoch is chosen in proportion to what is trained.
-            work[kind] += sum(work.pop(other) for other in others) + (
-                choosing * work[kind] / training if training else 0.0
-            )
+        stages, run = job.cost.stages, Run(job.params)
+        trained = stages["teachers"] + stages["students"]
+        more = (
+            1 + stages["validation"] / trained if trained else 1
+        )  # the epoch is chosen in proportion to what is trained
+        work = {"teachers": more * stages["teachers"], "students": more * stages["students"] + stages["soft targets"]}
+        for kind in work:
             name = run.made_with(kind), tuple(job.params.student.rows), job.params.seed, job.params.seeds
             work[kind] *= name not in made
             made.add(name)
-        seconds.append(sum(work.values()) * 1e18 / speed + STAGE_SECONDS * len(job.left))
+        flop = 1e18 * (sum(work.values()) + stages["evaluation"])
+        seconds.append(flop / speed + STAGE_SECONDS * len(job.left))
     return seconds
 
 
