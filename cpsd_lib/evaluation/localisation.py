@@ -58,16 +58,14 @@ def best_share(boxes, places, size):
 
     boxes [P]: a list of boxes each. The share of a sum of maps lies between theirs: the best map has one single place lit.
     """
-    rows, columns = (_enlarging(n, size) for n in places)
-    total = torch.outer(rows.sum(0), columns.sum(0))
-    covered = (cam.covered_by(positive, size, size) for positive in boxes)
-    return np.array([(rows.T @ one @ columns / total).max().item() for one in covered])
+    place = torch.zeros(1, 1, *places, dtype=torch.float64, requires_grad=True)
+    large = functional.interpolate(place, (size, size), mode="bilinear", align_corners=False)[0, 0]
 
+    def reached(weights):  # enlarging is linear: its gradient is what each place lights of the weights
+        return torch.autograd.grad(large, place, weights, retain_graph=True)[0]
 
-def _enlarging(count, size):
-    """Return the matrix [size, count] that enlarges one side of a map (bilinear is linear in both)."""
-    eye = torch.eye(count, dtype=torch.float64)[None]
-    return functional.interpolate(eye, size, mode="linear", align_corners=False)[0].T
+    total = reached(torch.ones_like(large))
+    return np.array([(reached(cam.covered_by(one, size, size)) / total).max().item() for one in boxes])
 
 
 def inside_boxes(models, images, sample):
