@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = exports(
         "table": "LabelTable listed",
         "dataset": "Dataset PUBLISHED count_images open_dataset read_source signature",
         "check": "check_data",
-        "boxes": "boxes_of in_pixels",
+        "boxes": "boxes_of",
         "images.decode": "BadImage decode decode_image",
         "images.pixels": "take",
         "readers.coco2014": "COCO_CLASSES",

@@ -31,18 +31,6 @@ def boxes_of(dataset, indices):
     return boxes
 
 
-def in_pixels(boxes, indices, classes, height, width):
-    """Return [[boxes in pixels of each of `classes`] of each of image `indices`], as cam.share_inside takes them.
-
-    boxes: what `boxes_of` returned; height and width of the map.
-    """
-
-    def scaled(box):
-        return box[0] * width, box[1] * height, box[2] * width, box[3] * height
-
-    return [[[scaled(box) for box in boxes[index].get(c, [])] for c in classes] for index in indices]
-
-
 def _fractions(left, top, right, bottom, width, height):
     """Return a box in pixels as fractions of the image, cut at its border."""
     return tuple(min(max(side, 0.0), 1.0) for side in (left / width, top / height, right / width, bottom / height))

@@ -8,12 +8,12 @@ from cpsd_lib.support import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "metrics": "average_precision averages check_probabilities mean_average_precision of_classes precision_recall_f1",
+        "metrics": "average_precision averages best_thresholds check_probabilities mean_average_precision of_classes "
+        "precision_recall_f1",
         "bootstrap": "bootstrap_interval bootstrap_mean paired_bootstrap",
         "calibration": "expected_calibration_error reliability",
-        "thresholds": "best_thresholds",
         "cam": "ACTIVATION ATTENTION GRADIENT attention_maps class_activation map_kinds most_disagreeing share_inside",
-        "localisation": "Sample inside_boxes map_captions map_places peaks_inside pointing stack_maps summarise_shares",
+        "localisation": "inside_boxes map_captions map_places peaks_inside pointing stack_maps summarise_shares",
         "partitions": "PAPER_EXPONENT match overlap partition_numbers",
     },
 )

@@ -24,12 +24,11 @@ def reliability(scores, targets, bins=15):
     edges = np.arange(bins + 1) / bins
     # In the precision of the scores: a float32 0.7 belongs to the bin that begins at 0.7.
     index = np.searchsorted(edges[1:-1].astype(scores.dtype), scores, side="right")
-    count = np.bincount(index, minlength=bins)
-    divisor = np.where(count > 0, count, np.nan)
-    columns = {"low": edges[:-1], "high": edges[1:]}
-    columns["confidence"] = np.bincount(index, weights=scores, minlength=bins) / divisor
-    columns["share_positive"] = np.bincount(index, weights=positive, minlength=bins) / divisor
-    return pd.DataFrame(columns | {"count": count})
+    decisions = pd.DataFrame({"confidence": scores.astype(float), "share_positive": positive}).groupby(index)
+    table = decisions.mean().reindex(range(bins))
+    table.insert(0, "low", edges[:-1])
+    table.insert(1, "high", edges[1:])
+    return table.assign(count=decisions.size().reindex(range(bins), fill_value=0))
 
 
 def expected_calibration_error(scores, targets, bins=15):

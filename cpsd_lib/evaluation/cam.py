@@ -64,11 +64,8 @@ def _weighed(expert, images, columns, layer):
     # store were moved to the GPU in inference mode, and autograd takes no tensor from there.
     state = dict(expert.named_parameters()) | dict(expert.named_buffers())
     state = {name: value.detach().clone() if value.is_inference() else value.detach() for name, value in state.items()}
-    hook = layer.register_forward_pre_hook(keep)
-    try:
+    with layer.register_forward_pre_hook(keep):
         output = functional_call(expert, state, (images,))
-    finally:
-        hook.remove()
     # In eval mode no image sees another, so one sum has the gradients of all.
     sums = output.logits.sum(0)
     gradients = [torch.autograd.grad(sums[column], read, retain_graph=True)[0] for column in columns]
@@ -97,13 +94,11 @@ def attention_maps(model, images, classes):
                 "query2label and ml_decoder, class_activation for every head"
             )
         wanted = {"need_weights": True}
-        hooks = [layer.register_forward_pre_hook(lambda _, args, options: (args, options | wanted), with_kwargs=True)]
-        hooks += [layer.register_forward_hook(lambda module, inputs, output: weights.append(output[1]))]
-        try:
+        with (
+            layer.register_forward_pre_hook(lambda _, args, options: (args, options | wanted), with_kwargs=True),
+            layer.register_forward_hook(lambda module, inputs, output: weights.append(output[1])),
+        ):
             features = expert(images).features
-        finally:
-            for hook in hooks:
-                hook.remove()
         return weights[0][:, columns].unflatten(2, features.shape[2:]).float()
 
     return _by_expert(model, images, classes, maps_of)
@@ -174,36 +169,32 @@ def _experts(model):
 
 
 def share_inside(maps, boxes):
-    """Return the share [B, K] float64 of each of maps [B, K, H, W], >= 0, that lies inside its boxes (taken together).
+    """Return the share [n] float64 of each of maps [n, H, W], >= 0, that lies inside its boxes (taken together).
 
-    boxes[b][k]: a list of (left, top, right, bottom) in pixels of the map, right and bottom exclusive. A pixel that a box
+    boxes [n]: lists of (left, top, right, bottom) in pixels of the map, right and bottom exclusive. A pixel that a box
     covers in part counts in part. NaN where there is no box or the map is all 0. Of a map that is the same everywhere it is
     the area of the boxes: chance.
     Raises ValueError for boxes that are not one list for each map, or have no area, and for maps below 0.
     """
     maps = torch.as_tensor(maps).detach().cpu().double()
-    if maps.ndim != 4 or not (maps >= 0).all():
-        raise ValueError(f"maps must be [B, K, H, W] and nowhere below 0; these are {list(maps.shape)}")
-    covered = covered_by(boxes, *maps.shape)
-    shares = (maps * covered).sum((2, 3)) / maps.sum((2, 3))  # 0 / 0 is NaN
-    return torch.where(covered.any(3).any(2), shares, torch.nan)
-
-
-def covered_by(boxes, images, classes, height, width):
-    """Return how much of each pixel the boxes cover, [B, K, height, width] in [0, 1]."""
-    if [len(image) for image in boxes] != [classes] * images:
+    if maps.ndim != 3 or len(boxes) != len(maps) or not (maps >= 0).all():
         raise ValueError(
-            f"boxes must be {images} lists of {classes} lists, one for each map; got {[len(image) for image in boxes]}"
+            f"maps must be [{len(boxes)} lists of boxes, H, W], nowhere below 0; these are {list(maps.shape)}"
         )
-    covered = torch.zeros(images, classes, height, width, dtype=torch.float64)
-    for b, image in enumerate(boxes):
-        for k, sides in enumerate(image):
-            for left, top, right, bottom in sides:
-                if not (left < right and top < bottom):
-                    raise ValueError(f"image {b}, class {k}: the box {(left, top, right, bottom)} has no area")
-                one = torch.outer(_overlap(top, bottom, height), _overlap(left, right, width))
-                # Exact but for a pixel that two boxes cover in part.
-                covered[b, k] = torch.maximum(covered[b, k], one)
+    covered = torch.stack([covered_by(sides, *maps.shape[1:]) for sides in boxes])
+    shares = (maps * covered).sum((1, 2)) / maps.sum((1, 2))  # 0 / 0 is NaN
+    return torch.where(covered.any(2).any(1), shares, torch.nan)
+
+
+def covered_by(boxes, height, width):
+    """Return how much of each pixel some boxes cover, [height, width] in [0, 1]."""
+    covered = torch.zeros(height, width, dtype=torch.float64)
+    for left, top, right, bottom in boxes:
+        if not (left < right and top < bottom):
+            raise ValueError(f"the box {(left, top, right, bottom)} has no area")
+        # Exact but for a pixel that two boxes cover in part.
+        one = torch.outer(_overlap(top, bottom, height), _overlap(left, right, width))
+        covered = torch.maximum(covered, one)
     return covered
 
 
@@ -226,6 +217,7 @@ def most_disagreeing(co_logits, dis_logits, targets, count):
     co, targets = check(co_logits, targets)
     dis, targets = check(dis_logits, targets)
     apart = np.where(targets == 1, abs(expit(co.astype(float)) - expit(dis.astype(float))), -1.0)
-    widest = apart.argmax(1)  # the first of equal ones
     order = np.argsort(-apart.max(1), kind="stable")
-    return [(int(i), int(widest[i])) for i in order if (targets[i] == 1).any()][:count]
+    return [(int(i), int(apart[i].argmax())) for i in order if (targets[i] == 1).any()][
+        :count
+    ]  # the first of equal ones

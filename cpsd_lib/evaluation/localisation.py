@@ -3,8 +3,6 @@
 A positive is a pair (image index, class). Images are uint8 [N, 3, S, S], boxes (left, top, right, bottom) in pixels.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 import torch
@@ -18,15 +16,6 @@ from cpsd_lib.models import trial_images
 from cpsd_lib.teachers import PartTeachers, in_mode
 
 BATCH = 32  # maps of 448 pixels at once: 26 MB, and twice that while they are compared with boxes
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """P positives of some images, all of those that have boxes."""
-
-    pairs: np.ndarray  # [P, 2]: image index, class
-    boxes: list  # of each positive [(left, top, right, bottom), ...]
-    size: int  # side of the images in pixels
 
 
 # ---- maps of many positives ------------------------------------------------------------------------------------------
@@ -67,43 +56,39 @@ def stack_maps(model, images, pairs, kind=ACTIVATION):
 def best_share(boxes, places, size):
     """Return the largest share inside [P] that any map >= 0 of places (h, w), enlarged to size x size pixels, could have.
 
-    boxes: a Sample's. The share of a sum of maps lies between theirs, so that the best map has one single place lit.
+    boxes [P]: a list of boxes each. The share of a sum of maps lies between theirs: the best map has one single place lit.
     """
-    rows, columns = (_enlarging(n, size) for n in places)
-    total = torch.outer(rows.sum(0), columns.sum(0))
-    covered = (cam.covered_by([[positive]], 1, 1, size, size)[0, 0] for positive in boxes)
-    return np.array([(rows.T @ one @ columns / total).max().item() for one in covered])
+    place = torch.zeros(1, 1, *places, dtype=torch.float64, requires_grad=True)
+    large = functional.interpolate(place, (size, size), mode="bilinear", align_corners=False)[0, 0]
 
+    def reached(weights):  # enlarging is linear: its gradient is what each place lights of the weights
+        return torch.autograd.grad(large, place, weights, retain_graph=True)[0]
 
-def _enlarging(count, size):
-    """Return the matrix [size, count] that enlarges one side of a map (bilinear is linear in both)."""
-    eye = torch.eye(count, dtype=torch.float64)[None]
-    return functional.interpolate(eye, size, mode="linear", align_corners=False)[0].T
+    total = reached(torch.ones_like(large))
+    return np.array([(reached(cam.covered_by(one, size, size)) / total).max().item() for one in boxes])
 
 
 def inside_boxes(models, images, sample):
     """Return a line a positive, model and kind of map: image, class, strategy, map, share, chance, best (shares 0..1).
 
-    models {strategy: Classifier or PartTeachers}. share: what of the map lies inside the boxes of its class, NaN for a map
-    that is all 0; chance: the area of the boxes; best: `best_share` for this model's places.
+    models {strategy: Classifier or PartTeachers}. sample: DataFrame of positives, columns image, class, boxes (a list each,
+    one box at least). share: what of the map lies inside the boxes of its class, NaN for a map that is all 0; chance: the
+    area of the boxes; best: `best_share` for this model's places.
     """
-    size = sample.size
-    # One at a time: 400 at once are 640 MB at 448 pixels.
-    flat = torch.ones(1, 1, size, size)
-    chance = np.array([cam.share_inside(flat, [[positive]]).item() for positive in sample.boxes])
-    best, lines, by_class = {}, [], np.argsort(sample.pairs[:, 1], kind="stable")
+    size, by_class, lines = images.shape[-1], sample.sort_values("class", kind="stable"), []
+    best = {(1, 1): best_share(sample["boxes"], (1, 1), size)}  # a map of one place is the same everywhere: chance
     for strategy, model in models.items():
         places = map_places(model, size)
         if places not in best:
-            best[places] = best_share(sample.boxes, places, size)
+            best[places] = best_share(sample["boxes"], places, size)
         for kind in map_kinds(model, size):
-            share = np.full(len(sample.pairs), np.nan)
-            for start in range(0, len(by_class), BATCH):
+            shares = []
+            for start in range(0, len(sample), BATCH):
                 batch = by_class[start : start + BATCH]
-                maps = stack_maps(model, images, sample.pairs[batch], kind)
-                share[batch] = cam.share_inside(maps[:, None], [[sample.boxes[place]] for place in batch])[:, 0]
-            about = {"image": sample.pairs[:, 0], "class": sample.pairs[:, 1], "strategy": strategy, "map": kind}
-            lines.append(pd.DataFrame(about | {"share": share, "chance": chance, "best": best[places]}))
+                maps = stack_maps(model, images, batch[["image", "class"]], kind)
+                shares.append(pd.Series(cam.share_inside(maps, batch["boxes"]), batch.index))
+            about = {"strategy": strategy, "map": kind, "share": pd.concat(shares)}
+            lines.append(sample[["image", "class"]].assign(**about, chance=best[1, 1], best=best[places]))
     return pd.concat(lines, ignore_index=True)
 
 
@@ -147,7 +132,7 @@ def map_captions(maps, probabilities, boxes=None):
         elif _is_flat(one):
             note = ", map flat"
         else:
-            note = f", {100 * cam.share_inside(one[None, None], [[boxes[place]]]).item():.0f} % inside" if boxes else ""
+            note = f", {100 * cam.share_inside(one[None], [boxes[place]]).item():.0f} % inside" if boxes else ""
         texts.append(f"p {probability:.2f}{note}")
     return texts
 

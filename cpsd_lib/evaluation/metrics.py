@@ -78,6 +78,25 @@ def precision_recall_f1(scores, targets, threshold=0.5, top_k=None):
     return {name: float(value) for name, value in averages(right, predicted.sum(0), positive.sum(0)).items()}
 
 
+def best_thresholds(scores, targets):
+    """Return the threshold [C] that maximises F1 of each class by itself.
+
+    Tune on held-out TRAINING images, never on the test split: a threshold that has seen the test reads its answers.
+    scores [N, C]: probabilities; targets [N, C] of 1, 0, -1 = unknown (that entry is left out). A threshold is a score of
+    a positive, the highest of equally good ones, for `precision_recall_f1`. A class without
+    a positive gets 0.5. Raises ValueError for tables that cannot be scored or scores outside 0..1.
+    """
+    scores, targets = check_probabilities(scores, targets)
+    result = np.full(targets.shape[1], 0.5)
+    for c in range(targets.shape[1]):
+        # Between two positives F1 only falls, so the best threshold is at one.
+        positives, right, chosen = at_each_positive(scores[:, c], targets[:, c])
+        if len(positives):
+            f1 = 2 * right / (chosen + len(positives))
+            result[c] = positives[np.flatnonzero(f1 == f1.max())[-1]]
+    return result
+
+
 def of_classes(right, chosen, present):
     """Return {"precision", "recall", "F1"} of each class, arrays [..., C], from counts that broadcast to that shape.
 

@@ -1,7 +1,5 @@
 """How far to trust a partition: against another one, another exponent, another seed, other images, another k."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
@@ -11,16 +9,6 @@ from cpsd_lib import graph
 from cpsd_lib.partition import adjusted_rand, cut, ncut
 
 PAPER_EXPONENT = 0.5
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Two partitions of the same classes: their agreement, what each cuts, and the classes they place differently."""
-
-    ari: float
-    ncut_ours: float
-    ncut_other: float
-    moved: pd.DataFrame  # class (its name), ours, other (part numbers of ours, see match)
 
 
 def overlap(ours, other):
@@ -46,19 +34,16 @@ def match(ours, other):
     return numbers
 
 
-def compare(affinity, ours, other, names):
-    """Compare two partitions of the same classes on one graph [C, C]; the order of their parts does not count.
+def moved(ours, other, names):
+    """Return the classes [C] that another partition places differently, a line each; the order of the parts does not count.
 
-    `moved` has a line for each class that is in another part, by name: its part in ours, its part in other as `match`
-    numbers it. It is empty when, and only when, both are the same groups. Raises ValueError where sizes do not fit.
+    Columns: class (its name), ours, other (its parts, as `match` numbers them). Empty when, and only when, both are the same
+    groups. Raises ValueError where sizes do not fit.
     """
     if len(names) != ours.num_classes:
         raise ValueError(f"{len(names)} names for {ours.num_classes} classes; pass the names of the label table")
-    there = match(ours, other)[other.labels()]
-    here = ours.labels()
-    classes = np.flatnonzero(here != there)
-    moved = pd.DataFrame({"class": [names[c] for c in classes], "ours": here[classes], "other": there[classes]})
-    return Comparison(adjusted_rand(ours, other), ncut(affinity, ours), ncut(affinity, other), moved)
+    table = pd.DataFrame({"class": names, "ours": ours.labels(), "other": match(ours, other)[other.labels()]})
+    return table[table["ours"] != table["other"]]
 
 
 def over_exponents(counts, occurrence, branch, k, exponents, seed=0, refine=False, other=None, self_loops=False):
@@ -67,7 +52,7 @@ def over_exponents(counts, occurrence, branch, k, exponents, seed=0, refine=Fals
     counts [C, C] and occurrence [C] as from graph.cooccurrence; other: a partition to compare with as well, or None;
     self_loops: as in graph.affinity. The Ncut of two lines cannot be compared: each is measured on the
     exponent's own graph. A low ARI is the exponent's doing only where `stability` finds the cut again with other seeds.
-    Columns: exponent, those of `partition_numbers`, smallest part, ARI to p = 0.5, and with `other` ARI to other.
+    Columns: exponent, those of `partition_numbers`, ARI to p = 0.5, and with `other` ARI to other.
     """
 
     def graph_of(exponent):
@@ -79,7 +64,6 @@ def over_exponents(counts, occurrence, branch, k, exponents, seed=0, refine=Fals
         affinity = graph_of(exponent)
         partition = cut(affinity, k, seed, refine)
         line = {"exponent": float(exponent)} | partition_numbers(affinity, partition)
-        line["smallest part"] = line["sizes"][-1]
         line["ARI to p = 0.5"] = adjusted_rand(partition, paper)
         if other is not None:
             line["ARI to other"] = adjusted_rand(partition, other)
@@ -113,12 +97,10 @@ def stability(targets, branch, ks, exponent=PAPER_EXPONENT, seed=0, refine=False
     lines = []
     for k in ks:
         used = cut(whole, k, seed, refine)
-        for repeat in range(repeats):
-            again = cut(whole, k, seed + 1 + repeat, refine)
-            lines.append((k, "seeds", repeat, adjusted_rand(used, again)))
-        for repeat, pair in enumerate(halves):
-            one, two = (cut(affinity, k, seed, refine) for affinity in pair)
-            lines.append((k, "halves", repeat, adjusted_rand(one, two)))
+        seeds = [(used, cut(whole, k, seed + 1 + repeat, refine)) for repeat in range(repeats)]
+        of_halves = [[cut(affinity, k, seed, refine) for affinity in pair] for pair in halves]
+        for kind, pairs in (("seeds", seeds), ("halves", of_halves)):
+            lines += [(k, kind, repeat, adjusted_rand(*pair)) for repeat, pair in enumerate(pairs)]
     return pd.DataFrame(lines, columns=["k", "kind", "repeat", "ari"])
 
 
@@ -128,11 +110,9 @@ def by_k(affinity, ks, seed=0, refine=False):
     Ncut / k is the mean share of a part's weight that leaves it. Both grow with k for every graph: of k parts without any
     structure, about (k - 1) / k leaves.
     """
-    lines = []
-    for k in ks:
-        numbers = partition_numbers(affinity, cut(affinity, k, seed, refine))
-        lines.append({"k": k, "Ncut": numbers["Ncut"], "Ncut / k": numbers["Ncut"] / k} | numbers)
-    return pd.DataFrame(lines)
+    table = pd.DataFrame([{"k": k} | partition_numbers(affinity, cut(affinity, k, seed, refine)) for k in ks])
+    table.insert(2, "Ncut / k", table["Ncut"] / table["k"])
+    return table
 
 
 def partition_numbers(affinity, partition):

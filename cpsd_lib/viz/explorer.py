@@ -4,6 +4,7 @@ import base64
 import io
 from functools import cached_property
 from html import escape
+from textwrap import shorten
 
 import ipywidgets
 import numpy as np
@@ -29,29 +30,29 @@ def front_end():
 class Explorer:
     """Settings, the picture and the numbers they give, and (made when first shown) the widget that changes them.
 
-    draw: called with the settings as keywords, returns (PNG bytes, numbers dict). make_controls: returns {setting: widget
-    with a `value`}. buttons: {label: function of this Explorer that returns a message or None}. live: settings that go
+    draw: called with the settings as keywords, returns (PNG bytes, numbers dict). defaults: {setting: value}; start: those
+    that begin otherwise, or None. make_controls: called with the settings, returns {setting: widget with a `value`}.
+    buttons: {label: function of this Explorer that returns a message or None}. live: settings that go
     back to these values whenever a control moves.
 
     After a change, `settings`, `numbers` and `png` are the new ones. In a notebook it shows itself: the last line of a
     cell, or display().
     """
 
-    def __init__(self, draw, settings, make_controls, buttons=None, live=None):
+    def __init__(self, draw, defaults, start, make_controls, buttons=None, live=None):
         self._draw, self._make_controls, self._buttons, self._live = draw, make_controls, buttons or {}, live or {}
-        self._show(settings)
-
-    def _show(self, settings):
-        png, numbers = self._draw(**settings)
-        self.settings, self.numbers, self.png = settings, numbers, png
+        self.settings = defaults
+        self.set(**start or {})
 
     def set(self, **changes):
         """Change settings and draw, controls stay as they are; ValueError for what cannot be drawn: nothing has changed."""
         if changes.keys() - self.settings.keys():
             raise ValueError(f"settings are {', '.join(self.settings)}; got {', '.join(changes)}")
-        self._show(self.settings | changes)
+        settings = self.settings | changes
+        self.png, self.numbers = self._draw(**settings)
+        self.settings = settings
         if "widget" in self.__dict__:
-            self._image.value = self.png
+            self.widget.children[-1].value = self.png
 
     def save(self, path):
         """Write the picture as it is now as PNG to `path` (atomically)."""
@@ -61,10 +62,12 @@ class Explorer:
     @cached_property
     def controls(self):
         """The ipywidgets that change a setting each, {setting: widget}."""
-        controls = self._make_controls()
+        controls = self._make_controls(self.settings)
         for name, control in controls.items():
             control.value = self.settings[name]
-            control.observe(lambda change, name=name: self._try(lambda: self._follow(name, change.new)), names="value")
+            control.observe(
+                lambda change, name=name: self._try(lambda: self.set(**self._live | {name: change.new})), names="value"
+            )
         return controls
 
     @cached_property
@@ -79,19 +82,13 @@ class Explorer:
     def widget(self):
         """Controls, a line for messages, and the picture below, as one ipywidget."""
         row = ipywidgets.HBox([*self.controls.values(), *self.buttons.values()], layout={"flex_flow": "row wrap"})
-        return ipywidgets.VBox([row, self.message, self._image])
+        layout = {"max_width": "100%", "object_fit": "contain"}
+        return ipywidgets.VBox([row, self.message, ipywidgets.Image(value=self.png, format="png", layout=layout)])
 
     @cached_property
     def message(self):
         """The line that a button or an error writes to (an ipywidgets HTML)."""
         return ipywidgets.HTML()
-
-    @cached_property
-    def _image(self):
-        return ipywidgets.Image(value=self.png, format="png", layout={"max_width": "100%", "object_fit": "contain"})
-
-    def _follow(self, name, value):
-        self.set(**self._live | {name: value})
 
     def _try(self, action):
         # What a callback raises is lost in the server's log; the person who turned the control should read it.
@@ -102,27 +99,15 @@ class Explorer:
         self.message.value = escape(message or "")
 
     def __repr__(self):
-        return ", ".join(f"{name} {_short(value)}" for name, value in (self.settings | self.numbers).items())
+        values = {
+            name: f"{x:.4g}" if isinstance(x, float) else str(x) for name, x in (self.settings | self.numbers).items()
+        }
+        return ", ".join(f"{name} {shorten(text, 60, placeholder=' ...')}" for name, text in values.items())
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         # The picture goes along in any case: for GitHub, nbviewer and nbconvert, which cannot show the widget.
         plain = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
         return self.widget._repr_mimebundle_() | plain if front_end() else plain
-
-
-def _short(value):
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def check_start(start, defaults):
-    """Return the defaults with the settings of `start` (None or a dict) in their place; ValueError for an unknown one."""
-    unknown = (start or {}).keys() - defaults.keys()
-    if unknown:
-        raise ValueError(f"start may set {', '.join(defaults)}; got {', '.join(map(str, unknown))}")
-    return defaults | (start or {})
 
 
 def label_size(inches, count):
@@ -141,9 +126,14 @@ class Picture:
     def __init__(self, width, height):
         self.figure = Figure(figsize=(width, height), dpi=DPI, layout="none")
         self._canvas, self._rest = FigureCanvasAgg(self.figure), None
+        self._title = self.figure.text(0.01, 1 - 0.24 / height, "", fontsize=13, va="center")
+        self._summary = self.figure.text(0.01, 1 - 0.54 / height, "", fontsize=11, va="center")
 
-    def png(self, moving):
-        """Draw the artists `moving` over the rest of the figure and return the whole as a PNG."""
+    def png(self, moving, title="", summary=""):
+        """Draw the artists `moving` and two lines of text over the rest of the figure and return the whole as a PNG."""
+        self._title.set_text(title)
+        self._summary.set_text(summary)
+        moving = [*moving, self._title, self._summary]
         for text in self.figure.findobj(Text):
             text.set_parse_math(False)  # a class may be called "US$ or $": that is no formula
         for artist in moving:

@@ -14,7 +14,7 @@ from sklearn.preprocessing import minmax_scale, robust_scale
 from cpsd_lib import graph
 from cpsd_lib.evaluation import PAPER_EXPONENT, partition_numbers
 from cpsd_lib.partition import adjusted_rand, cut, spectral_embedding
-from cpsd_lib.viz.explorer import DPI, Explorer, Picture, check_start, label_size
+from cpsd_lib.viz.explorer import DPI, Explorer, Picture, label_size
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, MARKERS, SD
 from cpsd_lib.viz.plots_partition import BRANCHES
 
@@ -34,8 +34,6 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
     Its numbers are those of evaluation.partition_numbers, "partition", and with compare "ARI". Raises ValueError for what
     does not fit together.
     """
-    first = {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": False}
-    settings = check_start(start, first)
     if len(names) != len(occurrence):
         raise ValueError(f"{len(names)} names for {len(occurrence)} classes; pass the names of the same label table")
 
@@ -62,7 +60,7 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
         title = f"{BRANCHES[branch][0]}, k = {k}, p = {exponent:g}, seed {seed}, {'refined' if refine else 'plain'} cut"
         return figure.show(affinity, partition, points, title, numbers), numbers | {"partition": partition}
 
-    def controls():
+    def controls(settings):
         branches = [(title, name) for name, (title, _) in BRANCHES.items()]
         most = min(len(names), max(MOST_PARTS, settings["k"]))
         limits = {"min": min(0.05, settings["exponent"]), "max": max(2.0, settings["exponent"]), "step": 0.01}
@@ -76,7 +74,8 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
     buttons = {"refine": lambda explorer: explorer.set(refine=True)}
     if folder is not None:
         buttons["export"] = lambda explorer: export(explorer, folder)
-    return Explorer(draw, settings, controls, buttons, live={"refine": False})
+    defaults = {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": False}
+    return Explorer(draw, defaults, start, controls, buttons, live={"refine": False})
 
 
 def export(explorer, folder):
@@ -125,8 +124,6 @@ class PartitionFigure:
             xlabel="2nd eigenvector", ylabel="3rd eigenvector", xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1)
         )
         self._plane.set_title("Spectral embedding, arsinh scale", loc="left", fontsize=11)
-        self._title = figure.text(0.01, 0.97, "", fontsize=13, va="center")
-        self._summary = figure.text(0.01, 0.932, "", fontsize=11, va="center")
         self._margin, size = -0.012 * len(names) - 0.5, label_size(0.85 * HEIGHT, len(names))
         # Outlines of all names in one collection that only moves: 80 texts of matplotlib's take 2 ms each, at every drawing.
         self._rows, self._row_sizes = _outlines(self._heat, names, size or 1)
@@ -135,12 +132,9 @@ class PartitionFigure:
 
     def show(self, affinity, partition, points, title, numbers):
         """Draw a graph [C, C], its Partition, the classes' points [C, 2] and the explorer's numbers; return the PNG."""
-        self._title.set_text(title)
         agree = f";  ARI to the other partition {numbers['ARI']:.3f}" if "ARI" in numbers else ""
         sizes = ", ".join(map(str, numbers["sizes"]))
-        self._summary.set_text(
-            f"Ncut {numbers['Ncut']:.4f};  parts of {sizes} classes;  singletons {numbers['singletons']}{agree}"
-        )
+        summary = f"Ncut {numbers['Ncut']:.4f};  parts of {sizes} classes;  singletons {numbers['singletons']}{agree}"
         order = [c for part in partition.parts for c in part]
         shown = affinity[np.ix_(order, order)].astype(float)
         np.fill_diagonal(shown, np.nan)
@@ -163,7 +157,7 @@ class PartitionFigure:
         anchors = self._plane.transData.transform(points[placed])
         corners[placed] = where_free(self._label_sizes[placed], anchors, self._plane.bbox)
         self._labels.set_offsets(corners)
-        return self._picture.png([self._image, self._title, self._summary, self._rows, self._labels, *self._marks])
+        return self._picture.png([self._image, self._rows, self._labels, *self._marks], title, summary)
 
     def _draw_part(self, number, points, row, size):
         """Draw a part of `size` classes, the first in `row`: its frame and marks in the graph, its points; return all."""

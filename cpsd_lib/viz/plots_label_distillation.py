@@ -7,6 +7,7 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import pdist, squareform
+from scipy.special import huber
 
 from cpsd_lib.viz.plots import BASELINE, CO, DIS, panels
 
@@ -29,7 +30,7 @@ def mean_huber(student, teacher):
     One group adds (n - 1) times this to LED: it sums over n (n - 1) entries and divides by n. 0 for fewer than two members.
     """
     gap = np.abs(squareform(np.asarray(student) - np.asarray(teacher), checks=False))
-    return float(np.where(gap < 1, 0.5 * gap**2, gap - 0.5).mean()) if len(gap) else 0.0
+    return float(huber(1, gap).mean()) if len(gap) else 0.0
 
 
 def neighbours_first(distances):
@@ -45,8 +46,7 @@ def triangles(points):
     for axis, (title, corners) in zip(axes[0], points.items(), strict=True):
         corners = np.asarray(corners, dtype=float)
         distances, centre = relative_distances(corners), corners.mean(0)
-        axis.fill(*corners.T, facecolor=CO, alpha=0.12)
-        axis.fill(*corners.T, fill=False, edgecolor=CO, linewidth=2.5)
+        axis.fill(*corners.T, facecolor=(CO, 0.12), edgecolor=CO, linewidth=2.5)
         axis.plot(*corners.T, "o", color=BASELINE, markersize=8)
         for number, corner in enumerate(corners):
             _outside(axis, corner, centre, f"e{'₁₂₃'[number]}", 14)

@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import MaxNLocator
 
@@ -42,19 +43,17 @@ def exponent_effect(tables, other_name="the released file"):
 
 def _stack(axis, partitions, colour):
     # From the colour itself to a light tint, so that rank is seen in grey as well.
-    shades = sns.light_palette(colour, max(map(len, partitions)) + 1, reverse=True)[:-1]
-    for place, sizes in enumerate(partitions):
-        bottom, total, alone = 0, sum(sizes), sizes.count(1)
-        for size, shade in zip(sizes, shades, strict=False):
-            axis.bar(place, size, 0.8, bottom, color=shade, edgecolor="white", linewidth=0.8)
-            if size >= LABELLED * total:
-                ink = "white" if np.dot(shade[:3], (0.3, 0.59, 0.11)) < 0.55 else "black"
-                axis.text(place, bottom + size / 2, f"{size}", ha="center", va="center", color=ink, fontsize=10)
-            bottom += size
-        if alone:
-            axis.text(place, total * 1.01, f"{alone} × 1", ha="center", va="bottom", fontsize=10)
+    sizes = pd.DataFrame(partitions.to_list())
+    shades = sns.light_palette(colour, sizes.shape[1] + 1, reverse=True)[:-1]
+    sizes.plot.bar(stacked=True, ax=axis, width=0.8, color=shades, edgecolor="white", linewidth=0.8, legend=False)
+    total, alone = sizes.sum(axis=1), (sizes == 1).sum(axis=1)
+    for rank, shade in enumerate(shades):
+        texts = [f"{size}" if size >= LABELLED * one else "" for size, one in zip(sizes[rank], total, strict=True)]
+        ink = "white" if np.dot(shade[:3], (0.3, 0.59, 0.11)) < 0.55 else "black"
+        axis.bar_label(axis.containers[rank], texts, label_type="center", color=ink, fontsize=10)
+    axis.bar_label(axis.containers[-1], [f"{n} × 1" if n else "" for n in alone], padding=1, fontsize=10)
     axis.margins(x=0.02)
-    axis.set_ylim(0, max(map(sum, partitions)) * 1.09)
+    axis.set_ylim(0, total.max() * 1.09)
     axis.grid(axis="x", visible=False)
 
 

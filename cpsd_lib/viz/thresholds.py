@@ -4,7 +4,7 @@ import ipywidgets
 import numpy as np
 
 from cpsd_lib.evaluation import averages, check_probabilities, of_classes
-from cpsd_lib.viz.explorer import Explorer, Picture, check_start, label_size
+from cpsd_lib.viz.explorer import Explorer, Picture, label_size
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY
 
 GRID = np.linspace(0, 1, 101)
@@ -21,7 +21,6 @@ def threshold_explorer(scores, targets, names, start=None):
     A threshold is to be chosen on held-out TRAINING images; on the test split this is a look at the answers.
     Raises ValueError for tables that cannot be scored, scores outside 0..1, other names, a threshold outside 0..1.
     """
-    settings = check_start(start, {"threshold": 0.5, "shown": None})
     (scores, targets), names = check_probabilities(scores, targets), list(names)
     if len(names) != scores.shape[1]:
         raise ValueError(f"{len(names)} names for {scores.shape[1]} classes; pass the names of the label table")
@@ -36,7 +35,7 @@ def threshold_explorer(scores, targets, names, start=None):
             )
         return figure.show(threshold, None if shown is None else names.index(shown))
 
-    def controls():
+    def controls(_):
         return {
             "threshold": ipywidgets.FloatSlider(min=0, max=1, step=0.01, description="threshold"),
             "shown": ipywidgets.Dropdown(
@@ -44,7 +43,7 @@ def threshold_explorer(scores, targets, names, start=None):
             ),
         }
 
-    return Explorer(draw, settings, controls)
+    return Explorer(draw, {"threshold": 0.5, "shown": None}, start, controls)
 
 
 class ThresholdFigure:
@@ -80,8 +79,6 @@ class ThresholdFigure:
         figure.legend(loc="upper right", bbox_to_anchor=(0.99, 1.0), ncols=3, fontsize=11, frameon=False)
         self._here = curves.axvline(0, color=BASELINE, linewidth=1)
         self._band = classes.axhline(-9, color=GREY, alpha=0.35, linewidth=8, zorder=1)
-        self._title = figure.text(0.01, 0.97, "", fontsize=13, va="center")
-        self._summary = figure.text(0.01, 0.932, "", fontsize=11, va="center")
         size = label_size(0.79 * HEIGHT, len(names))
         if size:
             classes.set_yticks(range(len(names)), [names[c] for c in self._order], fontsize=size)
@@ -104,8 +101,7 @@ class ThresholdFigure:
             text = "   ".join(f"{name} {100 * numbers[name]:.1f}" for name in STYLES)
             positives = f"{right[shown]:,} of {self._present[shown]:,} positives found"
             text = f"{text}  (%; {positives}, predicted in {chosen[shown]:,} images)"
-        self._title.set_text(f"{'all classes' if shown is None else self._names[shown]}, threshold {threshold:.2f}")
-        self._summary.set_text(text)
+        title = f"{'all classes' if shown is None else self._names[shown]}, threshold {threshold:.2f}"
         self._here.set_xdata([threshold] * 2)
         self._band.set_ydata([-9 if shown is None else np.flatnonzero(self._order == shown)[0]] * 2)
         now = {"precision": numbers["CP"], "recall": numbers["CR"], "F1": numbers["CF1"]} | numbers
@@ -114,4 +110,4 @@ class ThresholdFigure:
             self._dots[name].set_data([threshold], [100 * now[name]])
             self._classes[name].set_xdata(100 * each[name][self._order])
         moving = [*self._lines.values(), *self._dots.values(), *self._classes.values()]
-        return self._picture.png([*moving, self._here, self._band, self._title, self._summary]), numbers
+        return self._picture.png([*moving, self._here, self._band], title, text), numbers

@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = exports(
         "store": "Store clean default_store inventory",
         "scoring": "SPLITS against_paper caveat component_figure component_table evaluate load_per_class load_records",
         "published": "no_figure",
-        "evidence": "calibration_errors decision_rules gain_intervals scores_of",
+        "evidence": "calibration_errors decision_rules gain_intervals probabilities_of scores_of",
         "explanation": "TEACHERS",
         "report": "deviation gain_summary scores_text write_report",
         "preflight": "images_of",

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -26,7 +26,7 @@ class Passes:
 
     stage: str
     step: int  # forward passes of one pass
-    unit: str  # of passes: "teacher epochs" or "student epochs", as those trainings have them, or "views" of all images
+    unit: str  # of passes: "teacher epochs" or "student epochs", as those trainings have them, "views" of all images, "images"
     counts: dict  # {branch or row: (models, passes of each)}
 
     def forwards(self, own=1.0):
@@ -39,10 +39,6 @@ class Passes:
         parts = [count for name, count in self.counts.items() if name in PARTS]
         trunk = max((passes for _, passes in parts), default=0)
         return self.step * (whole + own * sum(models * passes for models, passes in parts)) + (1 - own) * trunk
-
-    def over(self, convert):
-        """Return the same with convert(passes) for the passes of each."""
-        return replace(self, counts={name: (models, convert(passes)) for name, (models, passes) in self.counts.items()})
 
 
 def workload(rows, teachers, student, parts, own=1.0):
@@ -125,10 +121,6 @@ class Cost:
         """GPU memory of the larger training, GiB."""
         return max(self.teacher_gib, self.student_gib)
 
-    def hours(self, tflops):
-        """Return the hours of the whole run at `tflops` sustained, 1e12 FLOP a second."""
-        return self.eflop * 1e6 / tflops / 3600
-
 
 def estimate(params, num_classes, train_images, test_images, device=None):
     """Return the Cost of Params `params` on `train_images` and `test_images` (all test splits) of `num_classes` classes.
@@ -161,24 +153,23 @@ def estimate(params, num_classes, train_images, test_images, device=None):
             own = own_part(params.teacher_model or params.model, num_classes, size, frozen)
     parts = _parts(params.partition, num_classes) if rows else {"co": 0, "dis": 0}
     load = workload(rows, params.teachers, params.student, parts, own)
-    trained = [one for one in load if one.step == 3]
     teachers, students = (
         _Images(params, training, train_images, test_images, device) for training in (params.teachers, params.student)
     )
     of_unit = {"teacher epochs": teachers, "student epochs": students}
-    images = [
-        one.over(of_unit[one.unit].passes if one.unit in of_unit else lambda views: views * train_images)
-        for one in load
-    ]
-    images += [replace(one, stage="validation", step=1).over(of_unit[one.unit].looks) for one in trained]
     # Without a model of its own the teacher of `whole` is the baseline, a row of the table already.
     scored = {b: (n, test_images) for b, (n, _) in load[0].counts.items() if b != "whole" or params.teacher_model}
     rows_scored = {"released": (1, test_images)} if released else {row: (1, test_images) for row in rows}
-    images += [Passes("evaluation", 1, "images", counts) for counts in (scored, rows_scored)]  # each on one batch
+    looks = [Passes("evaluation", 1, "images", counts) for counts in (scored, rows_scored)]  # each on one batch
+    for one in [one for one in load if one.step == 3]:
+        looked = {name: (n, of_unit[one.unit].looks(epochs)) for name, (n, epochs) in one.counts.items()}
+        looks.append(Passes("validation", 1, "images", looked))
     seeds, stages = 1 if released else params.seeds, dict.fromkeys(STAGES, 0.0)
-    for one in images:
+    images_of = {unit: seen.epoch for unit, seen in of_unit.items()} | {"views": train_images, "images": 1}
+    for one in load + looks:
         model = teacher if one.counts.keys() <= set(BRANCHES) else student
-        stages[one.stage] += seeds * one.forwards(own) * model.flop / 1e18
+        stages[one.stage] += seeds * one.forwards(own) * images_of[one.unit] * model.flop / 1e18
+    trained = [n * each * images_of[one.unit] for one in load if one.step == 3 for n, each in one.counts.values()]
     beside = [sum(n for n, _ in one.counts.values()) for one in load if (one.step, one.unit) == (1, "student epochs")]
     student_bytes = [
         max(beside) * tail.weights + of_unit[one.unit].bytes(student, 1) for one in load if one.stage == "students"
@@ -196,7 +187,7 @@ def estimate(params, num_classes, train_images, test_images, device=None):
         teacher_gib=_teacher_bytes(load[0].counts, teachers, teacher, tail) / 2**30,
         student_gib=max(student_bytes, default=0) / 2**30,
         stages=stages,
-        trained_images=seeds * sum(n * each for one in images if one.step == 3 for n, each in one.counts.values()),
+        trained_images=seeds * sum(trained),
         cpsd_baselines=work_of("cpsd", params.teachers, params.student, parts["co"], own)
         / params.teachers.trained_epochs
         if "cpsd" in rows
@@ -232,7 +223,7 @@ def _teacher_bytes(counts, images, model, tail):
 
 
 class _Images:
-    """What a training of one model sees, in images: a batch, the passes of some epochs, those that choose the epoch."""
+    """What a training of one model sees, in images: a batch, an epoch, what chooses the epoch."""
 
     def __init__(self, params, training, train_images, test_images, device):
         paper = params.protocol == "paper"
@@ -242,12 +233,9 @@ class _Images:
         held_out = max(1, int(training.val_share * train_images)) if self.selects and not paper else 0
         self.images = train_images - held_out
         self.batch = max(1, min(training.batch_size, self.images))
+        self.epoch = self.images // self.batch * self.batch  # it ends with its last whole batch
         # The release also chose between raw and EMA weights, on test.
         self._looked_at, self._every = 2 * test_images if paper else held_out, training.validate_every
-
-    def passes(self, epochs):
-        """Return the training passes of `epochs`: each ends with its last whole batch."""
-        return self.images // self.batch * self.batch * epochs
 
     def looks(self, epochs):
         """Return the images looked at to choose one of `epochs`."""
@@ -308,7 +296,7 @@ def card(cost):
     unit = next((unit for unit, scale in units.items() if cost.eflop * scale >= 1), "GFLOP")
     for name, eflop in {**cost.stages, "total": cost.eflop}.items():
         lines[name] = f"{eflop * units[unit]:>9,.3f} {unit}  {remarks.get(name, '')}".rstrip()
-    hours = cost.hours(100)
+    hours = cost.eflop * 1e18 / 100e12 / 3600
     time = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 3600:,.4g} seconds"
     last = f"At 100 TFLOP/s sustained that is {time}: arithmetic, not a measurement."
     return "\n".join([*(f"{name:<14}{text}" for name, text in lines.items()), last])

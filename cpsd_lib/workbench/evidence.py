@@ -18,7 +18,8 @@ def scores_of(run, seed, row, split):
     return np.load(path)
 
 
-def _probabilities(run, seed, row, split):
+def probabilities_of(run, seed, row, split):
+    """Return the probabilities [n, C] float64 of what `scores_of` returns."""
     return expit(scores_of(run, seed, row, split).astype(float))
 
 
@@ -39,15 +40,13 @@ def gain_intervals(run, row, against, split="test", resamples=1000):
 
 def calibration_errors(run, rows, split="test"):
     """Return the expected calibration error of rows (mean and standard deviation over seeds), in percent."""
-    targets, seeds = run.dataset.table.targets[run.dataset.table.indices(split)], run.params.seed_list()
-    errors = pd.DataFrame(
-        [
-            [expected_calibration_error(_probabilities(run, seed, row, split), targets) for row in rows]
-            for seed in seeds
-        ],
-        columns=[TITLES[row] for row in rows],
-    )
-    return pd.DataFrame({"ECE": 100 * errors.mean(), "spread": 100 * errors.std()}).rename_axis("row")
+    targets = run.dataset.table.targets[run.dataset.table.indices(split)]
+
+    def error(row, seed):
+        return 100 * expected_calibration_error(probabilities_of(run, seed, row, split), targets)
+
+    errors = pd.DataFrame({TITLES[row]: [error(row, seed) for seed in run.params.seed_list()] for row in rows})
+    return pd.DataFrame({"ECE": errors.mean(), "spread": errors.std()}).rename_axis("row")
 
 
 def decision_rules(run, rows, split="test"):
@@ -60,10 +59,10 @@ def decision_rules(run, rows, split="test"):
     targets, lines = table.targets[table.indices(split)], []
     for row in rows:
         for seed in run.params.seed_list():
-            scores, held_out = _probabilities(run, seed, row, split), held_out_indices(run, seed)
+            scores, held_out = probabilities_of(run, seed, row, split), held_out_indices(run, seed)
             rules = {"0.5": (0.5, None), "0.8": (0.8, None), "top 3": (0.0, min(3, targets.shape[1]))}
             if held_out is not None:
-                tuning = _probabilities(run, seed, row, "held_out")
+                tuning = probabilities_of(run, seed, row, "held_out")
                 rules["tuned per class"] = (best_thresholds(tuning, table.targets[held_out]), None)
             for rule, (threshold, top_k) in rules.items():
                 f1 = precision_recall_f1(scores, targets, threshold, top_k)

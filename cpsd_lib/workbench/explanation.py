@@ -1,14 +1,12 @@
 """Where do the models of a run look? Its models, its test pictures, its boxes, and the sentences of notebook 06."""
 
 import numpy as np
-from scipy.special import expit
+import pandas as pd
 
-from cpsd_lib.data import boxes_of, in_pixels
-from cpsd_lib.evaluation import ACTIVATION, Sample, most_disagreeing
-from cpsd_lib.support import derive_seed, pick_precision
-from cpsd_lib.teachers import logits_of
-from cpsd_lib.training import predict_logits
-from cpsd_lib.workbench.evidence import scores_of
+from cpsd_lib.data import boxes_of
+from cpsd_lib.evaluation import ACTIVATION
+from cpsd_lib.support import derive_seed
+from cpsd_lib.workbench.evidence import probabilities_of
 from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.rows import TITLES, baseline_of, branches_of
 
@@ -26,10 +24,15 @@ def strategies(run):
     """Return {name of its saved scores: title} of all models of a run: the baseline, merged teachers, students."""
     rows = run.params.student.rows
     branches = [b for b in TEACHERS if b in branches_of(rows) and (b != "whole" or run.params.teacher_model)]
-    first = [baseline_of(rows)] if baseline_of(rows) else []  # else a teacher of all classes is the baseline itself
-    students = [row for row in TITLES if row in rows and row not in first]
-    titles = {row: TITLES[row] for row in first} | {f"teachers_{b}": TEACHERS[b] for b in branches}
-    return titles | {row: TITLES[row] for row in students}
+    against, students = baseline_of(rows), {row: title for row, title in TITLES.items() if row in rows}
+    first = {against: students.pop(against)} if against else {}  # else a teacher of all classes is the baseline itself
+    return first | {f"teachers_{b}": TEACHERS[b] for b in branches} | students
+
+
+def load_named(run, seed, name):
+    """Return the model of a row, or of teachers_<branch> the merged experts; MissingStage where it is not there."""
+    branch = name.removeprefix("teachers_")
+    return load_student(run, seed, name) if branch == name else load_teachers(run, seed, [branch])[branch]
 
 
 def load_models(run, seed):
@@ -37,25 +40,10 @@ def load_models(run, seed):
 
     Raises MissingStage where one is not there.
     """
-    models = {}
-    for name, title in strategies(run).items():
-        branch = name.removeprefix("teachers_")
-        model = load_student(run, seed, name) if branch == name else load_teachers(run, seed, [branch])[branch]
-        models[title] = model.to(run.device).eval()
-    return models
+    return {title: load_named(run, seed, name).to(run.device).eval() for name, title in strategies(run).items()}
 
 
 # ---- pairs of (image index, class) -----------------------------------------------------------------------------------
-
-
-def disagreements(run, seed, count):
-    """Return up to `count` pairs (image index, class): test positives whose co and dis probabilities differ most.
-
-    At most one an image, the largest difference first; MissingStage when 05_evaluation has not scored those teachers.
-    """
-    indices = run.dataset.table.indices("test")
-    co, dis = (scores_of(run, seed, f"teachers_{branch}", "test") for branch in ("co", "dis"))
-    return [(int(indices[i]), c) for i, c in most_disagreeing(co, dis, run.dataset.table.targets[indices], count)]
 
 
 def probabilities(run, seed, pairs):
@@ -63,40 +51,30 @@ def probabilities(run, seed, pairs):
     indices, classes = np.array(pairs).T
     places = np.searchsorted(run.dataset.table.indices("test"), indices)
     names = strategies(run).items()
-    return {title: expit(scores_of(run, seed, name, "test")[places, classes].astype(float)) for name, title in names}
-
-
-def predict_pairs(run, model, pairs):
-    """Return a model's probabilities [n] for `pairs` [n] of (image index, class), in the precision that 05_evaluation uses."""
-    indices, classes = np.array(pairs).T
-    device, images = next(model.parameters()).device, run.dataset.need_images()
-    precision = pick_precision(run.params.student.precision, run.device)
-    logits = predict_logits(
-        lambda view: logits_of(model(view)), images, indices, device, run.params.evaluation.batch_size, precision
-    )
-    return expit(logits[np.arange(len(indices)), classes].astype(float))
+    return {title: probabilities_of(run, seed, name, "test")[places, classes] for name, title in names}
 
 
 def pixel_boxes(run, pairs):
     """Return [(left, top, right, bottom) in pixels, ...] of each of `pairs` [n] of (image index, class); None without boxes."""
     boxes, size = boxes_of(run.dataset, dict.fromkeys(int(i) for i, _ in pairs)), run.params.data.size
-    return boxes and [in_pixels(boxes, [int(i)], [int(c)], size, size)[0][0] for i, c in pairs]
+    return boxes and [[tuple(size * side for side in box) for box in boxes[int(i)].get(int(c), [])] for i, c in pairs]
 
 
 def sample_positives(run, split, count):
-    """Return a Sample of about `count` positives: the images that come first when the split is shuffled by the run's seed.
+    """Return about `count` positives of the images that come first when the split is shuffled by the run's seed.
 
-    None where no box is known. Whole images, so that the bootstrap can draw images.
+    A DataFrame as evaluation.inside_boxes takes it; None where no box is known. Whole images, so that the bootstrap can draw
+    images.
     """
     table, seed = run.dataset.table, derive_seed(run.params.seed, "explained", split)
     shuffled = np.random.default_rng(seed).permutation(table.indices(split))
     positives = (table.targets[shuffled] == 1).sum(1).cumsum()
     indices = np.sort(shuffled[: np.searchsorted(positives, count) + 1])
-    pairs = np.argwhere(table.targets[indices] == 1)
-    pairs[:, 0] = indices[pairs[:, 0]]
-    boxes = pixel_boxes(run, pairs) or []
-    known = np.array([bool(sides) for sides in boxes])
-    return Sample(pairs[known], [sides for sides in boxes if sides], run.params.data.size) if known.any() else None
+    places, classes = np.nonzero(table.targets[indices] == 1)
+    sample = pd.DataFrame({"image": indices[places], "class": classes})
+    sample["boxes"] = pixel_boxes(run, sample[["image", "class"]].to_numpy())
+    sample = sample[sample["boxes"].astype(bool)]
+    return None if sample.empty else sample
 
 
 # ---- sentences -------------------------------------------------------------------------------------------------------
@@ -124,12 +102,8 @@ def summary(table, against=None):
 def _difference(lines, name, against):
     """Return a difference in points with its interval, or of several seeds how many intervals leave out zero, as text."""
     if len(lines) == 1:
-        interval = " to ".join(_signed(lines[f"{name}{end}"].iloc[0]) for end in ("_low", "_high"))
+        interval = " to ".join(f"{lines[f'{name}_{end}'].iloc[0]:+z.2f}" for end in ("low", "high"))
     else:
         sure = ((lines[f"{name}_low"] > 0) | (lines[f"{name}_high"] < 0)).sum()
         interval = f"the interval leaves out zero in {sure} of {len(lines)} seeds"
-    return f"{_signed(lines[name].mean())} points against {against} ({interval})"
-
-
-def _signed(value):
-    return f"{round(value, 2) + 0:+.2f}"  # + 0: no -0.00
+    return f"{lines[name].mean():+z.2f} points against {against} ({interval})"

@@ -1,13 +1,10 @@
 """A finished run opened from anywhere: its models, and an explorer of each kind."""
 
-from scipy.special import expit
-
 from cpsd_lib import graph
 from cpsd_lib.viz import cam_browser, partition_explorer, threshold_explorer
-from cpsd_lib.workbench.evidence import scores_of
-from cpsd_lib.workbench.explanation import load_models
+from cpsd_lib.workbench.evidence import probabilities_of
+from cpsd_lib.workbench.explanation import load_models, load_named
 from cpsd_lib.workbench.loading import load_params
-from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.run import Run, load_partitions, open_run
 from cpsd_lib.workbench.yaml_files import outputs_root
 
@@ -22,9 +19,7 @@ def load_model(run, row="cpsd", seed=None):
     Raises MissingStage when that model is not there, ParameterError for an unknown run.
     """
     run = _opened(run)
-    seed = run.params.seed if seed is None else seed
-    branch = row.removeprefix("teachers_")
-    model = load_student(run, seed, row) if branch == row else load_teachers(run, seed, [branch])[branch]
+    model = load_named(run, run.params.seed if seed is None else seed, row)
     model.class_names, model.input_size = run.described["class_names"], run.params.data.size
     return model.eval()
 
@@ -50,9 +45,7 @@ def explore(run="demo", kind="partition", seed=None):
     test = table.indices("test")
     if kind == "thresholds":
         row = "cpsd" if "cpsd" in run.params.student.rows else run.params.student.rows[-1]
-        return threshold_explorer(
-            expit(scores_of(run, seed, row, "test").astype(float)), table.targets[test], table.names
-        )
+        return threshold_explorer(probabilities_of(run, seed, row, "test"), table.targets[test], table.names)
     return cam_browser(load_models(run, seed), run.dataset.need_images(), test, table.targets, table.names)
 
 

@@ -74,8 +74,7 @@ def _html(table, form="z.1f"):
 
 
 def _notes(run):
-    path = run.folder / "data.json"
-    data = read_json(path) if path.exists() else {"notes": [], "skipped": []}
+    data = run.described
     notes = data["notes"] + [f"left out: {name}: {reason}" for name, reason in data["skipped"][:_SHOWN]]
     if len(data["skipped"]) > _SHOWN:
         notes.append(f"... and {len(data['skipped']) - _SHOWN:,} more files left out, all listed in data.json")

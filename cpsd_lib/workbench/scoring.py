@@ -142,12 +142,16 @@ def score(logits, targets, threshold):
     return record, ap
 
 
+def caveats(run):
+    """Return what every figure of this run must carry beside it, in sentences: none when all is as it should be."""
+    notes = ["protocol: paper, epochs chosen on TEST"] if run.params.protocol == "paper" else []
+    notes += [run.described["incomplete"], *(note for note in run.described["notes"] if NOT_COMPARABLE in note)]
+    return [note for note in notes if note]
+
+
 def caveat(run):
-    """Return what every figure of this run must carry beside it: "" when all is as it should be."""
-    caveats = ["protocol: paper, epochs chosen on TEST"] if run.params.protocol == "paper" else []
-    caveats += [run.described["incomplete"]] if run.described["incomplete"] else []
-    caveats += [note for note in run.described["notes"] if NOT_COMPARABLE in note]
-    return f" ({'; '.join(caveats)})" if caveats else ""
+    """Return `caveats` as they stand behind a title, in parentheses; "" where there are none."""
+    return f" ({'; '.join(caveats(run))})" if caveats(run) else ""
 
 
 def load_records(run):

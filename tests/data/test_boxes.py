@@ -10,7 +10,6 @@ from cpsd_lib.data.dataset import open_dataset
 from cpsd_lib.data.readers.coco2014 import COCO_CLASSES, read_coco2014
 from cpsd_lib.data.readers.voc2007 import read_voc2007
 from cpsd_lib.data.scenes.scenes import Scenes
-from cpsd_lib.evaluation.cam import share_inside
 from cpsd_lib.workbench.params import DataParams
 
 SIZE = "<size><width>10</width><height>8</height><depth>3</depth></size>"  # as VOC has it; the small copy has none
@@ -169,11 +168,3 @@ def test_an_opened_data_set_has_the_boxes_of_its_own_rows(tmp_path, kind):
 def test_data_sets_without_boxes_say_none(kind):
     dataset = SimpleNamespace(table=SimpleNamespace(files=["a"]), source=None, kind=kind)
     assert boxes.boxes_of(dataset, [0]) is None
-
-
-def test_boxes_in_pixels_are_what_the_maps_are_held_against():
-    boxes_by_file = {4: {1: [(0, 0.5, 0.25, 1)]}, 9: {0: [(0.5, 0, 1, 1)], 1: [(0, 0, 1, 1), (0, 0, 0.5, 0.5)]}}
-    scaled = boxes.in_pixels(boxes_by_file, [9, 4], [1, 0], height=4, width=8)
-    assert scaled == [[[(0, 0, 8, 4), (0, 0, 4, 2)], [(4, 0, 8, 4)]], [[(0, 2, 2, 4)], []]]
-    shares = share_inside(np.ones((2, 2, 4, 8)), scaled)
-    assert shares[:, 0].tolist() == [1, 1 / 8] and shares[0].tolist() == [1, 0.5]

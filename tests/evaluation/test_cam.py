@@ -443,45 +443,42 @@ def test_a_head_without_queries_has_no_attention_to_show(head):
 
 
 def test_the_share_inside_is_what_lies_in_the_boxes():
-    maps = torch.zeros(1, 4, 4, 5)
-    maps[0, 0, 1, 2], maps[0, 0, 3, 4] = 3, 1
-    maps[0, 1] = 1
-    maps[0, 2, 0, 0] = 1
-    boxes = [[[(2, 1, 3, 2)], [(0, 0, 2, 2), (1, 1, 3, 3)], [], [(0, 0, 1, 1)]]]
-    shares, chance = share(maps, boxes)[0], share(torch.ones(1, 4, 4, 5), boxes)[0]
+    maps = torch.zeros(4, 4, 5)
+    maps[0, 1, 2], maps[0, 3, 4] = 3, 1
+    maps[1] = 1
+    maps[2, 0, 0] = 1
+    boxes = [[(2, 1, 3, 2)], [(0, 0, 2, 2), (1, 1, 3, 3)], [], [(0, 0, 1, 1)]]
+    shares, chance = share(maps, boxes), share(torch.ones(4, 4, 5), boxes)
     assert shares[:2].tolist() == [0.75, 7 / 20]  # the overlap of two boxes counts once
     assert shares[2:].isnan().all()  # no box; a map of zeros
     assert chance[[0, 1, 3]].tolist() == [1 / 20, 7 / 20, 1 / 20] and chance[2].isnan()
-    assert share(maps.numpy(), boxes)[0, 0] == 0.75
+    assert share(maps.numpy(), boxes)[0] == 0.75
 
 
 def test_a_map_that_looks_everywhere_alike_has_the_share_of_the_area():
     rng, boxes = np.random.default_rng(0), []
     for _ in range(20):
         left, top = rng.uniform(-1, 6, 2)
-        boxes.append([[(left, top, left + rng.uniform(0.1, 9), top + rng.uniform(0.1, 9))]])
-    area = torch.stack([covered_by([image], 1, 1, 6, 7).mean((0, 2, 3)) for image in boxes])
-    torch.testing.assert_close(share(torch.full((20, 1, 6, 7), 0.3), boxes), area)
+        boxes.append([(left, top, left + rng.uniform(0.1, 9), top + rng.uniform(0.1, 9))])
+    area = torch.stack([covered_by(sides, 6, 7).mean() for sides in boxes])
+    torch.testing.assert_close(share(torch.full((20, 6, 7), 0.3), boxes), area)
 
 
 def test_a_box_counts_a_pixel_by_the_part_it_covers():
-    boxes = [[[(0.5, 0.25, 1.0, 0.75)], [(-3, -3, 9, 9)], [(2.25, 0, 2.5, 9)]]]
-    assert share(torch.ones(1, 3, 2, 4), boxes)[0].tolist() == [0.25 / 8, 1, 2 * 0.25 / 8]
-    maps = torch.zeros(1, 3, 2, 4)
-    maps[:, :, 0, 0] = 1
-    assert share(maps, boxes)[0].tolist() == [0.25, 1, 0]
+    boxes = [[(0.5, 0.25, 1.0, 0.75)], [(-3, -3, 9, 9)], [(2.25, 0, 2.5, 9)]]
+    assert share(torch.ones(3, 2, 4), boxes).tolist() == [0.25 / 8, 1, 2 * 0.25 / 8]
+    maps = torch.zeros(3, 2, 4)
+    maps[:, 0, 0] = 1
+    assert share(maps, boxes).tolist() == [0.25, 1, 0]
 
 
 def test_boxes_that_do_not_fit_the_maps_are_refused():
-    maps = torch.ones(2, 1, 4, 4)
-    for wrong in ([[[]]], [[[]], [[], []]], [[], []]):
-        with pytest.raises(ValueError, match="boxes must be 2 lists of 1 lists"):
-            share(maps, wrong)
-    with pytest.raises(ValueError, match=r"image 1, class 0: the box \(3, 0, 3, 2\) has no area"):
-        share(maps, [[[]], [[(3, 0, 3, 2)]]])
-    for wrong in (maps - 2, maps[0], maps * torch.nan):
-        with pytest.raises(ValueError, match=r"maps must be \[B, K, H, W\] and nowhere below 0"):
-            share(wrong, [[[]], [[]]])
+    maps = torch.ones(2, 4, 4)
+    with pytest.raises(ValueError, match=r"the box \(3, 0, 3, 2\) has no area"):
+        share(maps, [[], [(3, 0, 3, 2)]])
+    for wrong in (maps - 2, maps[:1], maps[0], maps[None], maps * torch.nan):
+        with pytest.raises(ValueError, match=r"maps must be \[2 lists of boxes, H, W\], nowhere below 0"):
+            share(wrong, [[], []])
 
 
 # ---- most_disagreeing ------------------------------------------------------------------------------------------------

@@ -84,19 +84,19 @@ def test_the_best_map_has_one_place_lit_and_no_map_has_more_inside(places):
             lit = torch.zeros(1, 1, *places, dtype=torch.float64)
             lit[0, 0, y, x] = 1
             large = functional.interpolate(lit, (size, size), mode="bilinear", align_corners=False)
-            shares = [share_inside(large, [[positive]]).item() for positive in boxes]
+            shares = [share_inside(large[0], [positive]).item() for positive in boxes]
             expected = np.maximum(expected, shares)
     np.testing.assert_allclose(best, expected)
     some = functional.interpolate(torch.rand(50, 1, *places).pow(8), (size, size), mode="bilinear")
     for positive, most in zip(boxes, best, strict=True):
-        assert share_inside(some, [[positive]] * 50).max() <= most + 1e-6
+        assert share_inside(some[:, 0], [positive] * 50).max() <= most + 1e-6
     assert best[2] == pytest.approx(1)
 
 
 def test_shares_are_those_of_one_positive_at_a_time():
     models = {"one": model(head="query2label"), "both": teachers()}
     boxes = [[(0, 0, 20, 30)], [(5, 7, 64, 64)], [(0, 0, 9, 9), (4, 4, 33, 50)], [(60, 1, 63, 5)], [(0, 0, 64, 64)]]
-    sample = localisation.Sample(np.array(PAIRS), boxes, SIZE)
+    sample = pd.DataFrame(PAIRS, columns=["image", "class"]).assign(boxes=boxes)
     table = localisation.inside_boxes(models, IMAGES, sample)
     kinds = [("one", "gradient"), ("one", "attention"), ("both", "activation")]
     assert list(table.groupby(["strategy", "map"], sort=False).groups) == kinds
@@ -105,7 +105,7 @@ def test_shares_are_those_of_one_positive_at_a_time():
         for (image, c), sides, line in zip(PAIRS, boxes, lines.itertuples(), strict=True):
             assert (line.image, line._2) == (image, c)  # "class" is a word of Python's
             one = localisation.stack_maps(models[strategy], IMAGES, [(image, c)], kind)
-            share = share_inside(one[:, None], [[sides]]).item()
+            share = share_inside(one, [sides]).item()
             assert line.share == pytest.approx(share, abs=1e-6, nan_ok=True)
             area = {
                 (y, x) for left, top, right, bottom in sides for y in range(top, bottom) for x in range(left, right)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from cpsd_lib.evaluation import metrics
-from cpsd_lib.evaluation.thresholds import best_thresholds
+from cpsd_lib.evaluation.metrics import best_thresholds
 
 
 def f1(scores, targets, threshold):

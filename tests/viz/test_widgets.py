@@ -194,7 +194,7 @@ def test_a_threshold_explorer_refuses_what_does_not_fit():
     targets = labels()
     scores = scores_of(targets)
     for start in ({"threshold": 1.5}, {"shown": "z"}, {"class": "a"}):
-        with pytest.raises(ValueError, match=r"0\.\.1|no class 'z'|start may set"):
+        with pytest.raises(ValueError, match=r"0\.\.1|no class 'z'|settings are"):
             widgets.threshold_explorer(scores, targets, NAMES, start)
     with pytest.raises(ValueError, match="probabilities"):
         widgets.threshold_explorer(scores * 3, targets, NAMES)
@@ -251,7 +251,7 @@ def test_another_model_or_image_shows_another_map_and_teachers_answer_as_one_mod
 
 def test_the_maps_drawn_are_those_of_class_activation(monkeypatch):
     model, drawn = small_model(), []
-    monkeypatch.setattr("cpsd_lib.viz.cams.MapFigure", lambda: SimpleNamespace(show=lambda *all: drawn.append(all)))
+    monkeypatch.setattr("cpsd_lib.viz.cams.draw_maps", lambda *all: drawn.append(all))
     browser({"one": model}, start={"image": 1})
     expected = cam.class_activation(model, torch.from_numpy(pictures()[:1]) / 255, [1, 4])[0]
     image, maps, captions, headline = drawn[0]
@@ -264,7 +264,7 @@ def test_the_maps_drawn_are_those_of_class_activation(monkeypatch):
 
 def test_a_cam_browser_refuses_what_does_not_fit():
     for start in ({"image": 3}, {"image": -1}, {"shown": "z"}, {"model": "two"}, {"row": 0}):
-        with pytest.raises(ValueError, match=r"there is no|start may set"):
+        with pytest.raises(ValueError, match=r"there is no|settings are"):
             browser(start=start)
     with pytest.raises(ValueError, match="0 images"):
         widgets.cam_browser({"one": small_model()}, pictures(), [], TARGETS, NAMES)

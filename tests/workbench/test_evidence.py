@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from cpsd_lib.evaluation import bootstrap, metrics, thresholds
+from cpsd_lib.evaluation import bootstrap, metrics
 from cpsd_lib.evaluation.calibration import expected_calibration_error
 from cpsd_lib.viz import plots_evidence
 from cpsd_lib.workbench import evidence
@@ -74,7 +74,7 @@ def test_thresholds_are_tuned_on_images_held_out_of_training_and_used_on_test(ru
         assert not set(held_out) & set(table.indices("test")) and set(held_out) <= set(table.indices("train"))
         assert not set(held_out) & set(training_indices(run, run.params.student, seed)[0])
         tuning, scores = (expit(np.load(score_path(run, seed, "cpsd", s)).astype(float)) for s in ("held_out", "test"))
-        tuned = thresholds.best_thresholds(tuning, table.targets[held_out])
+        tuned = metrics.best_thresholds(tuning, table.targets[held_out])
         expected.append(100 * metrics.precision_recall_f1(scores, test, tuned)["CF1"])
     assert rules.loc[("+ CPSD", "tuned per class"), "CF1"] == pytest.approx(np.mean(expected))
     assert rules.loc[("+ CPSD", "tuned per class"), "CF1"] > rules.loc[("+ CPSD", "0.5"), "CF1"]

@@ -7,7 +7,7 @@ from scipy.special import expit
 from cpsd_lib.evaluation import summarise_shares
 from cpsd_lib.models.classifier import build_model
 from cpsd_lib.partition import Partition
-from cpsd_lib.teachers import PartTeachers, logits_of
+from cpsd_lib.teachers import PartTeachers
 from cpsd_lib.workbench import explanation
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.run import MissingStage, Run
@@ -91,31 +91,21 @@ def save_scores(run, name, logits):
     np.save(path, logits.astype(np.float32))
 
 
-def test_the_pictures_are_those_whose_co_and_dis_probabilities_differ_most(run):
+def test_the_probabilities_of_pairs_are_those_that_were_scored(run):
     indices, targets = run.dataset.table.indices("test"), run.dataset.table.targets
     logits = np.zeros((len(indices), 20))
     with pytest.raises(MissingStage, match="run 05_evaluation first"):
-        explanation.disagreements(run, 0, 2)
+        explanation.probabilities(run, 0, [(indices[5], 0)])
     for name in ("baseline", "sd", "cgpd", "dgpd", "cpsd", "teachers_co"):
         save_scores(run, name, logits)
     first, second = int(np.flatnonzero(targets[indices[5]])[0]), int(np.flatnonzero(targets[indices[2]])[0])
-    logits[5, first], logits[2, second], logits[9, targets[indices[9]] == 0] = -4, 2, 9  # the last: no positives
+    logits[5, first], logits[2, second] = -4, 2
     save_scores(run, "teachers_dis", logits)
-    pairs = explanation.disagreements(run, 0, 2)
-    assert pairs == [(indices[5], first), (indices[2], second)]
+    pairs = [(indices[5], first), (indices[2], second)]
     probabilities = explanation.probabilities(run, 0, pairs)
     assert list(probabilities) == list(explanation.strategies(run).values())
     assert probabilities["dis teachers"] == pytest.approx(expit([-4.0, 2.0]))
     assert probabilities["co teachers"].tolist() == [0.5, 0.5]
-
-
-@pytest.mark.parametrize("make", [model, teachers])
-def test_the_probabilities_of_pairs_are_the_sigmoid_of_the_models_logits(run, make):
-    pairs, one = [(7, 3), (2, 0), (7, 4), (90, 3), (11, 19)], make()
-    with torch.no_grad():
-        logits = logits_of(one(torch.from_numpy(np.array(run.dataset.images[[image for image, _ in pairs]])) / 255))
-    expected = [logits[place, c].sigmoid().item() for place, (_, c) in enumerate(pairs)]
-    assert explanation.predict_pairs(run, one, pairs) == pytest.approx(expected, abs=1e-5)
 
 
 # ---- boxes --------------------------------------------------------------------------------------------------------------
@@ -123,16 +113,16 @@ def test_the_probabilities_of_pairs_are_the_sigmoid_of_the_models_logits(run, ma
 
 def test_a_sample_is_all_positives_of_some_images_with_the_boxes_of_their_class(run):
     table, sample = run.dataset.table, explanation.sample_positives(run, "test", 20)
-    indices = np.unique(sample.pairs[:, 0])
-    assert set(indices) < set(table.indices("test")) and 20 <= len(sample.pairs) < 25 and sample.size == SIZE
-    assert sorted(map(tuple, sample.pairs)) == [(i, c) for i in indices for c in np.flatnonzero(table.targets[i])]
-    for (index, c), boxes in zip(sample.pairs, sample.boxes, strict=True):
+    indices, pairs = np.unique(sample["image"]), list(zip(sample["image"], sample["class"], strict=True))
+    assert set(indices) < set(table.indices("test")) and 20 <= len(sample) < 25
+    assert sorted(pairs) == [(i, c) for i in indices for c in np.flatnonzero(table.targets[i])]
+    for (index, c), boxes in zip(pairs, sample["boxes"], strict=True):
         drawn = [sides for of, *sides in run.dataset.source.boxes(index) if of == c]
         assert boxes == [pytest.approx(sides) for sides in drawn]
     again = explanation.sample_positives(run, "test", 20)
-    assert np.array_equal(again.pairs, sample.pairs)
+    assert again.equals(sample)
     everything = explanation.sample_positives(run, "test", 10_000)
-    assert len(everything.pairs) == (table.targets[table.indices("test")] == 1).sum()
+    assert len(everything) == (table.targets[table.indices("test")] == 1).sum()
 
 
 def test_things_without_a_box_are_left_out_and_a_data_set_without_boxes_has_no_sample(run, monkeypatch):
@@ -141,7 +131,7 @@ def test_things_without_a_box_are_left_out_and_a_data_set_without_boxes_has_no_s
     known = {index: {c: [(0.25, 0, 1, 0.5)]}}
     monkeypatch.setattr(explanation, "boxes_of", lambda dataset, indices: {i: known.get(i, {}) for i in indices})
     sample = explanation.sample_positives(run, "test", 10_000)
-    assert sample.pairs.tolist() == [[index, c]] and sample.boxes == [[(16, 0, 64, 32)]]
+    assert sample.values.tolist() == [[index, c, [(16, 0, 64, 32)]]]
     for nothing in (lambda dataset, indices: {i: {} for i in indices}, lambda *_: None):
         monkeypatch.setattr(explanation, "boxes_of", nothing)
         assert explanation.sample_positives(run, "test", 10) is None

@@ -30,6 +30,7 @@ from cpsd_lib.support import read_json, write_json, write_text
 from cpsd_lib.workbench.grids import engines, plan, results, runner
 from cpsd_lib.workbench.grids.params import Grid, jobs_of
 from cpsd_lib.workbench.run import Run, show_params
+from cpsd_lib.workbench.scoring import caveats
 from cpsd_lib.workbench.yaml_files import ParameterError, repo_root
 
 REPO = Path(__file__).resolve().parents[2]
@@ -327,18 +328,20 @@ def test_a_numeric_parameter_is_drawn_as_a_line_a_row_with_the_spread_over_seeds
     jobs = jobs_of(asked(vary={"partition.k": [5, 1, 3]}))
     figure = drawn(jobs, outputs, "partition.k", 3, monkeypatch, notes=["protocol: paper"])
     (axis,) = figure.axes
-    handles, titles = axis.get_legend_handles_labels()
-    assert titles == ["baseline", "+ CGPD"]  # the merged teachers are no row of the table
-    line, _, (bars,) = handles[1]
+    # The merged teachers are no row of the table.
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["baseline", "+ CGPD"]
+    (line,) = [line for line in axis.lines if line.get_marker() == "s" and len(line.get_xdata())]
+    assert line.get_linestyle() == "-"
+    _, _, (bars,) = axis.containers[1]
     assert line.get_xdata().tolist() == [1, 3, 5] and line.get_ydata().tolist() == [62, 72, 52]
     assert [np.ptp(segment[:, 1]) for segment in bars.get_segments()] == [2, 2, 2]  # one s.d. each way
-    assert figure.get_supylabel() == "mAP on test (%)" and "partition.k" in figure.get_supxlabel()
+    assert axis.get_ylabel() == "mAP on test (%)" and "partition.k" in axis.get_xlabel()
     assert "3 seeds, bars: one s.d." in figure.get_suptitle() and "protocol: paper" in figure.get_suptitle()
 
 
 def test_one_seed_has_no_error_bars_and_says_so(outputs, monkeypatch):
     figure = drawn(jobs_of(asked()), outputs, "partition.k", 1, monkeypatch)
-    assert not figure.axes[0].get_legend_handles_labels()[0][0].has_yerr
+    assert not figure.axes[0].containers
     assert "one seed: no spread is known" in figure.get_suptitle()
 
 
@@ -350,7 +353,7 @@ def test_a_parameter_of_words_is_drawn_as_dots_beside_each_other_and_another_as_
         "student.lr 0.001",
         "student.lr 0.1",
     ]
-    first, second = (handle[0] for handle in figure.axes[0].get_legend_handles_labels()[0])
+    first, second = (line for line in figure.axes[0].lines if line.get_marker() in ("o", "s"))
     assert first.get_linestyle() == "None" and (first.get_xdata() != second.get_xdata()).all()
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["mse", "kl"]
     figure = drawn(jobs, outputs, "student.lr", 2, monkeypatch)
@@ -363,7 +366,7 @@ def test_what_must_stand_beside_the_numbers_stands_there(outputs):
     subset = f"a subset, {NOT_COMPARABLE}"
     described = {"incomplete": "INCOMPLETE: two images", "notes": [subset, "another note"]}
     write_json(outputs / jobs[1].name / "data.json", described)
-    found = results.stamps(jobs)
+    found = [*dict.fromkeys(note for job in jobs for note in caveats(Run(job.params)))]
     assert found == ["protocol: paper, epochs chosen on TEST", "INCOMPLETE: two images", subset]
     results.write(results.collect(jobs), outputs / "g", ["partition.k"], found)
     assert "(protocol: paper, epochs chosen on TEST) (INCOMPLETE" in (outputs / "g" / "grid.md").read_text()
@@ -386,11 +389,11 @@ def test_a_run_finds_the_finished_grids_of_its_own_data(outputs):
     (outputs / "stopped").mkdir()
     params = jobs[0].params.model_copy(update={"name": "a_run"})
     (name,) = found = results.beside(params)
-    assert name == "mine" and found["mine"].keys == ["partition.k"]
-    assert found["mine"].notes == ["1 of 3 jobs are missing"]
-    pd.testing.assert_frame_equal(found["mine"].frame, results.collect(jobs), check_dtype=False)
+    frame, keys, notes = found["mine"]
+    assert name == "mine" and keys == ["partition.k"] and notes == ["1 of 3 jobs are missing"]
+    pd.testing.assert_frame_equal(frame, results.collect(jobs), check_dtype=False)
     assert not results.beside(jobs[0].params)  # one of its jobs
-    ((key, figure),) = results.figures(found["mine"].frame, found["mine"].keys, "mine", found["mine"].notes)
+    ((key, figure),) = results.figures(frame, keys, "mine", notes)
     assert key == "partition.k" and "1 of 3 jobs are missing" in figure.get_suptitle()
 
 

@@ -72,12 +72,10 @@ def side_by_side(grid, jobs):
     if gpus:
         free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) / 2**30
         limits.append(("GPU memory", free, GPU_CONTEXT_GIB + need))
-    found = grid.jobs, None
-    for what, free, one in limits:
-        count = max(1, int(free // one))
-        if count < found[0]:
-            found = count, f"{free:.1f} GiB of {what} are free, and a job takes about {one:.1f}"
-    return found
+    what, free, one = min(limits, key=lambda limit: limit[1] // limit[2])
+    most = max(1, int(free // one))
+    why = f"{free:.1f} GiB of {what} are free, and a job takes about {one:.1f}"
+    return (most, why) if most < grid.jobs else (grid.jobs, None)
 
 
 def measured_speed(job, threads, seconds=2.0):
@@ -118,17 +116,18 @@ def seconds_of(jobs, speed):
     """
     made, seconds = set(), []
     for job in jobs:
-        work, run = dict(job.cost.stages), Run(job.params)
-        choosing, training = work.pop("validation"), work["teachers"] + work["students"]
-        for kind, others in (("teachers", []), ("students", ["soft targets"])):
-            # The epoch is chosen in proportion to what is trained.
-            work[kind] += sum(work.pop(other) for other in others) + (
-                choosing * work[kind] / training if training else 0.0
-            )
+        stages, run = job.cost.stages, Run(job.params)
+        trained = stages["teachers"] + stages["students"]
+        more = (
+            1 + stages["validation"] / trained if trained else 1
+        )  # the epoch is chosen in proportion to what is trained
+        work = {"teachers": more * stages["teachers"], "students": more * stages["students"] + stages["soft targets"]}
+        for kind in work:
             name = run.made_with(kind), tuple(job.params.student.rows), job.params.seed, job.params.seeds
             work[kind] *= name not in made
             made.add(name)
-        seconds.append(sum(work.values()) * 1e18 / speed + STAGE_SECONDS * len(job.left))
+        flop = 1e18 * (sum(work.values()) + stages["evaluation"])
+        seconds.append(flop / speed + STAGE_SECONDS * len(job.left))
     return seconds
 
 
@@ -149,22 +148,22 @@ def print_plan(grid, jobs, most, why):
         return
     threads = f"{counted(grid.threads_a_job, 'thread')} each"
     print(f"engine {grid.engine}, {most} side by side{f' ({why})' if why else ''}, {threads}", flush=True)
-    speed, trouble = None, ""
+    seconds = {}
     try:
         speed = measured_speed(todo[0], grid.threads_a_job)
     except (RuntimeError, ValueError) as error:  # no room, or no such device here
         trouble = str(error).partition("\n")[0]
-    seconds = dict(zip((job.name for job in todo), seconds_of(todo, speed or 1e18), strict=True))
+        estimated = f"no estimate of the time: training steps on random images stopped: {trouble}"
+    else:
+        seconds = dict(zip((job.name for job in todo), seconds_of(todo, speed), strict=True))
+        total = max(sum(seconds.values()) / most, *seconds.values()) * _slower(grid, todo, most)
+        measured = f"{speed / 1e9:,.3g} GFLOP/s a job"
+        estimated = f"estimate: at most {spoken_time(total)} on this machine, at a measured {measured}"
     width = max(len(job.slug) for job in jobs)
     for job in jobs:
-        takes = f"  {spoken_time(seconds[job.name])}" if speed and job.left else ""
+        takes = f"  {spoken_time(seconds[job.name])}" if job.name in seconds else ""
         print(f"  {job.slug:<{width}}  {'to do' if job.left else 'done '}{takes}".rstrip())
-    if speed is None:
-        print(f"no estimate of the time: training steps on random images stopped: {trouble}", flush=True)
-        return
-    longest = max(sum(seconds.values()) / most, *seconds.values())
-    total = spoken_time(longest * _slower(grid, todo, most))
-    print(f"estimate: at most {total} on this machine, at a measured {speed / 1e9:,.3g} GFLOP/s a job", flush=True)
+    print(estimated, flush=True)
 
 
 def _slower(grid, jobs, most):

@@ -1,12 +1,10 @@
 """What a grid found: one CSV, a table with mean and standard deviation over seeds, and mAP over each varied parameter."""
 
-from dataclasses import dataclass
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 
-from cpsd_lib.data import NOT_COMPARABLE
 from cpsd_lib.support import atomic, read_json, write_json, write_text
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.grids.params import load_grid
@@ -32,14 +30,13 @@ def collect(jobs):
         run = Run(job.params)
         if not (run.folder / "evaluation" / "metrics.json").exists():
             continue  # labels without images are not scored
-        records, figures_of = load_records(run), published(job.params)
-        lines = records[["row", "split", "seed", *SCORES]].reset_index(drop=True)
-        for number, (key, value) in enumerate({"job": job.name, **job.varied}.items()):
-            lines.insert(number, key, _cell(value))
+        values = {"job": job.name} | {key: _cell(value) for key, value in job.varied.items()}
+        records, figures = load_records(run), published(job.params)
+        lines = pd.DataFrame(values, records.index).join(records[["row", "split", "seed", *SCORES]])
         lines["commit"] = read_json(run.folder / "manifest.json")["stages"]["05_evaluation"]["commit"]
         for name in SCORES[:3]:
-            of_paper = [figures_of.get(row, {}).get(name, np.nan) for row in lines["row"]]
-            lines[f"paper {name}"] = np.where(lines["split"] == "test", of_paper, np.nan)
+            of_paper = {row: figures_of_row.get(name, np.nan) for row, figures_of_row in figures.items()}
+            lines[f"paper {name}"] = lines["row"].map(of_paper).where(lines["split"] == "test").astype(float)
         found.append(lines)
     frame = pd.concat(found, ignore_index=True) if found else None
     return None if frame is None else frame.drop(columns=[name for name in PAPER if frame[name].isna().all()])
@@ -48,17 +45,6 @@ def collect(jobs):
 def _cell(value):
     value = list(value.values()) if isinstance(value, dict) else value
     return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def stamps(jobs):
-    """Return what must stand beside the figures of these Jobs, as scoring.caveat has it for one run."""
-    notes = []
-    for job in jobs:
-        path = Run(job.params).folder / "data.json"
-        data = read_json(path) if path.exists() else {"incomplete": "", "notes": []}
-        notes += ["protocol: paper, epochs chosen on TEST"] if job.params.protocol == "paper" else []
-        notes += [data["incomplete"], *(note for note in data["notes"] if NOT_COMPARABLE in note)]
-    return [note for note in dict.fromkeys(notes) if note]
 
 
 def write(frame, folder, keys, notes=()):
@@ -113,19 +99,11 @@ def _markdown(found):
 # ---- beside a run -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """A grid's results as `write` left them."""
-
-    frame: pd.DataFrame  # as `collect` returns it
-    keys: list  # the varied parameters
-    notes: list  # sentences that must stand beside the numbers
-
-
 def beside(params):
-    """Return {name: Found} of the grids in outputs/ that have results, and whose every job had the `data` of these Params.
+    """Return {name: (frame, keys, notes)} of the finished grids in outputs/ whose every job had the `data` of these Params.
 
-    A grid over the data itself belongs to no run, and a grid's own jobs do not show it: it is not finished while they run.
+    All three as `write` took them. A grid over the data itself belongs to no run, and a grid's own jobs do not show it: it
+    is not finished while they run.
     """
     wanted, found = params.model_dump(mode="json")["data"], {}
     for path in sorted(outputs_root().glob("*/grid.json")):
@@ -133,7 +111,8 @@ def beside(params):
         slugs = [job.removeprefix(f"{name}.") for job in frame["job"].unique()]
         of_this_data = all(read_yaml(path.parent / "params" / f"{slug}.yaml")["data"] == wanted for slug in slugs)
         if of_this_data and not params.name.startswith(f"{name}."):
-            found[name] = Found(frame, **read_json(path))
+            left = read_json(path)
+            found[name] = frame, left["keys"], left["notes"]
     return found
 
 
@@ -184,7 +163,7 @@ def figures(frame, keys, name, notes=()):
     for key in keys:
         panels = _panels(shown, [other for other in keys if other != key])
         if shown[key].nunique() > 1 and len(panels) <= MOST_PANELS:
-            yield key, over(shown, key, panels, name, notes)
+            yield key, over(key, panels, name, notes)
 
 
 def _panels(frame, others):
@@ -193,31 +172,43 @@ def _panels(frame, others):
     return {", ".join(map(" ".join, zip(others, map(str, values), strict=True))): lines for values, lines in panels}
 
 
-def over(frame, key, panels, name, notes=()):
+def over(key, panels, name, notes=()):
     """Return the figure of mAP over `key`, one line a row of the table where the key is a number, dots where it is not.
 
-    frame: `collect`'s lines of one split and known rows. panels: {title: lines of it}. Error bars are one standard
-    deviation over seeds, each way; one seed has none.
+    panels: {title: `collect`'s lines of one split and known rows}. Error bars are one standard deviation over seeds, each
+    way; one seed has none.
     """
-    columns = min(4, len(panels))
-    lines = -(-len(panels) // columns)
-    size = 7.5 if len(panels) == 1 else 4.2 * columns, 4.2 * lines
-    figure, axes = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
-    for axis, (title, panel) in zip(axes.flat, panels.items(), strict=False):
-        _draw(axis, panel, key, [row for row in TITLES if row in set(frame["row"])], list(dict.fromkeys(frame[key])))
-        axis.set_title(title, fontsize=10)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis in axes.flat[max(0, len(panels) - columns) : len(panels)]:
-        axis.tick_params(labelbottom=True)  # nothing stands below it
-    figure.supxlabel(LABELS.get(key, key), fontsize=11)
-    figure.supylabel("mAP on test (%)", fontsize=11)
-    handles, titles = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, titles, loc="outside right upper", fontsize=9)
+    frame = pd.concat([lines.assign(panel=title, row=lines["row"].map(TITLES)) for title, lines in panels.items()])
+    rows, values = [title for title in TITLES.values() if title in set(frame["row"])], list(dict.fromkeys(frame[key]))
     seeds = frame.groupby(["job", "row"])["seed"].nunique().max()
+    marks = [plots.MARKERS[number % len(plots.MARKERS)] for number in range(len(rows))]
+    shared = {"x": key, "y": "mAP", "errorbar": "sd" if seeds > 1 else None, "height": 4.2}
+    shared |= {
+        "hue": "row",
+        "hue_order": rows,
+        "palette": {row: plots.ROW_COLOURS.get(row, plots.GREY) for row in rows},
+    }
+    shared |= {"col": "panel", "col_wrap": min(4, len(panels)), "markers": marks}
+    # seaborn lays out its grids by itself.
+    with plt.rc_context({"figure.constrained_layout.use": False}):
+        if pd.api.types.is_numeric_dtype(frame[key]) and not pd.api.types.is_bool_dtype(frame[key]):
+            bars = {"err_style": "bars", "err_kws": {"capsize": 3}, "markersize": 8}
+            grid = sns.relplot(frame, kind="line", style="row", style_order=rows, dashes=False, **bars, **shared)
+            if min(values) > 0 and max(values) / min(values) >= 50:
+                grid.set(xscale="log")
+            grid.set(xticks=sorted(values), xticklabels=[f"{value:g}" for value in sorted(values)])
+            for axis in grid.axes.flat:
+                axis.minorticks_off()
+        else:
+            words = frame.assign(**{key: frame[key].map(str)})
+            look = {"order": list(map(str, values)), "linestyle": "none", "dodge": 0.5, "capsize": 0.05}
+            grid = sns.catplot(words, kind="point", **look, **shared)
+    grid.set_titles("{col_name}", size=10).set_axis_labels(LABELS.get(key, key), "mAP on test (%)", size=10)
+    grid.legend.set_title("")
     bars = f"mean of {seeds} seeds, bars: one s.d. each way" if seeds > 1 else "one seed: no spread is known"
-    figure.suptitle("\n".join([f"{name}: mAP over {key}", bars, *notes]), fontsize=11, x=0.01, ha="left")
-    return figure
+    title = "\n".join([f"{name}: mAP over {key}", bars, *notes])
+    grid.figure.suptitle(title, fontsize=11, x=0.01, y=1.0, ha="left", va="bottom")
+    return grid.figure
 
 
 LABELS = {
@@ -226,33 +217,3 @@ LABELS = {
     "student.alpha": "weight of the co branch in + CPSD (student.alpha)",
     "student.match": "distance to the teachers (student.match)",
 }
-
-
-def _draw(axis, frame, key, rows, values):
-    numeric = pd.api.types.is_numeric_dtype(frame[key]) and not pd.api.types.is_bool_dtype(frame[key])
-    for number, row in enumerate(rows):
-        scores = frame[frame["row"] == row].groupby(key, sort=False)["mAP"]
-        mean, spread = scores.mean(), scores.std()
-        mean = mean.sort_index() if numeric else mean.reindex(values)
-        dodge = 0 if numeric else 0.6 * ((number + 0.5) / len(rows) - 0.5)
-        places = mean.index.to_numpy(float) if numeric else np.arange(len(values)) + dodge
-        bars = spread.reindex(mean.index).to_numpy()
-        axis.errorbar(
-            places,
-            mean.to_numpy(),
-            yerr=None if np.isnan(bars).all() else bars,
-            label=TITLES[row],
-            color=plots.ROW_COLOURS.get(TITLES[row], plots.GREY),
-            marker=plots.MARKERS[number % len(plots.MARKERS)],
-            linestyle="-" if numeric else "none",
-            markersize=6,
-            capsize=3,
-        )
-    if not numeric:
-        axis.set_xticks(range(len(values)), [str(value) for value in values])
-        axis.set_xlim(-0.5, len(values) - 0.5)
-        return
-    if min(values) > 0 and max(values) / min(values) >= 50:
-        axis.set_xscale("log")
-    axis.set_xticks(sorted(values), [f"{value:g}" for value in sorted(values)])
-    axis.minorticks_off()

@@ -10,6 +10,7 @@ from cpsd_lib.workbench.grids.params import jobs_of, load_grid
 from cpsd_lib.workbench.grids.plan import look_at, print_plan, side_by_side, spoken_time
 from cpsd_lib.workbench.pipeline import one_runner
 from cpsd_lib.workbench.run import Run, show_params
+from cpsd_lib.workbench.scoring import caveats
 from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root, repo_root
 
 
@@ -95,4 +96,5 @@ def _write_results(grid, folder, done, count):
         print("no scores yet, so there is no table")
         return
     missing = [f"{count - len(done)} of {count} jobs are missing"] if len(done) < count else []
-    print(f"\n{results.write(frame, folder, list(grid.vary), [*results.stamps(done), *missing])}")
+    notes = dict.fromkeys(note for job in done for note in caveats(Run(job.params)))
+    print(f"\n{results.write(frame, folder, list(grid.vary), [*notes, *missing])}")
