@@ -1,6 +1,7 @@
 """A look at a data set on disk before anyone pays for it: counts, missing files, label frequencies, a verdict."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cpsd_lib.data.dataset import PUBLISHED, needed_splits, read_source
 from cpsd_lib.data.readers.common import hints, missing_files
@@ -45,6 +46,7 @@ def check_data(data, folder):
         lines.append(f"  {split}: {counted(images, 'image')}, {per_image}; {gone} not on disk")
     lines += [*_missing_lines(table, paths, missing, folder), *_frequency_lines(table.names, counts)]
     lines += [f"note: {note}" for note in notes]
+    lines += [f"read from {Path(data.root).absolute()}"] if data.root else []
     if faults:
         return Checked([*lines, f"verdict: it cannot train: {'; '.join(faults)}"], False)
     verdict = "verdict: it can train"

@@ -74,6 +74,7 @@ def test_missing_images_of_nuswide_are_counted_by_split_named_and_marked(check, 
     status, lines = check("nuswide", root)
     assert status == 0 and "INCOMPLETE" in lines[-1]
     assert lines[2].startswith("  test: 2 images, 3 labels, 1.50 an image; 1 image not on disk")
+    assert any(line.startswith("read from /") for line in lines)
     assert "0009_9.jpg" in (check.folder / "missing_files.txt").read_text()
 
 

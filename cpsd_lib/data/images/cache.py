@@ -1,10 +1,8 @@
 """Every image decoded once: uint8 pixels in a file that every run maps into memory, resumed when killed."""
 
 import contextlib
-import errno
 import multiprocessing
 import os
-import shutil
 import socket
 import time
 from pathlib import Path
@@ -138,10 +136,7 @@ def _write(load, indices, shape, path):
 
 
 def _allocate(path, length):
-    # A disk that is too small says so now, not after an hour.
-    if shutil.disk_usage(path.parent).free < length:
-        text = f"the decoded images need {length:,} bytes ({length / 2**30:.1f} GiB) in {path.parent}"
-        raise OSError(errno.ENOSPC, f"{text}: free some space, choose another cache folder or a smaller size")
+    support.need_space(path.parent, length, "the decoded images")
     with open(path, "wb") as file:
         file.truncate(length)
 

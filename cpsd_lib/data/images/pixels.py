@@ -10,6 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 
+from cpsd_lib.support import cores
+
 CHUNK = 8  # images a task: handing one over costs about a millisecond, decoding one 0.3 (170 px) to 30 ms (12 Mpx)
 POOL_SECONDS = 4.0  # less work than this is done before worker processes have started
 
@@ -43,7 +45,7 @@ class OnTheFly:
 
     def __init__(self, load, count, size, workers=None):
         self.shape, self._load = (count, 3, size, size), load
-        self._workers, self._pool = workers or os.cpu_count() or 1, None
+        self._workers, self._pool = workers or cores(), None
         self._seconds, self._chunks = 0.0, 0  # spent in this process, before there is a pool
 
     def __len__(self):

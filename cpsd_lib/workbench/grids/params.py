@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from cpsd_lib.support import digest
+from cpsd_lib.support import cores, digest
 from cpsd_lib.workbench.loading import format_error, load_params
 from cpsd_lib.workbench.params import Params, Section
 from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params
@@ -86,11 +85,6 @@ class Job:
     params: Params
     left: tuple = ()  # names of the stages that are not done and fresh, in order; a plan's, as `cost` is
     cost: object = None  # the Cost of all of it
-
-
-def cores():
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_grid(source, overrides=None):

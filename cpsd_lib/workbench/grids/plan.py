@@ -8,11 +8,11 @@ import psutil
 import torch
 
 from cpsd_lib.objectives import Supervised
-from cpsd_lib.support import counted, keep_freed_memory, pick_device
+from cpsd_lib.support import cores, counted, keep_freed_memory, pick_device
 from cpsd_lib.training import Batches, fit
 from cpsd_lib.workbench.building import build_shape
 from cpsd_lib.workbench.cost import estimate
-from cpsd_lib.workbench.grids.params import cores, refuse
+from cpsd_lib.workbench.grids.params import refuse
 from cpsd_lib.workbench.pipeline import stages_left
 from cpsd_lib.workbench.preflight import images_of
 from cpsd_lib.workbench.run import Run
