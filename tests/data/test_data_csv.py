@@ -113,6 +113,15 @@ def test_names_of_several_words_and_with_signs_are_classes(tmp_path):
     assert table.names == sorted(names)
 
 
+def test_colours_and_things_in_all_pairs_are_classes(tmp_path):
+    names = [
+        f"{colour} {thing}" for colour in ("red", "blue", "old", "new") for thing in ("car", "bus", "bike", "tram")
+    ]
+    lines = [f"{number}.jpg,train,{name}" for number, name in enumerate(names)]
+    table = read_csv(write(tmp_path / "d", "\n".join(["file_name,split,labels", *lines, ""]))).table
+    assert table.names == sorted(names)
+
+
 def test_images_directly_in_the_root_are_accepted(tmp_path):
     root = write(tmp_path / "d", GOOD, images=False)
     (root / "a.jpg").touch()

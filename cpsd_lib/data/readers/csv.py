@@ -123,13 +123,14 @@ def _class_names(cell, separator):
 def _check_separator(path, names, separator, joins):
     """Raise ValueError where another separator makes far fewer classes of `names`; joins: whether `separator` joins any."""
     for other in SEPARATORS:
-        parts = sorted(set().union(*(_class_names(name, other) for name in names)))
-        far_fewer = len(parts) < len(names) if other in "|," else not joins and 2 * len(parts) <= len(names)
-        if far_fewer:
+        parts = set().union(*(_class_names(name, other) for name in names))
+        # "red car" and "blue bus" may be names: colours alone are none, where labels that were joined do stand alone.
+        seems_joined = not joins and 2 * len(parts) <= len(names) and parts & set(names)
+        if len(parts) < len(names) if other in "|," else seems_joined:
             joined = next(name for name in names if other in name)
             raise ValueError(
                 f"{path}: joined by {separator!r} its labels are {len(names):,} classes, one of them {joined!r}; joined by "
-                f'{other!r} they are {len(parts):,}: {listed(parts, shown=5)}. Give data.separator: "{other}" (on the '
+                f'{other!r} they are {len(parts):,}: {listed(sorted(parts), shown=5)}. Give data.separator: "{other}" (on the '
                 f"command line 'data.separator=\"{other}\"'), or write these names another way if each is one class"
             )
 
