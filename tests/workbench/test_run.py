@@ -302,6 +302,8 @@ if {name!r} == "02_partition":
     if (folder.parent / "hang").exists():
         time.sleep(600)
 records = [{{"split": "test", "row": "baseline", "seed": 0, "mAP": 50.0, "CF1": 1.0, "OF1": 1.0, "seconds": 1.0}}]
+if {name!r} == "01_data":
+    (folder / "data.json").write_text(json.dumps({{"incomplete": "", "notes": [], "skipped": []}}))
 if {name!r} == "05_evaluation":
     (folder / "evaluation" / "metrics.json").write_text(json.dumps(records))
 """
@@ -476,7 +478,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, tm
 def test_a_notebooks_own_error_and_path_end_the_run_with_exit_status_1(tmp_path):
     photos = tmp_path / "photos"
     lines = [
-        f"{number}.jpg,{'test' if number % 4 == 0 else 'train'},{'cat' if number % 2 else 'dog'}"
+        f"{number}.jpg,{'test' if number % 4 == 0 else 'train'},{'cat;dog' if number % 2 else 'dog'}"
         for number in range(24)
     ]
     for number in range(24):
