@@ -81,6 +81,8 @@ class Run:
         MissingStage where 01_data has not run.
         """
         if not (self.folder / "data.json").exists():
+            if self.params.evaluation.released:  # its one stage is 05_evaluation
+                return describe_data(self)
             raise MissingStage(f"there is no data.json in {self.folder}; run 01_data first")
         return read_json(self.folder / "data.json")
 

@@ -151,7 +151,7 @@ def test_the_report_is_one_page_that_needs_no_network(tmp_path, monkeypatch):
     entry["outputs"] = {"evaluation/components.csv": "1", "figures/07_components.png": "2"}
     write_json(tmp_path / "manifest.json", {"stages": {"07_ablation": entry}})
     skipped = [[f"{number}.jpg", "broken"] for number in range(60)]
-    write_json(tmp_path / "data.json", {"notes": ["a note"], "skipped": skipped})
+    run.described |= {"notes": ["a note"], "skipped": skipped}
     for name in ("07_components", "07_of_other_parameters"):
         plots.save(component_figure(scores, "test", "hand-made"), run.folder / "figures" / f"{name}.png")
     page = write_report(run).read_text()
