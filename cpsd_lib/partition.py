@@ -108,7 +108,8 @@ class Partition:
         device = x.device if isinstance(x, torch.Tensor) else None
         if device not in self._made:
             indices = [*map(np.array, self.parts), np.argsort(np.concatenate(self.parts))]
-            self._made[device] = indices if device is None else [torch.from_numpy(i).to(device) for i in indices]
+            with torch.inference_mode(False):  # made in it, they could not be part of a gradient later
+                self._made[device] = indices if device is None else [torch.from_numpy(i).to(device) for i in indices]
         return self._made[device]
 
     def save(self, path):

@@ -15,7 +15,7 @@ from cpsd_lib.viz import plots
 from cpsd_lib.workbench.making import load_student, load_teachers, row_key
 from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, TITLES, baseline_of, branches_of
-from cpsd_lib.workbench.run import MissingStage, describe_data, held_out_indices
+from cpsd_lib.workbench.run import MissingStage, held_out_indices
 
 SPLITS = ("test", "test_shifted")
 
@@ -27,7 +27,6 @@ def evaluate(run):
     Writes scores/*.npy (logits [n, C] float32), metrics.json, per_class.csv; returns metrics.json's list of records.
     """
     folder = run.folder / "evaluation"
-    describe_data(run)  # for who reads the scores, also where a released checkpoint alone is scored
     records, per_class = [], []
     released = run.params.evaluation.released is not None
     for seed in run.params.seed_list()[: 1 if released else None]:

@@ -99,6 +99,14 @@ def test_gradients_flow_through_split_and_merge():
     assert x.grad.tolist() == [[1, 2, 3]]
 
 
+def test_a_partition_first_used_in_inference_mode_takes_part_in_a_gradient_later():
+    parts, x = Partition([[2, 0], [1]], 3), torch.zeros(1, 3, requires_grad=True)
+    with torch.inference_mode():
+        parts.merge(parts.split(torch.zeros(1, 3)))
+    (parts.merge(parts.split(x)) * torch.tensor([[1.0, 2.0, 3.0]])).sum().backward()
+    assert x.grad.tolist() == [[1, 2, 3]]
+
+
 @pytest.mark.parametrize("x", [np.zeros(3), np.zeros((3, 2)), np.zeros((2, 4))])
 def test_split_refuses_another_number_of_classes(x):
     with pytest.raises(ValueError, match=r"expected \[N, 3"):
