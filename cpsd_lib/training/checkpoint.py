@@ -71,11 +71,16 @@ def resume(folder, states, training, device):
     if saved is None:
         print(f"{path} cannot be read; this training starts anew")
         return fresh
-    if saved.get("training") != training:
+    there, wanted = dict(saved.get("training", {})), dict(training)
+    if not wanted.pop("learners").items() <= there.pop("learners", {}).items() or there != wanted:
         return fresh
     for state in states:
         state.load(saved["states"][state.learner.name])
-    return {name: saved[name] for name in fresh}
+    progress = {name: saved[name] for name in fresh}
+    # Killed while finished models were put into place, some of the checkpoint's need no training any more.
+    progress["seconds"] *= len(states) / len(saved["states"])
+    progress["history"] = [line for line in saved["history"] if line["learner"] in training["learners"]]
+    return progress
 
 
 def write_checkpoint(path, states, progress, training):

@@ -104,7 +104,8 @@ def _make_models(run, seed, tasks, what, soft=None, stored_views=None):
     by_key = {task.key: task for task in tasks}
 
     def make(keys):
-        todo, folder = [by_key[key] for key in keys], run.store.work(keys)
+        # The folder of the whole group: killed while its models are put into place, the others need no training either.
+        todo, folder = [by_key[key] for key in keys], run.store.work(by_key)
         training, learners = todo[0].training, _learners(run, todo)
         indices, selection = training_indices(run, training, seed)
         validation, table = None, run.dataset.table
@@ -204,7 +205,10 @@ class StoredTargets:
             self._teachers = fold_teachers(load_teachers(run, self._seed, list(recipes)), run.params.data.size)
             for merged in self._teachers.values():
                 merged.to(run.device, memory_format=torch.channels_last)
-        folder, numbers = run.store.work(todo), len(self.indices) * len(run.dataset.table.names)
+        folder, numbers = (
+            run.store.work(map(key_of, recipes.values())),
+            len(self.indices) * len(run.dataset.table.names),
+        )
         need_space(folder, 2 * numbers * len(branches), f"the soft targets of view {recipes[branches[0]]['number']}")
         teachers = {branch: self._teachers[branch] for branch in branches}
         batches = _batches(run, training, self._seed, self.indices)

@@ -133,7 +133,7 @@ class Store:
         about: JSON-able, what is not in the recipe: seconds, the epoch that was kept, ...
         """
         key = key_of(recipe)
-        half = self.root / ".work" / f"{key}.{os.getpid()}"
+        half = self.root / ".work" / f"{key}.half"  # one name, for its lock is held: what a killed maker left goes here
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
         for name, path in files.items():

@@ -618,6 +618,18 @@ def test_another_group_in_a_folder_is_trained_to_the_same_weights(images, target
     assert same(weights(together), weights(again)) and same(weights(together[:2]), weights(later[:2]))
 
 
+def test_some_learners_of_a_checkpoint_go_on_without_the_others(images, targets, tmp_path):
+    unbroken, broken, again = three(0.5), three(0.5), three(0.5)
+    run(unbroken, tmp_path / "unbroken", images, targets)
+    broken[2].objective = interrupting(broken[2].objective, 7)
+    with pytest.raises(Interrupt):
+        run(broken, tmp_path / "broken", images, targets)
+    again[1].objective = interrupting(again[1].objective, 12 - 7)  # one call more than there are steps left
+    found = run(again[1:], tmp_path / "broken", images, targets)
+    assert same(weights(unbroken[1:]), weights(again[1:]))
+    assert [line["epoch"] for line in found["co-0"]["history"]] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     "change", [{"lr": 2e-2}, {"epochs": 4}, {"view": "plain"}, {"batch_size": 4}, "seed", "images"]
 )

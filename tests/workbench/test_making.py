@@ -51,6 +51,7 @@ from cpsd_lib.workbench.run import (
     training_indices,
 )
 from cpsd_lib.workbench.scoring import component_table, evaluate, load_records, score_path
+from cpsd_lib.workbench.store import Store
 from cpsd_lib.workbench.yaml_files import ParameterError
 
 SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 32, "partition.k": 2}
@@ -710,3 +711,21 @@ def test_soft_targets_that_do_not_fit_on_the_disk_say_what_they_need_before_they
     stored = StoredTargets(small(), 0, ["co", "dis"])
     with pytest.raises(OSError, match=r"the soft targets of view 77 need 4,\d00 bytes .* free some space"):
         stored.open(77)
+
+
+def test_killed_while_finished_models_are_put_into_place_nothing_is_trained_again(outputs, monkeypatch):
+    run, commit, done = small(seed=5, name="between"), Store.commit, []
+    cut_labels(run)
+
+    def killed(self, *arguments):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(commit(self, *arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_teachers(run, 5)
+    monkeypatch.setattr("cpsd_lib.training.loop._step", None)
+    train_teachers(run, 5)
+    assert [path.name for path in (run.store.root / ".work").iterdir()] == ["locks"]
