@@ -215,8 +215,8 @@ def cut(affinity, k, seed=0, refine=False):
         # One thread: small matrices lose by more (0.3 s becomes 3 s on a busy machine), and the result stays the same.
         with threadpool_limits(1):
             for classes, parts in zip(components, _shared_out(affinity, components, k), strict=True):
-                graph, first = affinity[np.ix_(classes, classes)], labels.max() + 1
-                labels[classes] = first + (_refined_cut if refine else _spectral_cut)(graph, parts, seed)
+                graph = affinity[np.ix_(classes, classes)]
+                labels[classes] = labels.max() + 1 + _cut_connected(graph, parts, seed, refine)
     for c in np.flatnonzero(labels < 0):
         labels[c] = _smallest(labels, k)
     return _from_labels(labels)
@@ -254,26 +254,23 @@ def _from_labels(labels):
 
 def _kmeans(points, k, seed, starts):
     with warnings.catch_warnings():
-        # Fewer distinct points than k, as when two classes always come together: _fill_empty sees to it.
+        # Fewer distinct points than k, as when two classes always come together: _Cut sees to it.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return KMeans(k, n_init=starts, random_state=seed).fit(points).labels_
 
 
-def _spectral_cut(affinity, k, seed, starts=200):
-    # 200 starts: with 20, some seeds miss the best k-means solution of COCO at k = 8; 200 cost 0.1 s.
-    if k in (1, len(affinity)):
-        return np.arange(len(affinity)) % k
-    return _Cut(affinity, _kmeans(spectral_embedding(affinity, k), k, seed, starts), k).labels
-
-
-def _refined_cut(affinity, k, seed):
-    # Each start ends in a local minimum of its own. The plain cut comes first, so the result is never above it; k-means
-    # from one start each lands near it; random parts find what the eigenvectors do not show (P- is nearly constant).
+def _cut_connected(affinity, k, seed, refine):
+    """Return the part of each class of a connected graph, the plain cut or the refined one."""
     if k in (1, len(affinity)):
         return np.arange(len(affinity)) % k
     points, random = spectral_embedding(affinity, k), np.random.default_rng(seed)
+    # 200 starts: with 20, some seeds miss the best k-means solution of COCO at k = 8; 200 cost 0.1 s.
+    starts = [_Cut(affinity, _kmeans(points, k, seed, 200), k).labels]
+    if not refine:
+        return starts[0]
+    # Each start ends in a local minimum of its own. The plain cut comes first, so the result is never above it; k-means
+    # from one start each lands near it; random parts find what the eigenvectors do not show (P- is nearly constant).
     fewer = min(1.0, FULL / len(affinity))  # a start costs about the square of the classes
-    starts = [_spectral_cut(affinity, k, seed)]
     starts += [_kmeans(points, k, n, 1) for n in random.integers(2**31, size=round(NEAR_STARTS * fewer))]
     starts += [random.permutation(len(affinity)) % k for _ in range(round(RANDOM_STARTS * fewer))]
     return min((_Cut(affinity, labels, k).descend() for labels in starts), key=lambda end: _ncut(affinity, end, k))
@@ -283,7 +280,7 @@ class _Cut:
     """Classes in k parts, none empty, and the sums by which a change of Ncut is known without computing it anew."""
 
     def __init__(self, affinity, labels, k):
-        self.affinity, self.labels, self.k = affinity, labels.copy(), k
+        self.affinity, self.labels = affinity, labels.copy()
         self.degree, self.own = affinity.sum(1), affinity.diagonal()
         self.to_part, self.within, self.volume = _weights(affinity, labels, k)
         self.count = np.bincount(labels, minlength=k)
@@ -313,7 +310,9 @@ class _Cut:
 
     def _swap(self):
         """Swap the pairs that gain most, of each class and its best partner, where that lowers Ncut; return whether any did."""
-        best = [self._best_partners(rows) for rows in np.array_split(np.arange(len(self.labels)), self.blocks)]
+        classes = np.arange(len(self.labels))
+        blocks = np.array_split(classes, 1 + len(classes) ** 2 // BLOCK)
+        best = [(found.min(1), found.argmin(1)) for found in (self.swap_changes(rows, classes) for rows in blocks)]
         changes, partners = (np.concatenate(found) for found in zip(*best, strict=True))
         swapped = False
         for a in np.argsort(changes, kind="stable")[: 2 * max(1, len(self.labels) // FEW)]:  # a pair stands there twice
@@ -324,14 +323,6 @@ class _Cut:
                 self.move(b, part)
                 swapped = True
         return swapped
-
-    @property
-    def blocks(self):
-        return 1 + len(self.labels) ** 2 // BLOCK
-
-    def _best_partners(self, rows):
-        changes = self.swap_changes(rows, np.arange(len(self.labels)))
-        return changes.min(1), changes.argmin(1)
 
     def move_changes(self):
         """Return the change of Ncut by moving class c to part t, [C, k]; inf where nothing moves or a part would be empty."""
