@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cpsd_lib.cli import main
+from cpsd_lib.partition import Partition
 from cpsd_lib.support import read_json, write_json
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import loop
@@ -729,3 +730,20 @@ def test_killed_while_finished_models_are_put_into_place_nothing_is_trained_agai
     monkeypatch.setattr("cpsd_lib.training.loop._step", None)
     train_teachers(run, 5)
     assert [path.name for path in (run.store.root / ".work").iterdir()] == ["locks"]
+
+
+def test_released_parts_of_fewer_classes_than_the_default_k_are_used(folder_of_photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "outputs"))
+    files = {}
+    for branch in ("co", "dis"):
+        files[f"partition.released_{branch}"] = str(tmp_path / f"{branch}.json")
+        Partition([[0, 2], [1, 3]], 4).save(tmp_path / f"{branch}.json")
+    photos = {
+        "data.kind": "csv",
+        "data.root": str(folder_of_photos),
+        "name": "released",
+        "partition.use_released": True,
+    }
+    settings = SMALL | photos | files | {"partition.k": 8}
+    check_run(load_params("tiny", settings))
+    assert [len(found) for found in cut_labels(open_run("tiny", settings)).values()] == [2, 2]
