@@ -1,6 +1,5 @@
 """How sure a score is: bootstrap intervals over the images, of mAP, of the difference of two mAPs, and of a mean."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ import numpy as np
 from scipy import sparse
 
 from cpsd_lib.evaluation.metrics import check, mean_average_precision, mean_of_known
-from cpsd_lib.support import bar
+from cpsd_lib.support import bar, cores
 
 
 class Interval(NamedTuple):
@@ -94,7 +93,7 @@ def _resampled(models, targets, resamples, seed):
     tables = [check(scores, targets) for scores in models]
     images, classes = tables[0][1].shape
     random, result = np.random.default_rng(seed), []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, bar(resamples, "bootstrap", "resample") as progress:
+    with ThreadPoolExecutor(cores()) as pool, bar(resamples, "bootstrap", "resample") as progress:
         columns = ((scores[:, c], targets[:, c]) for scores, targets in tables for c in range(classes))
         rankings = list(pool.map(lambda column: _ranking(*column), columns))
         while len(result) < resamples:

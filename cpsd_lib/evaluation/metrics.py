@@ -1,10 +1,11 @@
 """Scores of a multi-label classifier, in fractions 0..1. Unknown targets (-1) are left out."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+
+from cpsd_lib.support import cores
 
 
 def average_precision(scores, targets):
@@ -21,7 +22,7 @@ def average_precision(scores, targets):
         return (right / chosen).mean() if len(right) else np.nan
 
     # Transposed, a class's scores lie side by side; numpy sorts without the interpreter's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return np.array(list(pool.map(score, scores.T.copy(), targets.T.copy())))
 
 

@@ -306,7 +306,8 @@ def test_the_same_seed_gives_the_same_interval_on_any_number_of_cores(monkeypatc
     scores, targets = table(2)
     expected = bootstrap.bootstrap_interval(scores, targets, resamples=70, seed=1)
     for cores in (1, 5):
-        monkeypatch.setattr(metrics.os, "cpu_count", lambda cores=cores: cores)
+        for module in (metrics, bootstrap):
+            monkeypatch.setattr(module, "cores", lambda cores=cores: cores)
         assert bootstrap.bootstrap_interval(scores, targets, resamples=70, seed=1) == expected
     assert bootstrap.bootstrap_interval(scores, targets, resamples=70, seed=2) != expected
 

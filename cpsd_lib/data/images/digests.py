@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 
 from cpsd_lib import support
-from cpsd_lib.support import bar
+from cpsd_lib.support import bar, cores
 
 
 def file_digests(paths, index_path):
@@ -26,7 +26,7 @@ def file_digests(paths, index_path):
     states = dict(zip(names, file_states(names), strict=True))
     unread = [name for name, state in states.items() if state and known.get(name, [])[:-1] != state]
     shown = bar(len(unread), "reading files", "file") if unread else contextlib.nullcontext()
-    with shown as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with shown as progress, ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(unread), 10_000):  # saved now and then: a killed run need not read all again
             block = unread[start : start + 10_000]
             for name, digest in zip(block, pool.map(_digest, block), strict=True):
