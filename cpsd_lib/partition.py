@@ -206,9 +206,8 @@ def cut(affinity, k, seed=0, refine=False):
     labels = np.full(len(affinity), -1)
     connected = np.flatnonzero(affinity.sum(1) > 0)
     components = [connected[part] for part in _components(affinity[np.ix_(connected, connected)])]
-    if (
-        len(components) >= k or not components
-    ):  # no weight is cut at all: the largest first, each into the smallest part
+    if len(components) >= k or not components:
+        # No weight is cut at all: the largest first, each into the smallest part.
         for classes in sorted(components, key=len, reverse=True):
             labels[classes] = _smallest(labels, k)
     else:
@@ -234,7 +233,7 @@ def _smallest(labels, k):
 def _shared_out(affinity, components, k):
     """Return how many of the k parts each component is cut into: as many as it has of the graph's k smallest eigenvalues."""
     if len(components) == 1:
-        return [k]
+        return [min(k, len(components[0]))]
     values = [spectrum(affinity[np.ix_(one, one)], min(k, len(one)))[0] for one in components]
     owner = np.repeat(np.arange(len(values)), [len(one) for one in values])
     # The smallest of each is 0: every component has one part at least. Fewer classes with weight than parts: all alone.

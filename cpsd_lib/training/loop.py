@@ -65,8 +65,9 @@ def fit(
     torch.backends.cudnn.deterministic = True
     with one_trainer(folder) if folder else nullcontext():
         states = [start_state(learner, training, batches.steps, batches.device) for learner in learners]
-        progress = resume(folder, states, _described(states, batches, training, seed), batches.device)
-        _train(states, batches, training, folder and Path(folder), seed, progress, validation, files, desc)
+        described = _described(states, batches, training, seed, validation)
+        progress = resume(folder, states, described, batches.device)
+        _train(states, batches, training, folder and Path(folder), described, progress, validation, files, desc)
     return {state.learner.name: _select(state, progress, len(states)) for state in states}
 
 
@@ -81,18 +82,18 @@ def _learners(models, objective):
     return named
 
 
-def _described(states, batches, training, seed):
+def _described(states, batches, training, seed, validation):
     """What must be the same for a checkpoint to be gone on from, JSON-able."""
     settings = {name: value for name, value in asdict(training).items() if name != "checkpoint_seconds"}
     shown = [batches.seed, batches.batch_size, batches.indices.tolist(), asdict(batches.recipe), batches.stored_views]
     learners = {state.learner.name: state.learner.fingerprint for state in states}
-    return {"learners": learners, "settings": settings, "seed": seed, "batches": shown}
+    chosen_by = validation and [validation.indices.tolist(), validation.raw_too]
+    return {"learners": learners, "settings": settings, "seed": seed, "batches": shown, "validation": chosen_by}
 
 
-def _train(states, batches, training, folder, seed, progress, validation, files, desc):
+def _train(states, batches, training, folder, described, progress, validation, files, desc):
     precision = pick_precision(training.precision, batches.device)
     checkpoint = folder / CHECKPOINT if folder else None
-    described = _described(states, batches, training, seed)
     pending = []  # (image indices, {learner: loss}) not looked at yet
     look_every = CHECK_EVERY if batches.device.type == "cuda" else 1
     saved_at = began = time.perf_counter()
@@ -113,7 +114,9 @@ def _train(states, batches, training, folder, seed, progress, validation, files,
             for batch in batches.epoch(progress["epoch"], progress["step"]):
                 step = progress["epoch"] * batches.steps + progress["step"]
                 with interrupt_waits() as interrupted:
-                    losses = {state.learner.name: _step(state, batch, precision, seed, step) for state in states}
+                    losses = {
+                        state.learner.name: _step(state, batch, precision, described["seed"], step) for state in states
+                    }
                     progress["step"] += 1
                 pending.append((batch.indices, losses))
                 due = checkpoint is not None and (interrupted or time.perf_counter() - saved_at >= every)

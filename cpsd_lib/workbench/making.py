@@ -205,10 +205,8 @@ class StoredTargets:
             self._teachers = fold_teachers(load_teachers(run, self._seed, list(recipes)), run.params.data.size)
             for merged in self._teachers.values():
                 merged.to(run.device, memory_format=torch.channels_last)
-        folder, numbers = (
-            run.store.work(map(key_of, recipes.values())),
-            len(self.indices) * len(run.dataset.table.names),
-        )
+        folder = run.store.work(map(key_of, recipes.values()))
+        numbers = len(self.indices) * len(run.dataset.table.names)
         need_space(folder, 2 * numbers * len(branches), f"the soft targets of view {recipes[branches[0]]['number']}")
         teachers = {branch: self._teachers[branch] for branch in branches}
         batches = _batches(run, training, self._seed, self.indices)

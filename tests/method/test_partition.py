@@ -345,6 +345,13 @@ def test_components_stay_together_while_there_are_as_many_of_them_as_parts(refin
 
 
 @pytest.mark.parametrize("refine", [False, True])
+def test_one_component_of_fewer_classes_than_parts_is_taken_apart_and_the_others_fill_up(refine):
+    affinity = np.pad(1 - np.eye(3), (0, 5))  # classes 3 to 7 have no neighbour
+    for k in range(1, 9):
+        assert len(partition.cut(affinity, k, refine=refine)) == k
+
+
+@pytest.mark.parametrize("refine", [False, True])
 def test_a_component_that_falls_apart_easily_gets_the_further_part(refine):
     loose, _ = blocks([4, 4], outside=0.01)
     tight = 1 - np.eye(8)

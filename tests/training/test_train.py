@@ -610,6 +610,13 @@ def test_a_finished_training_is_read_and_not_trained_again(images, targets, tmp_
     assert same(weights(first), weights(second)) and not any(x.model.training for x in second)
 
 
+def test_another_way_to_choose_the_epoch_does_not_read_the_finished_training(images, targets, tmp_path):
+    validation, last, best = Validation(images, targets, np.arange(32, 40)), learner(), learner()
+    run([last], tmp_path, images, targets)
+    found = run([best], tmp_path, images, targets, validation=validation)["whole"]
+    assert found["val_map"] is not None
+
+
 def test_another_group_in_a_folder_is_trained_to_the_same_weights(images, targets, tmp_path):
     together, later, again = three(0.5), three(0.5), three(0.5)
     run(together, tmp_path / "together", images, targets)
