@@ -77,10 +77,13 @@ def _run(source, overrides):
 
 def _cost(source, overrides):
     params = workbench.load_params(source, overrides, paths=False)
-    train, test, classes, source = workbench.images_of(params.data)
-    shown = workbench.card(workbench.estimate(params, classes, train, test))
-    images = f"{train:,} training and {counted(test, 'test image')}"
-    print(f"{params.name}: {images}, {counted(classes, 'class', 'classes')} ({source})\n{shown}")
+    there = workbench.images_of(params.data)
+    shown = workbench.card(
+        workbench.estimate(params, there.classes, there.train, there.test, unlabelled=there.unlabelled)
+    )
+    unlabelled = f", {there.unlabelled:,} unlabelled" if there.unlabelled else ""
+    images = f"{there.train:,} training{unlabelled} and {counted(there.test, 'test image')}"
+    print(f"{params.name}: {images}, {counted(there.classes, 'class', 'classes')} ({there.origin})\n{shown}")
     return 0
 
 

@@ -82,6 +82,23 @@ class PartTeachers(nn.Module):
             return self(images)
 
 
+class Ensemble(PartTeachers):
+    """Whole models that act as one teacher: the mean of their logits. models: nn.Modules, each over all classes."""
+
+    def __init__(self, models):
+        nn.Module.__init__(self)
+        self.experts = nn.ModuleList(models)
+
+    def forward(self, images):
+        """Return the mean of the models' logits [B, C] float32."""
+        return torch.stack([logits_of(expert(images)).float() for expert in self.experts]).mean(0)
+
+    def loss(self, images, targets, **asl):
+        """Return the asymmetric loss of each model on all classes, summed (a scalar); the models go into train mode."""
+        self.train()
+        return sum(asymmetric_loss(logits_of(expert(images)), targets, **asl) for expert in self.experts)
+
+
 class TrainModeTeachers(PartTeachers):
     """The same experts with soft targets computed in train mode, as the release did: shows what that fault costs."""
 

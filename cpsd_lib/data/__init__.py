@@ -9,8 +9,8 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "settings": "DataSettings",
-        "table": "LabelTable listed",
-        "dataset": "Dataset PUBLISHED count_images open_dataset read_source signature",
+        "table": "UNLABELLED LabelTable listed",
+        "dataset": "Dataset PUBLISHED choose count_images open_dataset read_source signature",
         "check": "check_data",
         "boxes": "boxes_of",
         "images.decode": "BadImage decode decode_image",

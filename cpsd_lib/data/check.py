@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpsd_lib.data.dataset import PUBLISHED, needed_splits, read_source
+from cpsd_lib.data.dataset import PUBLISHED, choose, needed_splits, read_source
 from cpsd_lib.data.readers.common import hints, missing_files
-from cpsd_lib.data.table import SPLITS, check_splits, listed
+from cpsd_lib.data.table import SPLITS, UNLABELLED, check_splits, listed
 from cpsd_lib.support import counted, memory, write_text
 
 MISSING = "missing_files.txt"
@@ -22,10 +22,10 @@ class Checked:
 def check_data(data, folder):
     """Return the Checked of DataSettings `data`, no image decoded; missing files are named in a file in `folder`."""
     try:
-        source = read_source(data)
+        source, table, notes = choose(read_source(data), data)
     except (ValueError, OSError) as error:
         return Checked([f"verdict: it cannot train: {error}"], False)
-    table, paths, notes = source.table, source.paths, source.notes
+    paths, notes = source.paths, [*source.notes, *notes]
     missing = missing_files(paths)
     not_on_disk = f"{counted(len(missing), 'image is', 'images are')} not on disk"
     faults = []
@@ -44,6 +44,8 @@ def check_data(data, folder):
         per_image = f"{counted(total, 'label')}, {total / images:.2f} an image"
         gone = counted((table.split[missing] == split).sum(), "image")
         lines.append(f"  {split}: {counted(images, 'image')}, {per_image}; {gone} not on disk")
+    if unlabelled := len(table.indices(UNLABELLED)):
+        lines.append(f"  {UNLABELLED}: {counted(unlabelled, 'image')}, for students to learn on from their teachers")
     lines += [*_missing_lines(table, paths, missing, folder), *_frequency_lines(table.names, counts)]
     lines += [f"note: {note}" for note in notes]
     lines += [f"read from {Path(data.root).absolute()}"] if data.root else []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from glob import glob
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,12 +19,12 @@ from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
 from cpsd_lib.data.readers.common import hints, missing_files
 from cpsd_lib.data.readers.csv import image_paths, read_csv
 from cpsd_lib.data.scenes.scenes import Scenes
-from cpsd_lib.data.table import LabelTable, check_splits, listed
+from cpsd_lib.data.table import UNLABELLED, LabelTable, check_splits, listed
 from cpsd_lib.support import counted, digest, sha256
 
 READERS = {
     "scenes": lambda data: Scenes(images=data.images, size=data.size, seed=data.seed, groups=data.groups),
-    "csv": lambda data: read_csv(data.root, data.annotations, data.image_folder, data.separator),
+    "csv": lambda data: read_csv(data.root, data.annotations, data.image_folder, data.separator, data.unnamed),
     "coco2014": lambda data: coco2014.read_coco2014(data.root),
     "nuswide": lambda data: nuswide.read_nuswide(data.root),
     "voc2007": lambda data: voc2007.read_voc2007(data.root, data.difficult),
@@ -71,8 +72,8 @@ def open_dataset(data, cache_root):
     Raises ValueError or FileNotFoundError for anything that would spoil a training: see the readers, table and cache.
     """
     source, skipped, incomplete = leave_out_missing(read_source(data), data)
-    source, limited = _limited(source, data)
-    table, incomplete = source.table, [*incomplete, *limited]
+    source, table, chosen = choose(source, data)
+    incomplete = [*incomplete, *chosen]
     notes = [*source.notes, *incomplete]
     digests = file_digests(source.paths, Path(cache_root) / "fingerprints" / f"{digest(str(data.root))}.json")
     images, bad, key = _pixels(source, digests, data, cache_root)
@@ -117,8 +118,18 @@ def read_source(data):
     return READERS[data.kind](data)
 
 
+class Counts(NamedTuple):
+    """How many labelled images train and all test splits have, of how many classes, where that is from; unlabelled images."""
+
+    train: int
+    test: int
+    classes: int
+    origin: str
+    unlabelled: int = 0
+
+
 def count_images(data):
-    """Return (training images, test images of all test splits, classes, where the numbers come from), nothing decoded.
+    """Return the Counts of DataSettings `data`, nothing decoded.
 
     The published data sets need not be there; an image that is missing or broken still counts.
     """
@@ -133,7 +144,11 @@ def count_images(data):
     if data.limit is not None and data.limit < total:
         counts = {split: _share(data.limit, count, total) for split, count in counts.items()}
         origin += f", data.limit {data.limit:,}"
-    return counts.get("train", 0), counts.get("test", 0) + counts.get("test_shifted", 0), classes, origin
+    train, unlabelled = counts.get("train", 0), counts.get(UNLABELLED, 0)
+    if data.labelled is not None:
+        train, unlabelled = min(train, _labelled(data, train)), unlabelled + max(0, train - _labelled(data, train))
+        origin += f", data.labelled {data.labelled:,g}"
+    return Counts(train, counts.get("test", 0) + counts.get("test_shifted", 0), classes, origin, unlabelled)
 
 
 def needed_splits(data):
@@ -168,15 +183,25 @@ def _not_there(paths, indices):
     return {i: NO_FILE + hint for i, hint in zip(indices, hints([paths[i] for i in indices]), strict=True)}
 
 
-def _limited(source, data):
-    table, total = source.table, len(source.table.files)
-    if data.kind == "scenes" or data.limit is None or data.limit >= total:
-        return source, []
-    rng, kept = np.random.default_rng(data.seed), []
-    for split in sorted(set(table.split.tolist())):
-        indices = table.indices(split)
-        kept.extend(rng.permutation(indices)[: _share(data.limit, len(indices), total)].tolist())
-    return source.take(sorted(kept)), [f"data.limit: {len(kept):,} of {total:,} images are used"]
+def choose(source, data):
+    """Return (source, its LabelTable, notes) as data.limit and data.labelled leave what `read_source` returned."""
+    table, notes, total = source.table, [], len(source.table.files)
+    if data.kind != "scenes" and data.limit is not None and data.limit < total:
+        rng, kept = np.random.default_rng(data.seed), []
+        for split in sorted(set(table.split.tolist())):
+            indices = table.indices(split)
+            kept.extend(rng.permutation(indices)[: _share(data.limit, len(indices), total)].tolist())
+        source, notes = source.take(sorted(kept)), [f"data.limit: {len(kept):,} of {total:,} images are used"]
+        table = source.table
+    if data.labelled is not None:
+        count = len(table.indices("train"))
+        table = table.hide(_labelled(data, count), data.seed)
+        notes.append(f"data.labelled: {len(table.indices('train')):,} of {count:,} training images keep their labels")
+    return source, table, notes
+
+
+def _labelled(data, count):
+    return max(2, round(data.labelled * count)) if data.labelled < 1 else int(data.labelled)
 
 
 def _share(limit, count, total):
@@ -207,7 +232,7 @@ def signature(data):
         return digest([names, file_states([f"{data.root}/{name}" for name in names])])
     annotations = Path(data.root) / data.annotations
     try:
-        paths = image_paths(data.root, data.annotations, data.image_folder)
+        paths = image_paths(data.root, data.annotations, data.image_folder, data.unnamed)
     except (ValueError, OSError):
         paths = []  # labels that cannot be read are refused by 01_data, which says why
     return digest([file_states(paths), sha256(annotations) if annotations.is_file() else None])

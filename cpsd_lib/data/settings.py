@@ -16,10 +16,15 @@ class DataSettings:
     annotations: str = "annotations.csv"  # csv
     image_folder: str = "images"  # csv
     separator: str = ";"  # csv: what joins the class names of an image
+    unnamed: str = (
+        "ignore"  # csv: photos in the image folder that no line names; "unlabelled": students train on them too
+    )
     difficult: bool = True  # voc2007: a class with difficult objects only is present; False: unknown, as VOC scores it
     # disk: every image is decoded once, size * size * 3 bytes each; none: at every look, for want of room on the disk
     cache: str = "disk"
     bad_files: str = "error"  # or "skip"
     allow_overlap: bool = False  # True: images that stand in train and in test only warn
     max_pixels: int = 178_956_970  # Pillow's own limit against decompression bombs
+    # how many training images keep their labels: a number, or a share below 1; the others are unlabelled
+    labelled: float | None = None
     limit: int | None = None  # all but scenes: a seeded part of this many images, for a quick trial

@@ -11,6 +11,7 @@ from cpsd_lib.support import counted
 
 SPLITS = ("train", "val", "test", "test_shifted")
 SKIPPED = "skipped"
+UNLABELLED = "unlabelled"  # to train on: students learn there what their teachers predict
 SHOWN = 20
 
 
@@ -19,7 +20,8 @@ class LabelTable:
     """N images and C classes: names [C], targets int8 [N, C] in {0, 1, -1 = unknown}, files [N], split [N] of str.
 
     An image's index is its index in the cache, so images never move: one left out keeps its index, in split "skipped".
-    Raises ValueError for shapes that do not agree, other values, class or file names that are empty or occur twice, and
+    A training image of which no label is known goes to split "unlabelled". Raises ValueError for known labels in that
+    split, shapes that do not agree, other values, class or file names that are empty or occur twice, and
     class names that look the same (two Unicode forms of é, a space of no width).
     """
 
@@ -39,9 +41,16 @@ class LabelTable:
             raise ValueError(f"split has shape {split.shape}, expected one name per file = ({len(files)},)")
         if other := graph.other_values(targets):
             raise ValueError(f"targets hold {listed(other)}, expected only 0, 1 and -1 (unknown)")
-        unknown = sorted(set(split.tolist()) - {*SPLITS, SKIPPED})
+        unknown = sorted(set(split.tolist()) - {*SPLITS, UNLABELLED, SKIPPED})
         if unknown:
-            raise ValueError(f"unknown split {listed(map(repr, unknown))}, expected one of {', '.join(SPLITS)}")
+            expected = ", ".join((*SPLITS, UNLABELLED))
+            raise ValueError(f"unknown split {listed(map(repr, unknown))}, expected one of {expected}")
+        known = (targets != -1).any(axis=1)
+        if labelled := np.flatnonzero(known & (split == UNLABELLED)).tolist():
+            named = listed(files[index] for index in labelled)
+            raise ValueError(f"images of split '{UNLABELLED}' have labels, expected none (or split 'train'): {named}")
+        # Wide enough for every split: numpy would cut "skipped" to "skipp" in an array of 5 letters.
+        split = np.where(~known & (split == "train") & (len(names) > 0), UNLABELLED, split).astype("U12")
         for what, values in (("class", [_visible(name, "NFC") for name in names]), ("file", files)):
             if "" in values:
                 raise ValueError(f"{what} number {values.index('')} has an empty name, expected a name")
@@ -57,13 +66,12 @@ class LabelTable:
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "files", files)
         object.__setattr__(self, "targets", targets.astype(np.int8, copy=False))
-        # Wide enough for every split: numpy would cut "skipped" to "skipp" in an array of 5 letters.
-        object.__setattr__(self, "split", split.astype("U12"))
+        object.__setattr__(self, "split", split)
 
     def indices(self, split):
         """Return the image indices of `split`, ascending (int64 [n], maybe empty); an unknown split raises ValueError."""
-        if split not in (*SPLITS, SKIPPED):
-            raise ValueError(f"unknown split {split!r}, expected one of {', '.join((*SPLITS, SKIPPED))}")
+        if split not in (*SPLITS, UNLABELLED, SKIPPED):
+            raise ValueError(f"unknown split {split!r}, expected one of {', '.join((*SPLITS, UNLABELLED, SKIPPED))}")
         return np.flatnonzero(self.split == split).astype(np.int64)
 
     def skip(self, indices):
@@ -71,6 +79,15 @@ class LabelTable:
         split = self.split.copy()
         split[np.asarray(list(indices), dtype=np.int64)] = SKIPPED
         return replace(self, split=split)
+
+    def hide(self, labelled, seed):
+        """Return the same table where `labelled` training images keep their labels, and the others go to "unlabelled".
+
+        Which ones is a draw from `seed`: fewer are part of more.
+        """
+        targets = self.targets.copy()
+        targets[np.random.default_rng([seed, 1]).permutation(self.indices("train"))[labelled:]] = -1
+        return replace(self, targets=targets)
 
     def take(self, indices):
         """Return a table of the images `indices` alone (int [n]), in that order."""

@@ -8,7 +8,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cpsd_lib.models.classifier import trial_images
 from cpsd_lib.models.trunk import Tail
-from cpsd_lib.teachers import PartTeachers
 
 
 @torch.no_grad()
@@ -54,7 +53,9 @@ def fold_teachers(merged, size):
                 if trunk not in trunks:
                     trunks[trunk] = fold_batch_norm(trunk, size)
                 expert.shared = (trunks[trunk],)
-        found[branch] = PartTeachers(experts, teachers.partition).requires_grad_(False).eval()
+        folded = copy.copy(teachers)  # of the same class, with experts of its own
+        folded._modules = {"experts": nn.ModuleList(experts)}
+        found[branch] = folded.requires_grad_(False).eval()
     return found
 
 

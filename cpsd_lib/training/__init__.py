@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = exports(
         "batches": "Batches predict_logits",
         "prediction": "predict",
         "learner": "Learner",
+        "pseudo": "PseudoLabels",
         "loop": "Validation fit",
         "soft_targets": "Computed view_logits",
     },

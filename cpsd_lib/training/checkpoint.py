@@ -76,7 +76,7 @@ def resume(folder, states, training, device):
         return fresh
     for state in states:
         state.load(saved["states"][state.learner.name])
-    progress = {name: saved[name] for name in fresh}
+    progress = {name: saved[name] for name in (*fresh, *(["pseudo"] if "pseudo" in saved else []))}
     # Killed while finished models were put into place, some of the checkpoint's need no training any more.
     progress["seconds"] *= len(states) / len(saved["states"])
     progress["history"] = [line for line in saved["history"] if line["learner"] in training["learners"]]

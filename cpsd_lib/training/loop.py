@@ -46,6 +46,7 @@ def fit(
     objective=Supervised(),  # noqa: B008 (frozen)
     seed=None,
     validation=None,
+    pseudo=None,
     files=None,
     desc="training",
 ):
@@ -53,6 +54,7 @@ def fit(
 
     models: an nn.Module, a list of them, which all learn `objective`, or Learners with an objective each. batches: Batches.
     seed: of dropout, the batches' own by default. validation: Validation, or None to keep the moving average at the end.
+    pseudo: PseudoLabels of images without labels, for one learner; None: such images have no loss of labels.
     folder: where history.csv and the last checkpoint are written, from which the same learners (by name and fingerprint) go
     on; a training that is finished is read from there. None: nothing is written. files [N]: names to blame when the loss
     is not finite. A learner's weights do not depend on who trains beside it. Returns {learner's name: kind and epoch of its
@@ -65,9 +67,9 @@ def fit(
     torch.backends.cudnn.deterministic = True
     with one_trainer(folder) if folder else nullcontext():
         states = [start_state(learner, training, batches.steps, batches.device) for learner in learners]
-        described = _described(states, batches, training, seed, validation)
+        described = _described(states, batches, training, seed, validation, pseudo)
         progress = resume(folder, states, described, batches.device)
-        _train(states, batches, training, folder and Path(folder), described, progress, validation, files, desc)
+        _train(states, batches, training, folder and Path(folder), described, progress, validation, pseudo, files, desc)
     return {state.learner.name: _select(state, progress, len(states)) for state in states}
 
 
@@ -82,16 +84,17 @@ def _learners(models, objective):
     return named
 
 
-def _described(states, batches, training, seed, validation):
+def _described(states, batches, training, seed, validation, pseudo):
     """What must be the same for a checkpoint to be gone on from, JSON-able."""
     settings = {name: value for name, value in asdict(training).items() if name != "checkpoint_seconds"}
     shown = [batches.seed, batches.batch_size, batches.indices.tolist(), asdict(batches.recipe), batches.stored_views]
     learners = {state.learner.name: state.learner.fingerprint for state in states}
     chosen_by = validation and [validation.indices.tolist(), validation.raw_too]
-    return {"learners": learners, "settings": settings, "seed": seed, "batches": shown, "validation": chosen_by}
+    described = {"learners": learners, "settings": settings, "seed": seed, "batches": shown, "validation": chosen_by}
+    return described | ({"pseudo": pseudo.described} if pseudo else {})
 
 
-def _train(states, batches, training, folder, described, progress, validation, files, desc):
+def _train(states, batches, training, folder, described, progress, validation, pseudo, files, desc):
     precision = pick_precision(training.precision, batches.device)
     checkpoint = folder / CHECKPOINT if folder else None
     pending = []  # (image indices, {learner: loss}) not looked at yet
@@ -111,6 +114,8 @@ def _train(states, batches, training, folder, described, progress, validation, f
 
     with bar(last_epoch * batches.steps, desc, "step", initial=done) as shown:
         while progress["epoch"] < last_epoch:
+            if pseudo:
+                pseudo.label(states, batches, progress, precision)
             for batch in batches.epoch(progress["epoch"], progress["step"]):
                 step = progress["epoch"] * batches.steps + progress["step"]
                 with interrupt_waits() as interrupted:

@@ -50,14 +50,19 @@ def workload(rows, teachers, student, parts, own=1.0):
     from_baseline = student.start == "baseline" and any(row != EQUAL for row in rows)
     if from_baseline or (teachers.start == "baseline" and PARTS & set(needed)):
         needed = list(dict.fromkeys(["whole", *needed]))
-    models = dict.fromkeys(needed, 1) | {"random": parts["co"]} | parts
+    models = dict.fromkeys(needed, 1) | {"random": parts["co"], "random_2": parts["co"]} | parts
+    models |= {"ensemble": parts["co"] + parts["dis"]}
     more = teachers.more_epochs if teachers.start == "baseline" else None
     epochs = dict.fromkeys(needed, more or teachers.trained_epochs) | {"whole": teachers.trained_epochs}
     taught, there = {row: student.trained_epochs for row in rows if row != "baseline"}, set()
     if "equal_compute" in needed or EQUAL in rows:
         of_baseline, epochs["equal_compute"] = equal_epochs(teachers, student, parts["co"], own)
         taught |= {EQUAL: of_baseline} if EQUAL in rows else {}
-    load = [Passes("teachers", 3, "teacher epochs", {branch: (models[branch], epochs[branch]) for branch in needed})]
+    trained = {branch: (models[branch], epochs[branch]) for branch in needed}
+    if "whole" in needed and "ensemble" in needed:  # the baseline is the first of them
+        trained["ensemble"] = (models["ensemble"] - 1, epochs["ensemble"])
+    wide = {branch: trained.pop(branch) for branch in ("wide",) if branch in trained}  # another model, by itself
+    load = [Passes("teachers", 3, "teacher epochs", counts) for counts in ([trained, wide] if wide else [trained])]
     for row in taught:  # the logits of a row's branches are computed together, those of an earlier row are in the store
         stored = [branch for branch in branches_matched([row]) if branch not in there]
         embedded = ROWS[row].teachers if ROWS[row].uses_embeddings else ()  # computed anew in every epoch
@@ -67,24 +72,35 @@ def workload(rows, teachers, student, parts, own=1.0):
             ("student epochs", embedded, student.trained_epochs),
         ):
             load.append(Passes("soft targets", 1, unit, {branch: (models[branch], passes) for branch in branches}))
-    units = dict.fromkeys(taught, "student epochs") | {EQUAL: "teacher epochs"}
+    units = {row: "student epochs" if ROWS[row].uses_unlabelled else "labelled epochs" for row in taught}
+    units |= {EQUAL: "teacher epochs"}
     return load + [Passes("students", 3, units[row], {row: (1, passes)}) for row, passes in taught.items()]
 
 
-def work_of(row, teachers, student, k, own=1.0):
-    """Return the work of a row from scratch, in epochs of a baseline: its teachers, their soft targets, its student."""
-    load = workload([row], teachers, student, {"co": k, "dis": k}, own)
-    before = sum(one.forwards(own) for one in load if one.stage != "students")
-    return before / 3 + sum(one.forwards() / 3 for one in load if one.stage == "students")
+def work_of(row, teachers, student, k, own=1.0, images=1.0, wide=1.0):
+    """Return the work of a row from scratch, in epochs of a baseline: its teachers, their soft targets, its student.
+
+    own: as in Passes. images: those of a student's epoch, unlabelled ones too, in those of a baseline's; wide: a forward pass
+    of the wide teacher, in a baseline's.
+    """
+    work = 0.0
+    for one in workload([row], teachers, student, {"co": k, "dis": k}, own):
+        forwards = one.forwards() if one.stage == "students" else one.forwards(own)
+        work += (
+            forwards
+            * (images if one.unit in ("student epochs", "views") else 1)
+            * (wide if "wide" in one.counts else 1)
+        )
+    return work / 3
 
 
-def equal_epochs(teachers, student, k, own=1.0):
+def equal_epochs(teachers, student, k, own=1.0, images=1.0):
     """Return (epochs of a baseline, epochs of one teacher) of the compute of CPSD, and of its teachers of both branches."""
     paid = dict(workload(["cpsd"], teachers, student, {"co": k, "dis": k}, own)[0].counts)
     if student.start == "baseline":
         del paid["whole"]  # the student that starts from the baseline pays for it; else the teachers do
     of_teachers = Passes("teachers", 3, "teacher epochs", paid).forwards(own)
-    return round(work_of("cpsd", teachers, student, k, own)), round(of_teachers / 3)
+    return round(work_of("cpsd", teachers, student, k, own, images)), round(of_teachers / 3)
 
 
 # ---- the cost of a run -----------------------------------------------------------------------------------------------
@@ -122,8 +138,10 @@ class Cost:
         return max(self.teacher_gib, self.student_gib)
 
 
-def estimate(params, num_classes, train_images, test_images, device=None):
+def estimate(params, num_classes, train_images, test_images, device=None, unlabelled=0):
     """Return the Cost of Params `params` on `train_images` and `test_images` (all test splits) of `num_classes` classes.
+
+    unlabelled: images that students with teachers train on beside the labelled ones.
 
     A training step counts as 3 forwards, frozen layers or not, but for the stages that teachers.frozen_stages names: 1, once
     for all teachers; a teacher as a model over all classes, though its head is smaller. `select: val` holds out val_share of
@@ -145,6 +163,10 @@ def estimate(params, num_classes, train_images, test_images, device=None):
     if params.teacher_model:
         with blamed_on("teacher_model"):
             teacher = tail = MetaModel(_on_meta(params.teacher_model, num_classes), size)
+    wide = teacher
+    if params.wide_model and rows:
+        with blamed_on("wide_model"):
+            wide = MetaModel(_on_meta(params.wide_model, num_classes), size)
     own = 1.0
     if frozen and rows:
         with blamed_on("teachers.frozen_stages"):
@@ -153,23 +175,30 @@ def estimate(params, num_classes, train_images, test_images, device=None):
             own = own_part(params.teacher_model or params.model, num_classes, size, frozen)
     parts = _parts(params.partition, num_classes) if rows else {"co": 0, "dis": 0}
     load = workload(rows, params.teachers, params.student, parts, own)
-    teachers, students = (
-        _Images(params, training, train_images, test_images, device) for training in (params.teachers, params.student)
+    teachers, labelled, students = (
+        _Images(params, training, train_images, test_images, device, more)
+        for training, more in ((params.teachers, 0), (params.student, 0), (params.student, unlabelled))
     )
-    of_unit = {"teacher epochs": teachers, "student epochs": students}
+    of_unit = {"teacher epochs": teachers, "labelled epochs": labelled, "student epochs": students}
     # Without a model of its own the teacher of `whole` is the baseline, a row of the table already.
-    scored = {b: (n, test_images) for b, (n, _) in load[0].counts.items() if b != "whole" or params.teacher_model}
+    trained = [one.counts for one in load if one.stage == "teachers"]
+    scored = [
+        {b: (n, test_images) for b, (n, _) in counts.items() if b != "whole" or params.teacher_model}
+        for counts in trained
+    ]
     rows_scored = {"released": (1, test_images)} if released else {row: (1, test_images) for row in rows}
-    looks = [Passes("evaluation", 1, "images", counts) for counts in (scored, rows_scored)]  # each on one batch
+    looks = [Passes("evaluation", 1, "images", counts) for counts in (*scored, rows_scored)]  # each on one batch
     for one in [one for one in load if one.step == 3]:
         looked = {name: (n, of_unit[one.unit].looks(epochs)) for name, (n, epochs) in one.counts.items()}
         looks.append(Passes("validation", 1, "images", looked))
     seeds, stages = 1 if released else params.seeds, dict.fromkeys(STAGES, 0.0)
-    images_of = {unit: seen.epoch for unit, seen in of_unit.items()} | {"views": train_images, "images": 1}
+    images_of = {unit: seen.epoch for unit, seen in of_unit.items()} | {"images": 1}
+    images_of["views"] = train_images + unlabelled
     for one in load + looks:
         model = teacher if one.counts.keys() <= set(BRANCHES) else student
+        model = wide if "wide" in one.counts else model
         stages[one.stage] += seeds * one.forwards(own) * images_of[one.unit] * model.flop / 1e18
-    trained = [n * each * images_of[one.unit] for one in load if one.step == 3 for n, each in one.counts.values()]
+    passes = [n * each * images_of[one.unit] for one in load if one.step == 3 for n, each in one.counts.values()]
     beside = [sum(n for n, _ in one.counts.values()) for one in load if (one.step, one.unit) == (1, "student epochs")]
     student_bytes = [
         max(beside) * tail.weights + of_unit[one.unit].bytes(student, 1) for one in load if one.stage == "students"
@@ -180,15 +209,18 @@ def estimate(params, num_classes, train_images, test_images, device=None):
         student=student,
         teacher=teacher,
         seeds=seeds,
-        teachers=sum(models for models, _ in load[0].counts.values()),
+        teachers=sum(models for counts in trained for models, _ in counts.values()),
         students=len(student_bytes),
         teacher_batch=teachers.batch,
         student_batch=students.batch,
-        teacher_gib=_teacher_bytes(load[0].counts, teachers, teacher, tail) / 2**30,
+        teacher_gib=max(
+            _teacher_bytes(trained[0], teachers, teacher, tail), teachers.bytes(wide, 1) if len(trained) > 1 else 0
+        )
+        / 2**30,
         student_gib=max(student_bytes, default=0) / 2**30,
         stages=stages,
-        trained_images=seeds * sum(trained),
-        cpsd_baselines=work_of("cpsd", params.teachers, params.student, parts["co"], own)
+        trained_images=seeds * sum(passes),
+        cpsd_baselines=work_of("cpsd", params.teachers, params.student, parts["co"], own, 1 + unlabelled / train_images)
         / params.teachers.trained_epochs
         if "cpsd" in rows
         else None,
@@ -199,6 +231,13 @@ def own_part(settings, num_classes, size, frozen_stages):
     """Return the part of a forward pass of ModelParams `settings` that comes after its first stages, by FLOP, 0..1."""
     made, images = _on_meta(settings, num_classes), torch.empty(1, 3, size, size, device="meta")
     return 1 - forward_flop(make_trunk(made, frozen_stages), images) / forward_flop(made, images)
+
+
+def relative_flop(settings, other, num_classes, size):
+    """Return the FLOP of a forward pass of ModelParams `settings` over those of `other`."""
+    images = torch.empty(1, 3, size, size, device="meta")
+    first, second = (forward_flop(_on_meta(one, num_classes), images) for one in (settings, other))
+    return first / second
 
 
 def _on_meta(settings, num_classes):
@@ -225,13 +264,13 @@ def _teacher_bytes(counts, images, model, tail):
 class _Images:
     """What a training of one model sees, in images: a batch, an epoch, what chooses the epoch."""
 
-    def __init__(self, params, training, train_images, test_images, device):
+    def __init__(self, params, training, train_images, test_images, device, more=0):
         paper = params.protocol == "paper"
         self.half, self.selects = training.precision != "float32", paper or training.select == "val"
         if device is not None:
             self.half = pick_precision(training.precision, device) is not None
         held_out = max(1, int(training.val_share * train_images)) if self.selects and not paper else 0
-        self.images = train_images - held_out
+        self.images = train_images - held_out + more
         self.batch = max(1, min(training.batch_size, self.images))
         self.epoch = self.images // self.batch * self.batch  # it ends with its last whole batch
         # The release also chose between raw and EMA weights, on test.

@@ -23,6 +23,7 @@ _WORDS = {
     "less than or equal to": "at most",
     "greater than": "more than",
 }
+MODELS = ("model", "teacher_model", "wide_model")
 _YAML = {None: "null", True: "true", False: "false"}
 
 
@@ -80,7 +81,7 @@ def resolve(raw, paths=True):
     raw, faults = dict(raw), []
     # A wrong recipe is a fault among the others, and Params names it.
     recipe = next((RECIPES[name] for name in RECIPES if raw.get("recipe") == name), RECIPES["default"])
-    sections = {name: raw.get(name) for name in ("train", "teachers", "student", "model", "teacher_model")}
+    sections = {name: raw.get(name) for name in ("train", "teachers", "student", *MODELS)}
     for name, section in sections.items():
         if section is not None and not isinstance(section, dict):
             faults.append(f"{name}: must be a section of `name: value` lines, not {section!r}")
@@ -92,9 +93,9 @@ def resolve(raw, paths=True):
     method = method_sections(raw.get("method"), usual["teachers"] | sections["teachers"])
     for name in usual:
         raw[name] = usual[name] | method[name] | sections[name]
-    raw["model"] = recipe["model"] | sections["model"]
-    if sections["teacher_model"]:
-        raw["teacher_model"] = recipe["model"] | sections["teacher_model"]
+    for name in MODELS:
+        if sections[name] or name == "model":
+            raw[name] = recipe["model"] | sections[name]
     try:
         params = Params.model_validate(raw, context={"paths": paths})
     except ValidationError as error:

@@ -7,13 +7,15 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from cpsd_lib.data import UNLABELLED
 from cpsd_lib.models import check_split, fold_teachers, make_tail, make_trunk, preprocessing, start_from
 from cpsd_lib.support import counted, derive_seed, need_space, pick_precision
-from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
+from cpsd_lib.teachers import Ensemble, PartTeachers, TrainModeTeachers
 from cpsd_lib.training import Batches, Computed, Learner, Validation, fit, view_logits
 from cpsd_lib.workbench.building import build, build_shape
 from cpsd_lib.workbench.params import ModelParams
 from cpsd_lib.workbench.recipes import (
+    pseudo_labels,
     soft_recipe,
     student_task,
     student_training,
@@ -22,7 +24,7 @@ from cpsd_lib.workbench.recipes import (
     teacher_training,
 )
 from cpsd_lib.workbench.rows import ROWS, branches_matched, branches_of, views_of
-from cpsd_lib.workbench.run import load_partitions, training_indices
+from cpsd_lib.workbench.run import load_partitions, student_indices, training_indices
 from cpsd_lib.workbench.store import key_of
 
 # ---- makers ----------------------------------------------------------------------------------------------------------
@@ -39,10 +41,11 @@ def train_teachers(run, seed):
     groups = {}  # together train those of one schedule; the parts that start from the baseline after it
     for branch in branches:
         training = teacher_training(run, branch)
-        groups.setdefault((branch == "equal_compute", training.start), []).append(branch)
+        alone = branch if branch in ("equal_compute", "wide") else ""
+        groups.setdefault((alone, training.start), []).append(branch)
     for together in groups.values():
         tasks = {branch: teacher_tasks(run, seed, branch) for branch in together}
-        longer = ", longer" if together == ["equal_compute"] else ""
+        longer = {"equal_compute": ", longer", "wide": ", wider"}.get(together[0], "")
         what = f"seed {seed}: {counted(sum(map(len, tasks.values())), 'teacher')}{longer}"
         _make_models(run, seed, [task for of_branch in tasks.values() for task in of_branch], what)
         for branch, of_branch in tasks.items():
@@ -61,7 +64,9 @@ def train_student(run, seed, row):
             merged = {branch: TrainModeTeachers(one.experts, one.partition) for branch, one in merged.items()}
         experts = {b: one.to(run.device, memory_format=torch.channels_last) for b, one in merged.items()}
         soft = Computed(experts, run.device, precision)
-    _make_models(run, seed, [task], f"seed {seed}: student {row}", soft, training.views)
+    pseudo = pseudo_labels(run, seed) if ROWS[row].method == "pseudo" else None
+    indices = student_indices(run, row, seed)
+    _make_models(run, seed, [task], f"seed {seed}: student {row}", soft, training.views, indices, pseudo)
     for branch, keys in run.store.record("model", task.key)["about"]["soft_targets"].items():
         run.note(f"seed{seed}/soft_targets/{branch}", keys)
     run.note(f"seed{seed}/students/{row}", [task.key])
@@ -80,10 +85,10 @@ def fill_targets(run, seed):
     print(f"seed {seed}: soft targets of {counted(count, 'view')}, {2 * numbers / 1e6:,.1f} MB, are there", flush=True)
 
 
-def student_batches(run, seed, soft=None):
-    """Return the Batches every student of `seed` trains on; soft: their soft targets, as Batches take them."""
+def student_batches(run, seed, soft=None, row="cpsd"):
+    """Return the Batches that a row's student of `seed` trains on; soft: their soft targets, as Batches take them."""
     training = run.params.student
-    return _batches(run, training, seed, training_indices(run, training, seed)[0], training.views, soft)
+    return _batches(run, training, seed, student_indices(run, row, seed), training.views, soft)
 
 
 def _batches(run, training, seed, indices, stored_views=None, soft=None):
@@ -100,7 +105,7 @@ def _batches(run, training, seed, indices, stored_views=None, soft=None):
     )
 
 
-def _make_models(run, seed, tasks, what, soft=None, stored_views=None):
+def _make_models(run, seed, tasks, what, soft=None, stored_views=None, images=None, pseudo=None):
     by_key = {task.key: task for task in tasks}
 
     def make(keys):
@@ -108,6 +113,7 @@ def _make_models(run, seed, tasks, what, soft=None, stored_views=None):
         todo, folder = [by_key[key] for key in keys], run.store.work(by_key)
         training, learners = todo[0].training, _learners(run, todo)
         indices, selection = training_indices(run, training, seed)
+        indices = indices if images is None else images
         validation, table = None, run.dataset.table
         if selection is not None:
             paper = run.params.protocol == "paper"
@@ -119,6 +125,7 @@ def _make_models(run, seed, tasks, what, soft=None, stored_views=None):
             folder,
             seed=seed,
             validation=validation,
+            pseudo=pseudo,
             files=table.files,
             desc=what,
         )
@@ -165,7 +172,7 @@ class StoredTargets:
 
     def __init__(self, run, seed, branches):
         self._run, self._seed, self.seconds = run, seed, 0.0
-        self.indices = run.dataset.table.indices("train")
+        self.indices = np.union1d(run.dataset.table.indices("train"), run.dataset.table.indices(UNLABELLED))
         self._recipes = {branch: soft_recipe(run, seed, branch) for branch in branches}
         self._opened, self._keys, self._teachers = {}, {}, None
 
@@ -258,7 +265,8 @@ def load_teachers(run, seed, branches=None):
                 start = tuple(run.store.record("model", key)["recipe"]["start"])
                 model.shared = trunks.setdefault(start, model.shared)
             experts.append(model)
-        found[branch] = PartTeachers(experts, partitions[branch]).requires_grad_(False).eval()
+        merged = Ensemble(experts) if branch == "ensemble" else PartTeachers(experts, partitions[branch])
+        found[branch] = merged.requires_grad_(False).eval()
     return found
 
 

@@ -34,6 +34,12 @@ def _table_rows(rows):
     return rows
 
 
+def _number_or_share(labelled):
+    if not 0 < labelled < 1 and (labelled < 2 or labelled % 1):
+        raise ValueError("a share between 0 and 1, or a whole number of images, at least 2")
+    return labelled
+
+
 def _part_counts(counts):
     if any(k < 2 for k in counts) or len(set(counts)) != len(counts):
         raise ValueError("numbers of parts, each once and at least 2")
@@ -67,11 +73,13 @@ class DataParams(Section):
     annotations: str = "annotations.csv"
     image_folder: str = "images"
     separator: str = Field(";", min_length=1)
+    unnamed: Literal["ignore", "unlabelled"] = "ignore"
     difficult: bool = True
     cache: Literal["disk", "none"] = "disk"
     bad_files: Literal["error", "skip"] = "error"
     allow_overlap: bool = False
     max_pixels: int = Field(178_956_970, ge=1)
+    labelled: Annotated[float, AfterValidator(_number_or_share)] | None = None
     limit: int | None = Field(None, ge=20)
 
     def settings(self):
@@ -253,6 +261,7 @@ class Params(Section):
     partition: PartitionParams = PartitionParams()
     model: ModelParams  # the student's
     teacher_model: ModelParams | None = None  # None: the same as the student's
+    wide_model: ModelParams | None = None  # of the wide teacher, in the row wide_mld
     teachers: TeacherParams
     student: StudentParams
     evaluation: EvaluationParams = EvaluationParams()
@@ -269,6 +278,8 @@ class Params(Section):
                 "student.rows: with a teacher_model of its own the baseline would be the teacher; the student trained "
                 "on labels alone is the row student_only"
             )
+        if "wide_mld" in rows and self.wide_model is None:
+            raise ValueError("student.rows: wide_mld has a wider teacher; give it as wide_model, as model is given")
         led = [row for row in rows if ROWS[row].uses_embeddings]
         if led and "gap" in (self.model.head, (self.teacher_model or self.model).head):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import torch
 
-from cpsd_lib.data import PUBLISHED, count_images, read_source
+from cpsd_lib.data import PUBLISHED, choose, count_images, read_source
 from cpsd_lib.models import check_split
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import counted, memory, memory_gib, pick_device
@@ -24,7 +24,8 @@ def check_run(params):
     """
     cut, size = params.partition, params.data.size
     with blamed_on("data"):
-        table = read_source(params.data.settings()).table
+        settings = params.data.settings()
+        table = choose(read_source(settings), settings)[1]
         names = table.names
     if params.data.kind != "labels" or params.evaluation.released:
         with blamed_on("device"):
@@ -50,26 +51,26 @@ def check_run(params):
 
 def remarks(params, stage):
     """Return what a user should know before `stage`, the first that is not done, starts: sentences, in most runs none."""
-    train, test, classes, _ = images_of(params.data)
-    sentences, many = [], [k for k in params.partition.study_k if k >= classes]
+    there = images_of(params.data)
+    sentences, many = [], [k for k in params.partition.study_k if k >= there.classes]
     if many and stage <= "02_partition" and not params.evaluation.released:
-        only = counted(classes, "class", "classes")
+        only = counted(there.classes, "class", "classes")
         left_out = ", ".join(map(str, many))
         sentences.append(f"partition.study_k: k = {left_out} left out of the study, since there are only {only}")
     if stage > "04_student" or params.data.kind == "labels":  # no model is made of labels alone
         return sentences
     with blamed_on("device"):  # a cuda:7 that is not there
         device = pick_device(params.device)
-        there = memory_gib(device)
-    cost = estimate(params, classes, train, test, device)
-    if cost.gpu_gib > TIGHT * there:
+        gib = memory_gib(device)
+    cost = estimate(params, there.classes, there.train, there.test, device, there.unlabelled)
+    if cost.gpu_gib > TIGHT * gib:
         teaching = cost.teacher_gib >= cost.student_gib
         what = counted(cost.teachers, "teacher") if teaching else "a student"
         section, batch = ("teachers", cost.teacher_batch) if teaching else ("student", cost.student_batch)
         where = "the GPU" if device.type == "cuda" else "this machine"
         fewer = " or partition.k" if teaching and cost.teachers > 1 else ""
         sentences.append(
-            f"WARNING: training {what} takes about {memory(cost.gpu_gib)} of memory, and {where} has {memory(there)}: the run "
+            f"WARNING: training {what} takes about {memory(cost.gpu_gib)} of memory, and {where} has {memory(gib)}: the run "
             f"may be killed. Lower {section}.batch_size ({batch}), data.size ({params.data.size}){fewer}; "
             "`cpsd cost` says what helps"
         )

@@ -8,19 +8,23 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from cpsd_lib.data import VIEWS, VIEWS_VERSION
+from cpsd_lib.data import UNLABELLED, VIEWS, VIEWS_VERSION
 from cpsd_lib.models import MODELS_VERSION
 from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
 from cpsd_lib.support import digest, pick_precision, sha256
-from cpsd_lib.teachers import PartTeachers
-from cpsd_lib.training import TRAINING_VERSION
-from cpsd_lib.workbench.cost import equal_epochs, own_part, work_of
+from cpsd_lib.teachers import Ensemble, PartTeachers
+from cpsd_lib.training import TRAINING_VERSION, PseudoLabels
+from cpsd_lib.workbench.cost import equal_epochs, own_part, relative_flop, work_of
 from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, branch_weights
-from cpsd_lib.workbench.run import load_partitions, training_indices
+from cpsd_lib.workbench.run import load_partitions, student_indices, training_indices
 from cpsd_lib.workbench.store import code_of, key_of
 
+WARMUP = (
+    0.3  # part of its epochs that the student of class-aware pseudo-labels sees labelled images alone (CAP: 12 of 40)
+)
 VERSIONS = {"augment": VIEWS_VERSION, "models": MODELS_VERSION, "training": TRAINING_VERSION}
 
 
@@ -47,29 +51,35 @@ class ModelTask:
         return self.seed, self.recipe["classes"], self.member
 
 
-def teacher_model(run):
-    """Return the ModelParams of a run's teachers, which are the student's own unless they are given."""
+def teacher_model(run, branch="whole"):
+    """Return the ModelParams of a branch's teachers, which are the student's own unless they are given."""
+    if branch == "wide":
+        return run.params.wide_model
     return run.params.teacher_model or run.params.model
 
 
 def equal_epochs_of(run):
     """Return (epochs of a baseline, epochs of one teacher) of the compute of this run's CPSD (cost.equal_epochs)."""
-    return equal_epochs(run.params.teachers, run.params.student, *_size_of_teachers(run))
+    return equal_epochs(run.params.teachers, run.params.student, *_sizes(run))
 
 
 def work_in_baselines(run):
     """Return {row: its work from scratch} in trainings of the baseline (cost.work_of), for teachers of the student's model."""
-    teachers, size = run.params.teachers, _size_of_teachers(run)
+    teachers, wide, size, table = run.params.teachers, 1.0, run.params.data.size, run.dataset.table
     rows = run.params.student.rows
-    return {row: work_of(row, teachers, run.params.student, *size) / teachers.trained_epochs for row in rows}
+    if run.params.wide_model:
+        wide = relative_flop(run.params.wide_model, teacher_model(run), len(table.names), size)
+    works = {row: work_of(row, teachers, run.params.student, *_sizes(run), wide) for row in rows}
+    return {row: work / teachers.trained_epochs for row, work in works.items()}
 
 
-def _size_of_teachers(run):
-    """Return (teachers a branch, part of a forward pass that each has to itself)."""
-    frozen_stages, own = run.params.teachers.frozen_stages, 1.0
+def _sizes(run):
+    """Return (teachers a branch, part of a forward pass that each has to itself, images of a student to those of a teacher)."""
+    frozen_stages, own, table = run.params.teachers.frozen_stages, 1.0, run.dataset.table
     if frozen_stages:
-        own = own_part(teacher_model(run), len(run.dataset.table.names), run.params.data.size, frozen_stages)
-    return len(load_partitions(run, run.dataset.key)["co"]), own
+        own = own_part(teacher_model(run), len(table.names), run.params.data.size, frozen_stages)
+    images = 1 + len(table.indices(UNLABELLED)) / len(table.indices("train"))
+    return len(load_partitions(run, run.dataset.key)["co"]), own, images
 
 
 def teacher_training(run, branch):
@@ -95,11 +105,18 @@ def student_training(run, row):
 
 def teacher_tasks(run, seed, branch):
     """Return the ModelTasks of a branch's teachers, by part in order."""
-    training, parts = teacher_training(run, branch), load_partitions(run, run.dataset.key)[branch].parts
+    training, partitions = teacher_training(run, branch), load_partitions(run, run.dataset.key)
+    parts = partitions[branch].parts
     start = ()
     if training.start == "baseline":
         start = (baseline_task(run, seed).key, training.frozen_stages)
-    return [_task(run, teacher_model(run), training, part, None, seed, start=start) for part in parts]
+    if branch == "ensemble":  # as many as the teachers of both branches of CPSD
+        parts = parts * (len(partitions["co"]) + len(partitions["dis"]))
+    model, members = teacher_model(run, branch), [parts[:number].count(part) for number, part in enumerate(parts)]
+    return [
+        _task(run, model, training, part, None, seed, member=member, start=start)
+        for part, member in zip(parts, members, strict=True)
+    ]
 
 
 def baseline_task(run, seed):
@@ -110,7 +127,7 @@ def baseline_task(run, seed):
 def student_task(run, seed, row):
     """Return the ModelTask of a row's student."""
     training, weights = student_training(run, row), branch_weights(row, run.params.student.alpha)
-    if not weights:
+    if not weights:  # with pseudo-labels too, which stand in for the labels
         objective = Supervised(asl=training.asl)
     elif ROWS[row].method == "self":
         objective = SelfDistillation(weights, training.match, training.asl)
@@ -122,9 +139,20 @@ def student_task(run, seed, row):
     soft = {branch: soft_recipe(run, seed, branch) for branch in weights}
     classes = list(range(len(run.dataset.table.names)))
     start = (baseline_task(run, seed).key, 0) if training.start == "baseline" else ()
-    return _task(
-        run, run.params.model, training, classes, objective, seed, soft=soft, start=start, views=training.views
-    )
+    about = {"soft": soft or None}
+    if ROWS[row].uses_unlabelled and len(run.dataset.table.indices(UNLABELLED)):
+        about["images"] = student_indices(run, row, seed)
+    if ROWS[row].method == "pseudo":
+        about["pseudo"] = pseudo_labels(run, seed).described
+    return _task(run, run.params.model, training, classes, objective, seed, about, start=start, views=training.views)
+
+
+def pseudo_labels(run, seed):
+    """Return the PseudoLabels of the row cap: as many positives of a class as its share of this seed's labelled images."""
+    table, training = run.dataset.table, run.params.student
+    labelled = table.targets[training_indices(run, training, seed)[0]]
+    shares = (labelled == 1).sum(0) / np.maximum(1, (labelled != -1).sum(0))
+    return PseudoLabels(table.indices(UNLABELLED), shares, max(1, round(WARMUP * training.epochs)))
 
 
 def soft_recipe(run, seed, branch, number=None):
@@ -139,14 +167,16 @@ def soft_recipe(run, seed, branch, number=None):
         "seed": seed,
         "precision": str(pick_precision(training.precision, run.device)),
         "mode": training.teacher_mode,
-        "code": code_of(PartTeachers),
+        "code": code_of(Ensemble if branch == "ensemble" else PartTeachers),
         "versions": VERSIONS,
     }
     return recipe if number is None else recipe | {"number": number}
 
 
-def _task(run, settings, training, class_indices, objective, seed, *, member=0, soft=None, start=(), views=None):
+def _task(run, settings, training, class_indices, objective, seed, about=(), *, member=0, start=(), views=None):
+    about = dict(about)  # what only some have; an entry that is not there changes no key
     indices, selection = training_indices(run, training, seed)
+    indices = about.pop("images", indices)
     if objective is None:
         objective = Supervised(torch.tensor(class_indices, device=run.device), training.asl)
     described = {
@@ -165,13 +195,13 @@ def _task(run, settings, training, class_indices, objective, seed, *, member=0, 
         "training": _settings(training, run.device),
         "batches": {"size": training.batch_size, "view": asdict(VIEWS[training.view]), "stored_views": views},
         "objective": {"name": type(objective).__name__} | described,
-        "soft": soft or None,
+        "soft": about.pop("soft", None),
         "start": list(start),
         "seed": seed,
         "member": member,
         "code": code_of(type(objective)),
         "versions": VERSIONS,
-    }
+    } | about
     return ModelTask(recipe, settings, training, list(class_indices), objective, seed, member, start)
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 class Row:
     """One row; its student learns from the labels and from the soft targets of each branch in `teachers`.
 
-    Branches: whole (one teacher over all classes), co and dis (CGP, DGP), random (as many parts, of random classes),
+    Branches: whole (one teacher over all classes), co and dis (CGP, DGP), random and random_2 (as many parts, of random
+    classes, in two draws), ensemble (as many whole models as co and dis have teachers), wide (one teacher of `wide_model`),
     equal_compute (whole, trained as long as all teachers of co and dis together), continued (whole, trained on as a teacher
-    of a part is). method: "self" is CPSD's match on logits; "mld", "led" and "mld+led" are L2D's losses.
+    of a part is). method: "self" is CPSD's match on logits; "mld", "led" and "mld+led" are L2D's losses; "pseudo" gives the
+    unlabelled images pseudo-labels (training.PseudoLabels).
     """
 
     title: str
@@ -25,6 +27,11 @@ class Row:
     def reads_stored(self):
         """Whether its student reads its teachers' stored logits; those of a match by embeddings come with the embeddings."""
         return bool(self.teachers) and not self.uses_embeddings
+
+    @property
+    def uses_unlabelled(self):
+        """Whether its student trains on unlabelled images too."""
+        return bool(self.teachers) or self.method == "pseudo"
 
 
 # In the order of the tables. The baseline is the teacher over all classes itself, so it is trained in stage 03.
@@ -48,10 +55,23 @@ ROWS = {
     # Both papers at once: CPSD's merged teachers, L2D's losses.
     "cpsd_mld": Row("+ CPSD by MLD", ("co", "dis"), "mld"),
     "cpsd_mld_led": Row("+ CPSD by MLD + LED", ("co", "dis"), "mld+led"),
+    # What carries it: other teachers, matched in the same way, and no teacher at all.
+    "cgpd_mld": Row("+ CGPD by MLD", ("co",), "mld"),
+    "dgpd_mld": Row("+ DGPD by MLD", ("dis",), "mld"),
+    "rand_mld": Row("+ random parts by MLD", ("random",), "mld"),
+    "rand2_mld": Row("+ two draws of random parts by MLD", ("random", "random_2"), "mld"),
+    "ensemble_mld": Row("+ ensemble by MLD", ("ensemble",), "mld"),
+    "wide_mld": Row("+ wide teacher by MLD", ("wide",), "mld"),
+    "cap": Row("+ class-aware pseudo-labels", (), "pseudo"),
 }
 TITLES = {name: row.title for name, row in ROWS.items()} | {"released": "released checkpoint"}
-BRANCHES = ("whole", "co", "dis", "random", "equal_compute", "continued")
-FROM_MODEL = ("whole", "equal_compute")  # the branches that start from their own model, whatever teachers.start is
+BRANCHES = ("whole", "co", "dis", "random", "random_2", "ensemble", "wide", "equal_compute", "continued")
+FROM_MODEL = (
+    "whole",
+    "ensemble",
+    "wide",
+    "equal_compute",
+)  # the branches that start from their own model, whatever teachers.start is
 # What the cut, or its compute, is worth by itself.
 CONTROLS = ("rand", "sd_continued", "sd_equal_compute", "baseline_equal_compute")
 COMPONENTS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")  # CPSD's own table
@@ -74,9 +94,9 @@ def branches_matched(rows):
 
 
 def branch_weights(row, alpha):
-    """Return {branch: weight} of a row's teachers in its match, adding up to 1; alpha is the co branch's beside dis."""
+    """Return {branch: weight} of a row's teachers in its match, adding up to 1; alpha is the first of two branches'."""
     teachers = ROWS[row].teachers
-    return {"co": alpha, "dis": 1.0 - alpha} if len(teachers) > 1 else dict.fromkeys(teachers, 1.0)
+    return dict(zip(teachers, (alpha, 1.0 - alpha) if len(teachers) > 1 else (1.0,), strict=False))
 
 
 def unread_by(row):

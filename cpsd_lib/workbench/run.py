@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from cpsd_lib import graph, partition
-from cpsd_lib.data import open_dataset
+from cpsd_lib.data import UNLABELLED, open_dataset
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import (
     counted,
@@ -128,7 +128,9 @@ class Run:
 
     def made_with(self, kind, row=None):
         """Return a hash of the parameters that this run's artifacts of a kind (teachers, students, ...) may depend on."""
-        read = dict.fromkeys(["data", "protocol", "model", "teacher_model", "teachers"], True) | {"partition": _CUT}
+        read = dict.fromkeys(["data", "protocol", "model", "teacher_model", "wide_model", "teachers"], True) | {
+            "partition": _CUT
+        }
         if kind != "teachers":
             read["student"] = True
         unread = {"checkpoint_seconds", "rows"} | (unread_by(row) if kind == "students" and row else set())
@@ -183,6 +185,14 @@ def training_indices(run, training, seed):
     shuffled, count = np.random.default_rng(derive_seed(seed, "held out")).permutation(train), len(train)
     held_out = shuffled[: max(1, int(training.val_share * count))]
     return np.setdiff1d(train, held_out), np.sort(held_out)
+
+
+def student_indices(run, row, seed):
+    """Return the images [n] that a row's student trains on: labelled ones, and those without labels where it uses them."""
+    labelled = training_indices(run, run.params.student, seed)[0]
+    if not ROWS[row].uses_unlabelled:
+        return labelled
+    return np.union1d(labelled, run.dataset.table.indices(UNLABELLED))
 
 
 def held_out_indices(run, seed):
@@ -277,5 +287,9 @@ def load_partitions(run, data_key=None):
     num_classes = len(run.described["class_names"])
     loaded = {b: Partition.load(run.folder / "partition" / f"{b}.json", num_classes) for b in ("co", "dis")}
     whole = Partition([list(range(num_classes))], num_classes)
-    random = partition.random_partition(num_classes, len(loaded["co"]), run.params.partition.seed)
-    return {"whole": whole, "equal_compute": whole, "continued": whole, "random": random} | loaded
+    k, seed = len(loaded["co"]), run.params.partition.seed
+    draws = [
+        partition.random_partition(num_classes, k, seed=derive_seed(seed, "draw", 2) if n else seed) for n in range(2)
+    ]
+    wholes = dict.fromkeys(("whole", "equal_compute", "continued", "wide", "ensemble"), whole)
+    return wholes | {"random": draws[0], "random_2": draws[1]} | loaded

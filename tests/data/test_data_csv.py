@@ -301,3 +301,33 @@ def test_a_class_in_several_splits_but_not_in_train_or_test_is_named():
 def test_a_table_nothing_can_be_learned_or_tested_on_is_refused(targets, split, expected):
     with pytest.raises(ValueError, match=expected):
         check_splits(table(targets, split))
+
+
+UNLABELLED = "file_name,split,labels,unknown\na.jpg,train,cat,\nb.jpg,unlabelled,,\nc.jpg,train,,cat\nd.jpg,test,cat,\n"
+
+
+def test_images_of_split_unlabelled_and_those_of_which_no_label_is_known_have_unknown_labels(tmp_path):
+    table = read_csv(write(tmp_path / "d", UNLABELLED)).table
+    assert table.split.tolist() == ["train", "unlabelled", "unlabelled", "test"]
+    assert table.targets.tolist() == [[1], [-1], [-1], [1]]
+    assert table.indices("unlabelled").tolist() == [1, 2]
+
+
+def test_an_unlabelled_image_with_labels_is_refused_with_its_line(tmp_path):
+    refused(
+        tmp_path / "d", UNLABELLED.replace("unlabelled,,", "unlabelled,cat,"), "line 3", "have labels", "split train"
+    )
+    with pytest.raises(ValueError, match=r"split 'unlabelled' have labels.*x.jpg"):
+        LabelTable(["cat"], [[1]], ["x.jpg"], np.array(["unlabelled"]))
+
+
+def test_photos_that_no_line_names_are_unlabelled_where_that_is_asked_for(tmp_path):
+    root = write(tmp_path / "d", GOOD)
+    (root / "images" / "sub").mkdir()
+    for name in ("a.jpg", "z.JPG", "sub/y.png", "notes.txt", "sub/b.jpg"):
+        (root / "images" / name).write_bytes(b"")
+    assert read_csv(root).table.files == ["a.jpg", "sub/b.jpg", "c.jpg"]
+    data = read_csv(root, unnamed="unlabelled")
+    assert data.table.files == ["a.jpg", "sub/b.jpg", "c.jpg", "sub/y.png", "z.JPG"]
+    assert data.table.split.tolist()[3:] == 2 * ["unlabelled"] and (data.table.targets[3:] == -1).all()
+    assert data.paths[3] == root / "images" / "sub" / "y.png"

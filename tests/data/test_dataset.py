@@ -444,3 +444,27 @@ def test_real_photos_open(shared_data, tmp_path):
     dataset = open_dataset(settings, tmp_path)
     assert len(dataset.table.names) == 18 and abs(len(dataset.table.files) - 40) <= 2
     assert dataset.images.std() > 20
+
+
+def test_an_unlabelled_photo_that_is_a_test_photo_too_is_refused(tmp_path):
+    root = photos(tmp_path / "d")
+    (root / "images" / "copy.png").write_bytes((root / "images" / "test1.png").read_bytes())
+    assert open_dataset(data(root), tmp_path / "cache").table.indices("unlabelled").tolist() == []
+    with pytest.raises(ValueError, match=r"copy.png = test1.png"):
+        open_dataset(data(root, unnamed="unlabelled"), tmp_path / "cache")
+
+
+def test_a_new_photo_that_no_line_names_counts_as_a_change_only_where_it_is_used(tmp_path):
+    root = photos(tmp_path / "d")
+    before = [signature(data(root, unnamed=unnamed)) for unnamed in ("ignore", "unlabelled")]
+    (root / "images" / "new.png").write_bytes((root / "images" / "test1.png").read_bytes())
+    after = [signature(data(root, unnamed=unnamed)) for unnamed in ("ignore", "unlabelled")]
+    assert before[0] == after[0] and before[1] != after[1]
+
+
+def test_a_check_counts_the_unlabelled_photos_and_what_a_limit_leaves(tmp_path):
+    root = photos(tmp_path / "d", LINES + [f"more{i}.png,unlabelled," for i in range(3)])
+    text = "\n".join(check_data(data(root), tmp_path).lines)
+    assert "unlabelled: 3 images" in text and "can train" in text
+    text = "\n".join(check_data(data(root, labelled=4), tmp_path).lines)
+    assert "train: 4 images" in text and "unlabelled: 5 images" in text and "4 of 6 training images" in text

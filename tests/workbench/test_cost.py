@@ -413,8 +413,8 @@ def test_published_data_sets_need_not_be_there():
 
 def test_scenes_and_labels_are_counted(tmp_path):
     assert images_of(of_data(kind="scenes", images=1000))[:3] == (600, 400, 20)
-    train, test, classes, source = images_of(of_data(kind="labels", root=str(labels(tmp_path))))
-    assert (train, test, classes) == (2, 0, 3) and str(tmp_path) in source
+    train, test, classes, source, unlabelled = images_of(of_data(kind="labels", root=str(labels(tmp_path))))
+    assert (train, test, classes, unlabelled) == (2, 0, 3, 0) and str(tmp_path) in source
 
 
 def test_a_csv_is_counted_and_no_image_is_opened(tmp_path):
@@ -435,7 +435,7 @@ def test_a_root_as_it_is_written_is_found(tmp_path, monkeypatch):
 
 
 def test_a_limit_keeps_the_share_that_the_data_set_would_keep():
-    train, test, _, source = images_of(of_data(kind="coco2014", root=".", limit=1000))
+    train, test, _, source, _ = images_of(of_data(kind="coco2014", root=".", limit=1000))
     assert (train, test) == (round(1000 * 82_081 / 122_218), round(1000 * 40_137 / 122_218)) and "1,000" in source
 
 

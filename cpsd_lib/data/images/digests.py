@@ -71,12 +71,12 @@ def _digest(path):
 
 
 def overlap(digests, table):
-    """Return (file in train or val, file in a test split) for each test file whose content a training file has too.
+    """Return (file in train, val or unlabelled, file in a test split) for each test file whose content a training file has too.
 
     `digests` [N] are those of `file_digests`; a test file is paired with the first such training file, '' with none.
     """
     trained = {}
-    for split in ("train", "val"):
+    for split in ("train", "val", "unlabelled"):
         for index in table.indices(split):
             trained.setdefault(digests[index], index)
     trained.pop("", None)

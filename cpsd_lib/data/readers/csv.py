@@ -9,21 +9,23 @@ from pathlib import PurePosixPath, PureWindowsPath
 import numpy as np
 
 from cpsd_lib.data.readers import common
-from cpsd_lib.data.table import SPLITS, LabelTable, listed
+from cpsd_lib.data.table import SPLITS, UNLABELLED, LabelTable, listed
 
 COLUMNS = ("file_name", "split", "labels")
 # What others join names by, the likeliest first: the first two are in no name of a class, the others may be.
 SEPARATORS = ("|", ",", "/", "&", "+", " ")
+PHOTOS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 LIST = re.compile(r"\[(.*[,'\"].*)?\]")  # as Python and JSON write one; [other] is a name
 EXPECTED = f"a table saved as 'CSV UTF-8' with the columns {', '.join(COLUMNS)} and one line an image"
 
 
-def read_csv(root, annotations="annotations.csv", images="images", separator=";"):
+def read_csv(root, annotations="annotations.csv", images="images", separator=";", unnamed="ignore"):
     """Read root/annotations.csv (columns file_name, split, labels, optionally unknown) and return LabelledFiles.
 
     `labels` and `unknown` hold class names joined by `separator`, a cell may be empty. Classes are all names that occur, in
     alphabetical order. File names are relative to root/images, or to root itself when there is no folder root/images and
-    the files lie directly in root. Whether each image can be read is not looked at here.
+    the files lie directly in root. Whether each image can be read is not looked at here. Images of split unlabelled have no
+    labels; unnamed="unlabelled" takes the photos there that no line names as such images.
     Raises FileNotFoundError for a missing root, annotations file or image folder; ValueError (with line numbers) for
     anything in the file that has no single meaning, and for names that something else than `separator` seems to join.
     """
@@ -31,18 +33,20 @@ def read_csv(root, annotations="annotations.csv", images="images", separator=";"
     path = root / annotations
     rows = _read_rows(path)
     files = _file_names(path, rows)
-    places = [(f"line {line}", row["split"]) for line, row in rows]
-    common.refuse_unknown(path, places, SPLITS, f"expected one of {', '.join(SPLITS)} in column 'split'")
+    places, known = [(f"line {line}", row["split"]) for line, row in rows], (*SPLITS, UNLABELLED)
+    common.refuse_unknown(path, places, known, f"expected one of {', '.join(known)} in column 'split'")
     _refuse_duplicates(path, rows, files)
     names, targets = _targets(path, rows, separator)
-    table = LabelTable(names, targets, files, np.array([row["split"] for _, row in rows]))
-    return common.LabelledFiles(table, _paths(root, images, files))
+    paths, more = _paths(root, images, files, unnamed)
+    targets = np.concatenate([targets, np.full((len(more), len(names)), -1, np.int8)])
+    split = np.array([row["split"] for _, row in rows] + len(more) * [UNLABELLED])
+    return common.LabelledFiles(LabelTable(names, targets, files + more, split), paths)
 
 
-def image_paths(root, annotations, images):
+def image_paths(root, annotations, images, unnamed):
     """Return the path of each image as `read_csv` does, without its labels, and raise what it raises for file names."""
     root = common.need_folder(root)
-    return _paths(root, images, _file_names(root / annotations, _read_rows(root / annotations)))
+    return _paths(root, images, _file_names(root / annotations, _read_rows(root / annotations)), unnamed)[0]
 
 
 def _read_rows(path):
@@ -109,7 +113,11 @@ def _targets(path, rows, separator):
     column = {name: number for number, name in enumerate(names)}
     both = (f"{line}: {', '.join(sorted(present & unknown))}" for line, present, unknown in cells if present & unknown)
     common.refuse(path, both, "the same class is in 'labels' and in 'unknown', expected it in one of them")
-    targets = np.zeros((len(rows), len(names)), np.int8)
+    labelled = (
+        line for (line, present, _), (_, row) in zip(cells, rows, strict=True) if row["split"] == UNLABELLED and present
+    )
+    common.refuse(path, labelled, f"images of split {UNLABELLED} have labels, expected none (or split train)")
+    targets = np.array([len(names) * [-(row["split"] == UNLABELLED)] for _, row in rows], np.int8)
     for index, (_, present, unknown) in enumerate(cells):
         targets[index, [column[name] for name in present]] = 1
         targets[index, [column[name] for name in unknown]] = -1
@@ -135,11 +143,15 @@ def _check_separator(path, names, separator, joins):
             )
 
 
-def _paths(root, images, files):
-    if (root / images).is_dir():
-        return [root / images / file for file in files]
-    if len(common.missing_files([root / file for file in files[:1000]])) < len(files[:1000]):
-        return [root / file for file in files]
+def _paths(root, images, files, unnamed):
+    """Return (the path of each image, the names of those that no line names, whose paths come last)."""
+    folder = root / images
+    if folder.is_dir() or len(common.missing_files([root / file for file in files[:1000]])) < len(files[:1000]):
+        folder, more = folder if folder.is_dir() else root, []
+        if unnamed == UNLABELLED:
+            there = (path for path in folder.rglob("*") if path.suffix.lower() in PHOTOS and path.is_file())
+            more = sorted({path.relative_to(folder).as_posix() for path in there} - set(files))
+        return [folder / file for file in files + more], more
     hint = common.hints([root / images])[0]
     raise FileNotFoundError(
         f"there is no folder {root / images}{hint}, and {files[0]} is not directly in {root} either: put the images into one"

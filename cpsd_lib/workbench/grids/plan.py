@@ -36,10 +36,10 @@ def look_at(jobs, here=True):
                 pick_device(job.params.device)
             if data not in images:
                 images[data] = images_of(data)  # a frozen model is its own key
-            train, test, classes, _ = images[data]
+            there = images[data]
             # A GPU may be another machine's: the card's own precision is a GPU's.
             device = None if _on_gpu(job.params) else torch.device("cpu")
-            cost = estimate(job.params, classes, train, test, device)
+            cost = estimate(job.params, there.classes, there.train, there.test, device, there.unlabelled)
             planned.append(replace(job, left=tuple(stages_left(job.params)), cost=cost))
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(job.slug)
