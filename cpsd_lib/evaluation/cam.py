@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from cpsd_lib.evaluation.metrics import check
 from cpsd_lib.models import LabelTransformer, LinearHead, feature_map, trial_images
-from cpsd_lib.teachers import PartTeachers, in_mode
+from cpsd_lib.teachers import Ensemble, PartTeachers, in_mode
 
 ACTIVATION, GRADIENT, ATTENTION = "activation", "gradient", "attention"  # exact; Grad-CAM; of class queries
 
@@ -131,22 +131,23 @@ def map_kinds(model, size):
 
 
 def _by_expert(model, images, classes, maps_of):
-    """Return the maps [B, K, h, w] of maps_of(expert, its columns), each class from the expert that knows it."""
+    """Return the maps [B, K, h, w] of maps_of(expert, its columns), each class from who knows it, or their mean."""
     _check_images(images)
     experts = _experts(model)
-    known = sum(len(part) for _, part in experts)
+    known = len({c for _, part in experts for c in part})
     classes = [index(c) for c in classes]
     outside = [c for c in classes if not 0 <= c < known]
     if outside or not classes:
         raise ValueError(f"classes {outside or classes} are not there; give some of 0..{known - 1}")
-    of_class = {}
+    of_class = {c: [] for c in classes}
     for expert, part in experts:
         wanted = [c for c in dict.fromkeys(classes) if c in part]
         if wanted:
             with in_mode(expert, training=False), torch.no_grad():
                 maps = maps_of(expert, [part.index(c) for c in wanted])
-            of_class |= {c: maps[:, place] for place, c in enumerate(wanted)}
-    return torch.stack([of_class[c] for c in classes], 1)
+            for place, c in enumerate(wanted):
+                of_class[c].append(maps[:, place])
+    return torch.stack([torch.stack(of_class[c]).mean(0) for c in classes], 1)
 
 
 def _check_images(images):
@@ -157,6 +158,8 @@ def _check_images(images):
 
 
 def _experts(model):
+    if isinstance(model, Ensemble):
+        return [known for expert in model.experts for known in _experts(expert)]
     if isinstance(model, PartTeachers):
         return list(zip(model.experts, model.partition.parts, strict=True))
     head = model.head

@@ -17,6 +17,13 @@ ROW_COLOURS = {"baseline": BASELINE, "+ SD": SD, "+ CGPD": CO, "+ DGPD": DIS, "+
 ROW_COLOURS |= {"student only": BASELINE, "+ MLD": "#CC79A7", "+ LED": "#56B4E9", "+ MLD + LED": "#882255"}
 ROW_COLOURS |= {"+ random parts": "#999933", "baseline, CPSD's compute": "#555555", "+ SD, CPSD's compute": "#AA7700"}
 ROW_COLOURS |= {"+ SD, teacher continued": "#CC6677"}
+ROW_COLOURS |= {"+ CGPD by MLD": CO, "+ DGPD by MLD": DIS, "+ random parts by MLD": "#999933"}
+ROW_COLOURS |= {
+    "+ two draws of random parts by MLD": "#666600",
+    "+ ensemble by MLD": SD,
+    "+ wide teacher by MLD": "#AA4499",
+}
+ROW_COLOURS |= {"+ class-aware pseudo-labels": "#882222"}
 ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "released checkpoint": GREY}
 
 

@@ -15,6 +15,9 @@ TEACHERS = {
     "dis": "dis teachers",
     "whole": "teacher",
     "random": "random teachers",
+    "random_2": "random teachers, second draw",
+    "ensemble": "ensemble",
+    "wide": "wide teacher",
     "equal_compute": "teacher, CPSD's compute",
     "continued": "teacher, continued",
 }

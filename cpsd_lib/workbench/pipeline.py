@@ -20,7 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from cpsd_lib.data import signature
 from cpsd_lib.support import TERMINAL_VARIABLE, digest, memory, read_json, sha256, write_json
-from cpsd_lib.workbench.loading import load_params
+from cpsd_lib.workbench.loading import MODELS, load_params
 from cpsd_lib.workbench.preflight import check_run, remarks
 from cpsd_lib.workbench.run import Run, save_params
 from cpsd_lib.workbench.store import environment
@@ -28,7 +28,7 @@ from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, outputs_root,
 
 # A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's
 # outputs), and which files of the run folder it leaves.
-_TRAINED = ["data", "partition", "model", "teacher_model", "teachers", "seed", "seeds", "protocol"]
+_TRAINED = ["data", "partition", "model", "teacher_model", "wide_model", "teachers", "seed", "seeds", "protocol"]
 _SCORED = [*_TRAINED, "student", "evaluation"]
 STAGES = {
     "01_data": (["data", "teachers.view", "seed"], ["data.json", "figures/01_*.png"]),
@@ -46,8 +46,8 @@ STAGES = {
 MADE = {"03_teachers": ("teachers",), "04_student": ("students", "soft_targets")}
 
 # Parameters that name a file: a stage that reads their section follows the bytes in it, not its name alone.
-FILES = ("partition.released_co", "partition.released_dis", "model.weights", "model.label_vectors")
-FILES += ("teacher_model.weights", "teacher_model.label_vectors", "evaluation.checkpoint")
+FILES = ("partition.released_co", "partition.released_dis", "evaluation.checkpoint")
+FILES += tuple(f"{model}.{file}" for model in MODELS for file in ("weights", "label_vectors"))
 
 INTERRUPT_SECONDS = 15  # nbclient gives a kernel 5 to end by itself
 

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from cpsd_lib.cli import main
 from cpsd_lib.data.table import UNLABELLED
+from cpsd_lib.evaluation.cam import class_activation, gradient_maps
 from cpsd_lib.losses import asymmetric_loss
 from cpsd_lib.teachers import Ensemble, logits_of
 from cpsd_lib.training import PseudoLabels, loop
 from cpsd_lib.training.batches import Batches
+from cpsd_lib.viz.plots import ROW_COLOURS
 from cpsd_lib.workbench.cost import estimate, work_of
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.making import (
@@ -23,6 +26,7 @@ from cpsd_lib.workbench.making import (
 )
 from cpsd_lib.workbench.preflight import images_of
 from cpsd_lib.workbench.recipes import pseudo_labels, student_task, teacher_tasks, work_in_baselines
+from cpsd_lib.workbench.rows import ROWS as ROWS_OF_ALL
 from cpsd_lib.workbench.run import cut_labels, describe_data, label_graph, load_partitions, open_run, student_indices
 from cpsd_lib.workbench.scoring import evaluate
 
@@ -221,3 +225,16 @@ def test_the_cost_card_and_the_data_say_how_many_images_have_no_labels(outputs, 
     assert "100 training, 140 unlabelled and 160 test images" in capsys.readouterr().out
     assert few().described["images"] == {"test": 20, "test_shifted": 20, "train": 24, UNLABELLED: 36}
     assert any("24 of 60 training images keep their labels" in note for note in few().described["notes"])
+
+
+def test_an_ensembles_activation_maps_are_the_mean_of_its_models(outputs):
+    (merged,) = load_teachers(few(), 0, ["ensemble"]).values()
+    images = torch.rand(2, 3, 16, 16)
+    mean = torch.stack([gradient_maps(model, images, [3, 5]).relu() for model in merged.experts]).mean(0)
+    found, expected = class_activation(merged, images, [3, 5]), functional.interpolate(mean, (16, 16), mode="bilinear")
+    highest = expected.amax((2, 3), keepdim=True).clamp(min=1e-9)
+    assert torch.allclose(found, expected / highest, atol=1e-4)
+
+
+def test_every_row_has_a_colour_of_its_own_figures():
+    assert {row.title for row in ROWS_OF_ALL.values()} <= set(ROW_COLOURS)
