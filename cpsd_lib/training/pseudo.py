@@ -17,18 +17,17 @@ from cpsd_lib.training.batches import predict_logits
 class PseudoLabels:
     """Labels of the images `indices` [n]: of each class the share `shares` [C] with its highest scores is positive.
 
-    The scores are the moving average's on the images' test views, anew at the start of each epoch from `warmup` on; before it
-    these images have no labels. shares: those of the labelled images, so the threshold of a class follows its frequency.
+    The scores are the moving average's on the images' test views, anew at the start of each epoch: the model should know
+    something when it begins. shares: those of the labelled images, so the threshold of a class follows its frequency.
     """
 
     indices: np.ndarray
     shares: np.ndarray
-    warmup: int  # epochs
 
     @property
     def described(self):
         """JSON-able: what determines the labels, beside the training itself."""
-        return {"images": digest(self.indices.tolist()), "shares": self.shares.tolist(), "warmup": self.warmup}
+        return {"images": digest(self.indices.tolist()), "shares": self.shares.tolist()}
 
     def label(self, states, batches, progress, precision):
         """Write this epoch's labels into the targets of Batches; in the middle of an epoch those of its start, as saved.
@@ -37,7 +36,7 @@ class PseudoLabels:
         """
         if len(states) != 1:
             raise ValueError(f"pseudo-labels are those of one model, got {len(states)}; train them one after the other")
-        if progress["epoch"] < self.warmup or not len(self.indices):
+        if not len(self.indices):
             return
         if progress["step"] == 0:
             model, average = states[0].learner.model.eval(), states[0].ema.state()

@@ -296,10 +296,9 @@ class Params(Section):
             raise ValueError(
                 "student.rows: sd_continued has the baseline trained on as its teacher: teachers.start=baseline"
             )
-        if student.start == "baseline" and self.teacher_model is not None:
-            raise ValueError(
-                f"student.start=baseline{why}: with a teacher_model of its own the baseline is another model"
-            )
+        if (student.start == "baseline" or "cap" in rows) and self.teacher_model is not None:
+            what = f"student.start=baseline{why}" if student.start == "baseline" else "student.rows: cap starts there"
+            raise ValueError(f"{what}: with a teacher_model of its own the baseline is another model")
         if "baseline" in (teachers.start, student.start) and "whole" not in branches_of(rows):
             raise ValueError(
                 f"start: baseline{why} needs a row that trains one, such as baseline or sd, in student.rows"

@@ -22,9 +22,6 @@ from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, branch_weights
 from cpsd_lib.workbench.run import load_partitions, student_indices, training_indices
 from cpsd_lib.workbench.store import code_of, key_of
 
-WARMUP = (
-    0.3  # part of its epochs that the student of class-aware pseudo-labels sees labelled images alone (CAP: 12 of 40)
-)
 VERSIONS = {"augment": VIEWS_VERSION, "models": MODELS_VERSION, "training": TRAINING_VERSION}
 
 
@@ -95,6 +92,8 @@ def teacher_training(run, branch):
 
 def student_training(run, row):
     """Return how a row's student is trained: the baseline of CPSD's compute as the baseline is, which is a teacher."""
+    if ROWS[row].starts_trained:
+        return run.params.student.model_copy(update={"start": "baseline"})
     if row != "baseline_equal_compute":
         return run.params.student
     teachers = teacher_training(run, "whole").model_dump(exclude={"frozen_stages", "more_epochs"})
@@ -152,7 +151,7 @@ def pseudo_labels(run, seed):
     table, training = run.dataset.table, run.params.student
     labelled = table.targets[training_indices(run, training, seed)[0]]
     shares = (labelled == 1).sum(0) / np.maximum(1, (labelled != -1).sum(0))
-    return PseudoLabels(table.indices(UNLABELLED), shares, max(1, round(WARMUP * training.epochs)))
+    return PseudoLabels(table.indices(UNLABELLED), shares)
 
 
 def soft_recipe(run, seed, branch, number=None):

@@ -31,7 +31,12 @@ class Row:
     @property
     def uses_unlabelled(self):
         """Whether its student trains on unlabelled images too."""
-        return bool(self.teachers) or self.method == "pseudo"
+        return bool(self.teachers) or self.starts_trained
+
+    @property
+    def starts_trained(self):
+        """Whether its student always starts from the trained baseline: pseudo-labels need a model that knows something."""
+        return self.method == "pseudo"
 
 
 # In the order of the tables. The baseline is the teacher over all classes itself, so it is trained in stage 03.
@@ -85,6 +90,7 @@ def baseline_of(rows):
 def branches_of(rows):
     """Return the branches whose teachers some rows need, in the order of BRANCHES."""
     needed = {branch for row in rows for branch in ROWS[row].teachers}
+    needed |= {"whole"} if any(ROWS[row].starts_trained for row in rows) else set()
     return [branch for branch in BRANCHES if branch in needed]
 
 

@@ -108,7 +108,7 @@ def _about(run, key):
 def _starts_from_baseline(params, row):
     """Return whether a row needs a baseline that is not among its teachers: then its seconds are part of the row's."""
     branches = ROWS[row].teachers
-    student = params.student.start == "baseline" and row != "baseline_equal_compute"
+    student = (params.student.start == "baseline" and row != "baseline_equal_compute") or ROWS[row].starts_trained
     teachers = params.teachers.start == "baseline" and not set(FROM_MODEL).issuperset(branches)
     return "whole" not in branches and (student or teachers)
 

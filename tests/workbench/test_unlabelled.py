@@ -27,6 +27,7 @@ from cpsd_lib.workbench.making import (
 from cpsd_lib.workbench.preflight import images_of
 from cpsd_lib.workbench.recipes import pseudo_labels, student_task, teacher_tasks, work_in_baselines
 from cpsd_lib.workbench.rows import ROWS as ROWS_OF_ALL
+from cpsd_lib.workbench.rows import branches_of
 from cpsd_lib.workbench.run import cut_labels, describe_data, label_graph, load_partitions, open_run, student_indices
 from cpsd_lib.workbench.scoring import evaluate
 
@@ -138,7 +139,7 @@ def test_every_row_and_its_teachers_are_scored(outputs):
 
 def test_pseudo_labels_give_each_class_its_share_of_positives_where_the_scores_are_highest():
     logits = np.array([[3.0, 0], [1, 9], [2, 8], [0, 7]])
-    found = PseudoLabels(np.arange(4), np.array([0.5, 0.25]), 0).positives(logits)
+    found = PseudoLabels(np.arange(4), np.array([0.5, 0.25])).positives(logits)
     assert found.tolist() == [[1, 0], [0, 1], [1, 0], [0, 0]]
 
 
@@ -157,11 +158,11 @@ def pseudo_training(tmp_path):
     targets[12:] = -1
     settings = load_params("tiny", {"train.epochs": 4, "train.checkpoint_seconds": 0}).student.training()
 
-    def train(folder=None, warmup=1, stop=None):
+    def train(folder=None, stop=None):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
         batches = Batches(images, targets, batch_size=8, view="plain")
-        pseudo = PseudoLabels(np.arange(12, 24), np.array([0.5, 0.25]), warmup)
+        pseudo = PseudoLabels(np.arange(12, 24), np.array([0.5, 0.25]))
         steps = iter(range(1000))
         with pytest.MonkeyPatch.context() as patch:
             if stop is not None:
@@ -179,12 +180,19 @@ def pseudo_training(tmp_path):
     return train
 
 
-def test_images_have_no_labels_before_the_warm_up_and_those_of_the_moving_average_after_it(pseudo_training):
-    never, targets = pseudo_training(warmup=9)
-    assert (targets[12:] == -1).all()
-    early, labelled = pseudo_training(warmup=1)
+def test_images_without_labels_get_those_of_the_moving_average_and_the_others_keep_theirs(pseudo_training):
+    _, labelled = pseudo_training()
     assert labelled[12:].sum(0).tolist() == [6, 3] and (labelled[12:] >= 0).all()
-    assert not torch.equal(never, early)
+    assert (labelled[:12] == torch.from_numpy(np.random.default_rng(1).integers(0, 2, (24, 2)))[:12]).all()
+
+
+def test_a_student_of_pseudo_labels_starts_from_the_trained_baseline_and_pays_for_it(outputs):
+    run = few()
+    assert student_task(run, 0, "cap").start == (row_key(run, 0, "baseline"), 0)
+    seconds = {r["row"]: r["seconds"] for r in evaluate(run)}
+    own = run.store.record("model", row_key(run, 0, "cap"))["about"]["seconds"]
+    assert seconds["cap"] == pytest.approx(seconds["baseline"] + own)
+    assert "whole" in branches_of(["cap"])
 
 
 @pytest.mark.parametrize("stop", [4, 5, 6, 10])
@@ -203,7 +211,7 @@ def test_work_counts_the_unlabelled_images_and_the_width(outputs):
     # One epoch each: the teacher's on 24 images, a third of a pass and a whole one on 60.
     assert works["mld"] == pytest.approx(1 + (1 / 3 + 1) * 60 / 24)
     assert works["cpsd_mld"] == works["rand2_mld"] == pytest.approx(4 + (4 / 3 + 1) * 60 / 24)
-    assert works["ensemble_mld"] == pytest.approx(works["cpsd_mld"]) and works["cap"] == pytest.approx(60 / 24)
+    assert works["ensemble_mld"] == pytest.approx(works["cpsd_mld"]) and works["cap"] == pytest.approx(1 + 60 / 24)
     wider = 3.9  # FLOP: twice the channels are four times, but for the image's three
     assert works["wide_mld"] == pytest.approx(wider + (wider / 3 + 1) * 60 / 24, rel=0.05)
     assert work_of("wide_mld", teachers, student, 2, 1.0, 2.0, 3.0) == pytest.approx(3 + 2 + 2)
