@@ -25,6 +25,7 @@ from cpsd_lib.workbench.making import (
     train_teachers,
 )
 from cpsd_lib.workbench.preflight import images_of
+from cpsd_lib.workbench.published import no_figure, published
 from cpsd_lib.workbench.recipes import pseudo_labels, student_task, teacher_tasks, work_in_baselines
 from cpsd_lib.workbench.rows import ROWS as ROWS_OF_ALL
 from cpsd_lib.workbench.rows import branches_of
@@ -246,3 +247,11 @@ def test_an_ensembles_activation_maps_are_the_mean_of_its_models(outputs):
 
 def test_every_row_has_a_colour_of_its_own_figures():
     assert {row.title for row in ROWS_OF_ALL.values()} <= set(ROW_COLOURS)
+
+
+def test_figures_of_few_labels_stand_beside_those_of_cap_and_not_beside_the_papers():
+    few = load_params("coco_resnet50_few", {"data.labelled": 0.1}, paths=False)
+    assert published(few) == {"baseline": {"mAP": 63.5}, "cap": {"mAP": 65.2}}
+    of_paper = load_params("coco_resnet101", {}, paths=False)
+    assert published(of_paper) and not published(load_params("coco_resnet101", {"data.labelled": 0.1}, paths=False))
+    assert "data.labelled = 0.1" in no_figure(load_params("coco_resnet101", {"data.labelled": 0.1}, paths=False))
