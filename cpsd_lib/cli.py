@@ -127,5 +127,11 @@ def _check_data(source, overrides):
     from cpsd_lib.data import check_data
 
     checked = check_data(data.settings(), workbench.outputs_root() / params.name)
+    if checked.trainable:
+        try:
+            workbench.check_count(params, checked.table)
+        except workbench.ParameterError as error:
+            print("\n".join([*checked.lines[:-1], f"verdict: it cannot train: {error}"]))
+            return 1
     print("\n".join(checked.lines))
     return 0 if checked.trainable else 1

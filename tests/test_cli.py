@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from cpsd_lib import cli
 from cpsd_lib.workbench.yaml_files import repo_root
@@ -143,3 +144,25 @@ def test_a_wrong_grid_ends_with_status_2_before_any_job_starts(outputs, capsys, 
     printed = capsys.readouterr()
     assert message in printed.err and "nothing was started" in printed.err and "Traceback" not in printed.err
     assert not list(outputs.glob("*.*/manifest.json"))
+
+
+@pytest.mark.parametrize("images, fine", [(2, False), (3, True)])
+def test_two_photos_of_which_validation_holds_out_one_are_too_few_for_the_check_and_the_run_alike(
+    tmp_path, monkeypatch, capsys, images, fine
+):
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "outputs"))
+    root = tmp_path / "photos"
+    (root / "images").mkdir(parents=True)
+    names = [*[f"train{i}.png" for i in range(images)], "test.png"]
+    for number, name in enumerate(names):
+        Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(root / "images" / name)
+    lines = [f"{name},{name[:-4].rstrip('012')},cat;dog" for name in names]
+    (root / "annotations.csv").write_text("\n".join(["file_name,split,labels", *lines]))
+    words = ["tiny", "data={kind: csv}", f"data.root={root}", "partition.k=2", "name=few"]
+    assert cli.main(["data", "check", *words]) == 0
+    assert cli.main(["data", "check", *words, "train.select=val"]) == (0 if fine else 1)
+    verdict = capsys.readouterr().out.splitlines()[-1]
+    assert ("holds out 1 of 2 training images" in verdict) is not fine
+    if not fine:
+        assert cli.main(["run", *words, "train.select=val"]) == 2
+        assert "holds out 1 of 2 training images" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cpsd_lib.data.dataset import PUBLISHED, choose, needed_splits, read_source
 from cpsd_lib.data.readers.common import hints, missing_files
-from cpsd_lib.data.table import SPLITS, UNLABELLED, check_splits, listed
+from cpsd_lib.data.table import SPLITS, UNLABELLED, LabelTable, check_splits, listed
 from cpsd_lib.support import counted, memory, write_text
 
 MISSING = "missing_files.txt"
@@ -17,6 +17,7 @@ class Checked:
 
     lines: list[str]
     trainable: bool
+    table: LabelTable | None = None  # of the images that are on disk, where they can be read
 
 
 def check_data(data, folder):
@@ -50,7 +51,7 @@ def check_data(data, folder):
     lines += [f"note: {note}" for note in notes]
     lines += [f"read from {Path(data.root).absolute()}"] if data.root else []
     if faults:
-        return Checked([*lines, f"verdict: it cannot train: {'; '.join(faults)}"], False)
+        return Checked([*lines, f"verdict: it cannot train: {'; '.join(faults)}"], False, table)
     verdict = "verdict: it can train"
     if missing and data.kind in PUBLISHED:
         verdict += ", INCOMPLETE: its figures will say so"
@@ -59,7 +60,7 @@ def check_data(data, folder):
         verdict += f"; decoded at {data.size} px it takes {memory(bytes_needed / 2**30)} of disk"
         # A broken photo is found when it is decoded, the first thing that a run does.
         verdict += "; the photos were looked for, not opened: a run opens them all before it trains"
-    return Checked([*lines, verdict], True)
+    return Checked([*lines, verdict], True, table.skip(missing))
 
 
 def _missing_lines(table, paths, missing, folder):

@@ -9,7 +9,7 @@ from cpsd_lib.support import counted, memory, memory_gib, pick_device
 from cpsd_lib.workbench.building import build
 from cpsd_lib.workbench.cost import estimate
 from cpsd_lib.workbench.loading import data_on_disk
-from cpsd_lib.workbench.run import check_cut
+from cpsd_lib.workbench.run import check_count, check_cut
 from cpsd_lib.workbench.scoring import load_checkpoint
 from cpsd_lib.workbench.yaml_files import blamed_on
 
@@ -34,6 +34,7 @@ def check_run(params):
         with blamed_on("evaluation"):
             _look(load_checkpoint(params, names), size)
         return
+    check_count(params, table)
     check_cut(params, table)
     for path in (cut.released_co, cut.released_dis):
         if path is not None:
