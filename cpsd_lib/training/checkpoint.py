@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from cpsd_lib.support import atomic
 
 CHECKPOINT = "last.ckpt"
+BEFORE = "previous.ckpt"  # the one before it, should a disk spoil the last
 LOCK_SECONDS = 30  # a killed runner's kernel may live a second longer: wait for it rather than write beside it
 
 
@@ -58,18 +59,17 @@ def interrupt_waits():
 
 
 def resume(folder, states, training, device):
-    """Return the loop's progress, from the checkpoint of the same training in `folder`; unreadable, it is as good as none."""
+    """Return the loop's progress, from the last sound checkpoint of the same training in `folder`; broken ones are left."""
     fresh = {"epoch": 0, "step": 0, "seconds": 0.0, "history": []}
-    path = folder and Path(folder) / CHECKPOINT
-    if not path or not path.exists():
-        return fresh
-    try:
-        # torch.save writes a zip; anything else is not handed to torch's old unpickler.
-        saved = torch.load(path, map_location=device, weights_only=True) if zipfile.is_zipfile(path) else None
-    except (RuntimeError, pickle.UnpicklingError):
-        saved = None
+    there = [path for path in (Path(folder) / CHECKPOINT, Path(folder) / BEFORE) if path.exists()] if folder else []
+    saved = None
+    while there and saved is None:
+        saved = _read(there[0], device)
+        if saved is None:
+            go_on = f"goes on from {there[1].name}" if len(there) > 1 else "starts anew"
+            print(f"{there[0]} cannot be read; this training {go_on}")
+        del there[0]
     if saved is None:
-        print(f"{path} cannot be read; this training starts anew")
         return fresh
     there, wanted = dict(saved.get("training", {})), dict(training)
     if not wanted.pop("learners").items() <= there.pop("learners", {}).items() or there != wanted:
@@ -83,8 +83,21 @@ def resume(folder, states, training, device):
     return progress
 
 
+def _read(path, device):
+    """Return what a checkpoint holds, None where a byte of it has changed."""
+    try:
+        with zipfile.ZipFile(path) as records:  # what torch.save writes; its old unpickler sees nothing else
+            if records.testzip() is not None:  # torch.load compares no checksum
+                return None
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile):
+        return None
+
+
 def write_checkpoint(path, states, progress, training):
     """Write the loop's progress and all its TrainStates, atomically; training: JSON-able, what determines its result."""
+    if path.exists():
+        path.replace(path.with_name(BEFORE))
     content = progress | {"training": training, "states": {s.learner.name: s.state() for s in states}}
     with atomic(path) as temporary:
         torch.save(content, temporary)

@@ -592,7 +592,7 @@ def test_looking_at_the_held_out_images_does_not_change_the_training(images, tar
 
 def test_the_folder_holds_the_finished_training_and_its_history(images, targets, tmp_path):
     entry = run([learner("co-0", (2, 0))], tmp_path, images, targets)["co-0"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "history.csv", "last.ckpt"]
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock", "history.csv", "last.ckpt", "previous.ckpt"}
     rows = history(tmp_path)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"] and all(float(row["asl"]) > 0 for row in rows)
     assert [str(line["asl"]) for line in entry["history"]] == [row["asl"] for row in rows]
@@ -658,6 +658,7 @@ def test_a_checkpoint_that_cannot_be_read_starts_the_training_anew_and_says_so(i
     with pytest.raises(Interrupt):
         run([broken], tmp_path / "broken", images, targets)
     path = tmp_path / "broken" / "last.ckpt"
+    path.with_name("previous.ckpt").unlink(missing_ok=True)
     data = path.read_bytes()
     path.write_bytes(
         {"cut short": data[: len(data) // 2], "empty": b"", "text": b"hello", "another pickle": pickle.dumps({1: 2})}[
@@ -668,6 +669,39 @@ def test_a_checkpoint_that_cannot_be_read_starts_the_training_anew_and_says_so(i
     assert same(weights([unbroken]), weights([again]))
     said = capsys.readouterr().out
     assert "last.ckpt cannot be read" in said and "starts anew" in said
+
+
+@pytest.mark.parametrize("part", range(12))
+def test_a_changed_byte_of_a_checkpoint_is_seen_and_the_one_before_is_gone_on_from(
+    images, targets, tmp_path, capsys, part
+):
+    unbroken, broken, again = learner(), learner(), learner()
+    run([unbroken], tmp_path / "unbroken", images, targets)
+    broken.objective = interrupting(broken.objective, 7)
+    with pytest.raises(Interrupt):
+        run([broken], tmp_path / "broken", images, targets)
+    path = tmp_path / "broken" / "last.ckpt"
+    assert path.with_name("previous.ckpt").exists()
+    data = bytearray(path.read_bytes())
+    place = random.Random(part).randrange(len(data))
+    data[place] ^= 0x40
+    path.write_bytes(data)
+    run([again], tmp_path / "broken", images, targets)
+    assert same(weights([unbroken]), weights([again]))
+    said = capsys.readouterr().out
+    assert "resumed at step" in said and ("goes on from previous.ckpt" in said or "cannot be read" not in said)
+
+
+def test_no_changed_bit_of_a_checkpoint_gives_other_content(tmp_path):
+    path, weights = tmp_path / "last.ckpt", torch.arange(300.0)
+    torch.save({"epoch": 3, "states": {"w": weights}}, path)
+    data, seen = path.read_bytes(), []
+    for place in range(0, len(data), 2):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        content = checkpoint._read(path, "cpu")
+        same_content = content and content["epoch"] == 3 and torch.equal(content["states"]["w"], weights)
+        seen.append("refused" if content is None else "same" if same_content else "other")
+    assert set(seen) == {"refused", "same"} and seen.count("refused") > len(seen) / 2
 
 
 def test_a_checkpoint_runs_no_code_when_it_is_loaded(images, targets, tmp_path):
@@ -694,7 +728,7 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(images, targets
     leftover = tmp_path / ".last.ckpt.123.tmp"
     leftover.write_bytes(b"half")
     run([learner()], tmp_path, images, targets)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "history.csv", "last.ckpt"]
+    assert not leftover.exists()
 
 
 def test_a_second_process_in_the_same_folder_is_refused_with_words(images, targets, tmp_path, monkeypatch):
