@@ -1,19 +1,18 @@
 """Where a training goes on: its last checkpoint, which after the last step is the finished training."""
 
 import contextlib
-import pickle
 import signal
 import threading
-import zipfile
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from cpsd_lib.support import atomic
+from cpsd_lib.support import atomic, read_json, sha256, write_json
 
 CHECKPOINT = "last.ckpt"
 BEFORE = "previous.ckpt"  # the one before it, should a disk spoil the last
+SUMS = "checksums.json"  # of the last three: written before a checkpoint is put into place
 LOCK_SECONDS = 30  # a killed runner's kernel may live a second longer: wait for it rather than write beside it
 
 
@@ -84,20 +83,23 @@ def resume(folder, states, training, device):
 
 
 def _read(path, device):
-    """Return what a checkpoint holds, None where a byte of it has changed."""
-    try:
-        with zipfile.ZipFile(path) as records:  # what torch.save writes; its old unpickler sees nothing else
-            if records.testzip() is not None:  # torch.load compares no checksum
-                return None
-        return torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile):
+    """Return what a checkpoint holds, None where a byte of it has changed: torch.load compares no checksum."""
+    if sha256(path) not in _sums(path):
         return None
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def _sums(path):
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return read_json(path.with_name(SUMS))
+    return []
 
 
 def write_checkpoint(path, states, progress, training):
     """Write the loop's progress and all its TrainStates, atomically; training: JSON-able, what determines its result."""
-    if path.exists():
-        path.replace(path.with_name(BEFORE))
     content = progress | {"training": training, "states": {s.learner.name: s.state() for s in states}}
     with atomic(path) as temporary:
         torch.save(content, temporary)
+        write_json(path.with_name(SUMS), [sha256(temporary), *_sums(path)][:3])
+        if path.exists():
+            path.replace(path.with_name(BEFORE))
