@@ -60,16 +60,27 @@ def refuse(path, problems, expected):
         raise ValueError(f"{path}: {expected}. {len(problems):,} found:\n  {lines}")
 
 
-def nearest(name, names):
-    """Return `name` in quotes and, where it is not one of `names`, the one that looks most like it."""
+def closest(name, names):
+    """Return the one of `names` that looks most like `name`, None where none does."""
     original = {option.lower(): option for option in names}
     near = get_close_matches(str(name).lower(), original, n=1, cutoff=0.4)
-    return f"{name!r} (did you mean {original[near[0]]!r}?)" if near else repr(name)
+    return original[near[0]] if near else None
+
+
+def nearest(name, names):
+    """Return `name` in quotes and, where it is not one of `names`, the one that looks most like it."""
+    near = closest(name, names)
+    return repr(name) if near is None else f"{name!r} (did you mean {near!r}?)"
 
 
 def refuse_unknown(path, places, known, expected):
     """Raise ValueError when the name of one of `places`, pairs of (where it stands, name), is not among `known`."""
     refuse(path, [f"{where}: {nearest(name, known)}" for where, name in places if name not in known], expected)
+
+
+def how_to_import(root, kind):
+    """Return the sentence that says how labels in the form of `kind` with other classes or folders are used."""
+    return f"Other classes or folders are imported by: cpsd data import {root} --kind {kind} --to NEW_FOLDER"
 
 
 def refuse_repeats(path, names, what):

@@ -73,8 +73,11 @@ def _check_header(path, header):
     for column in COLUMNS:
         if column not in header:
             separator = " Separate the cells by commas." if len(header) == 1 else ""
-            columns = f"its columns are {listed(map(repr, header))}. Expected {', '.join(COLUMNS)}.{separator}"
-            raise ValueError(f"{path} has no column {common.nearest(column, header)}; {columns}")
+            near = common.closest(column, [name for name in header if name not in COLUMNS])
+            rename = f" If {near!r} is that column, rename it to {column!r}." if near else ""
+            columns = f"its columns are {listed(map(repr, header))}, expected {', '.join(COLUMNS)}.{separator}{rename}"
+            other = "`cpsd data import` writes this file from other tables"
+            raise ValueError(f"{path} has no column {column!r}; {columns} {other}")
     for column in (*COLUMNS, "unknown"):
         if header.count(column) > 1:
             raise ValueError(f"{path} has the column '{column}' {header.count(column)} times: keep one")
