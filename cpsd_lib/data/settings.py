@@ -16,7 +16,8 @@ class DataSettings:
     annotations: str = "annotations.csv"  # csv
     image_folder: str = "images"  # csv
     separator: str = ";"  # csv: what joins the class names of an image
-    difficult: bool = True  # voc2007: a class with difficult objects only is present; False: unknown, as VOC scores it
+    # voc2007: a class with difficult objects only is present; False: unknown, as VOC scores it; or {"train": ..., "test": ...}
+    difficult: bool | dict[str, bool] = True
     # disk: every image is decoded once, size * size * 3 bytes each; none: at every look, for want of room on the disk
     cache: str = "disk"
     bad_files: str = "error"  # or "skip"

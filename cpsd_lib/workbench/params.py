@@ -4,7 +4,7 @@ import math
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cpsd_lib.data import DataSettings
 from cpsd_lib.training import Training
@@ -32,6 +32,13 @@ def _table_rows(rows):
     if not rows or len(set(rows)) != len(rows):
         raise ValueError("each row of the table at most once, and at least one")
     return rows
+
+
+def _one_or_each_split(value):
+    values = list(value.values()) if isinstance(value, dict) and value.keys() == {"train", "test"} else [value]
+    if not all(isinstance(one, bool) for one in values):
+        raise ValueError("must be true, false, or one of them a split: {train: true, test: false}")
+    return value
 
 
 def _part_counts(counts):
@@ -67,7 +74,7 @@ class DataParams(Section):
     annotations: str = "annotations.csv"
     image_folder: str = "images"
     separator: str = Field(";", min_length=1)
-    difficult: bool = True
+    difficult: Annotated[bool | dict[str, bool], BeforeValidator(_one_or_each_split)] = True
     cache: Literal["disk", "none"] = "disk"
     bad_files: Literal["error", "skip"] = "error"
     allow_overlap: bool = False
