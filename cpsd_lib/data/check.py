@@ -44,7 +44,7 @@ def check_data(data, folder):
         per_image = f"{counted(total, 'label')}, {total / images:.2f} an image"
         gone = counted((table.split[missing] == split).sum(), "image")
         lines.append(f"  {split}: {counted(images, 'image')}, {per_image}; {gone} not on disk")
-    lines += [*_missing_lines(table, paths, missing, folder), *_frequency_lines(table.names, counts)]
+    lines += [*_missing_lines(table, paths, missing, folder), *frequency_lines(table.names, counts)]
     lines += [f"note: {note}" for note in notes]
     lines += [f"read from {Path(data.root).absolute()}"] if data.root else []
     if faults:
@@ -71,7 +71,11 @@ def _missing_lines(table, paths, missing, folder):
     return [f"not on disk: {len(missing):,} of {counted(len(paths), 'image')}: {names}; all are named in {path}"]
 
 
-def _frequency_lines(names, counts):
+def frequency_lines(names, counts):
+    """Return a table of how many images of each split hold each class, the most frequent of the first split first.
+
+    counts: {split: how many hold each class [C]}.
+    """
     width = max(map(len, names), default=0)
     first = next(iter(counts.values()), [])
     order = sorted(range(len(first)), key=lambda c: -first[c])

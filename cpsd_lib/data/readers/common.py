@@ -13,6 +13,8 @@ import numpy as np
 from cpsd_lib.data.images.digests import file_states
 from cpsd_lib.data.table import LabelTable, listed
 
+PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledFiles:
@@ -128,6 +130,19 @@ def read_names(path, what):
     if not names:
         raise ValueError(f"{path} is empty, expected {what}")
     return names
+
+
+def photos_below(root, skip=None):
+    """Return the paths of all photos below a folder, sorted, links followed, without hidden ones and those in `skip`."""
+    paths, seen = [], set()
+    for folder, folders, files in os.walk(need_folder(root), followlinks=True):
+        if (real := os.path.realpath(folder)) in seen or Path(folder) == skip != Path(root):
+            folders.clear()  # a link that leads back
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        paths += [Path(folder, name) for name in files if name.lower().endswith(PHOTOS) and name[0] != "."]
+    return sorted(paths)
 
 
 def need_folder(root):

@@ -75,7 +75,7 @@ def _targets(folder, ids, difficult):
     targets, objects, broken = np.zeros((len(files), len(CLASSES)), np.int8), [], []
     for file in files:
         try:
-            objects.append(_objects(folder / file))
+            objects.append(objects_of(folder / file))
         except (ElementTree.ParseError, ValueError) as error:
             broken.append(f"{file}: {error}")
     common.refuse(
@@ -91,7 +91,7 @@ def _targets(folder, ids, difficult):
     return targets
 
 
-def _objects(path):
+def objects_of(path):
     """Return the (class name, whether it is difficult) of each object in an XML file."""
     root = ElementTree.fromstring(path.read_bytes())
     if root.tag != "annotation":
