@@ -192,7 +192,7 @@ def _drawn(settings, rows, lines):
     _, test = next(draw.split(units, units.to_numpy()))
     of_what = f"{len(units):,} groups of {settings.group!r}" if settings.group else counted(len(units), "photo")
     lines.append(f"splits drawn: random:{share:g} of {of_what}, stratified by class, seed {settings.seed}")
-    return np.where(np.isin(unit, units.index[test]), "test", "train")
+    return np.where(pd.Index(unit).isin(units.index[test]), "test", "train")
 
 
 def _unlabelled(settings, rows, photos, home, to, lines):

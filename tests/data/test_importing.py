@@ -628,6 +628,19 @@ def test_a_drawn_split_never_divides_a_group(many, to):
     assert not scenes["train"] & scenes["test"] and len(scenes["test"]) == 16
 
 
+def test_links_are_followed_but_a_photo_is_named_by_the_path_without_one(plain, to):
+    data = plain.parent
+    (data / "aaa").mkdir()
+    os.symlink(data / "images", data / "aaa" / "images")  # as an earlier import leaves it
+    os.symlink(data, data / "circle")
+    (data / "images" / "b.jpg").rename(to.parent / "b.jpg")
+    (to.parent / "elsewhere").mkdir()
+    (to.parent / "b.jpg").rename(to.parent / "elsewhere" / "b.jpg")
+    os.symlink(to.parent / "elsewhere", data / "more")
+    splits, _ = imported(plain, to, labels="classes")
+    assert sorted(flat(splits)) == [*(f"images/{name}.jpg" for name in "acdef"), "more/b.jpg"]
+
+
 # ---- what is written -------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from cpsd_lib.data.images.digests import file_states
 from cpsd_lib.data.table import LabelTable, listed
 
-PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+PHOTOS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2", ".avif")
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,14 +134,16 @@ def read_names(path, what):
 
 def photos_below(root, skip=None):
     """Return the paths of all photos below a folder, sorted, links followed, without hidden ones and those in `skip`."""
-    paths, seen = [], set()
-    for folder, folders, files in os.walk(need_folder(root), followlinks=True):
-        if (real := os.path.realpath(folder)) in seen or Path(folder) == skip != Path(root):
-            folders.clear()  # a link that leads back
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        paths += [Path(folder, name) for name in files if name.lower().endswith(PHOTOS) and name[0] != "."]
+    paths, seen, starts = [], set(), [need_folder(root)]
+    for start in starts:  # folders that links lead to come last, unless they were met without a link
+        for folder, folders, files in os.walk(start):
+            if (real := os.path.realpath(folder)) in seen or Path(folder) == skip != Path(root):
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+            starts += [path for name in sorted(folders) if (path := Path(folder, name)).is_symlink()]
+            paths += [Path(folder, name) for name in files if name.lower().endswith(PHOTOS) and name[0] != "."]
     return sorted(paths)
 
 
