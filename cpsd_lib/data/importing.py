@@ -64,21 +64,31 @@ def _absolute(path):
 
 def _with_paths(rows, suffix, home, photos, lines):
     """Return the rows whose photo is there, with its `path`: where the file name says, or else by its last part."""
-    there, alike = set(photos), defaultdict(list)
+    there, alike, names, loose = set(photos), defaultdict(list), defaultdict(set), {}
     for path in photos:
-        alike[path.name].append(path)
-        alike[path.stem].append(path)
+        for form in set(common.forms(path.name)):
+            alike[form].append(path)
     paths, several, missing = [], [], []
     for place, file, source in zip(rows.place, rows.file, rows.source, strict=True):
         name = file.replace("\\", "/") + suffix
         exact = (Path(os.path.normpath(folder / name)) for folder in (source.parent, home))
-        near = [path for path in exact if path in there][:1] or alike.get(name.rpartition("/")[2], [])
-        if len(near) > 1:  # the one that lies beside its label file, or in a folder of the same split
+        exact = [path for path in exact if path in there][:1]
+        near = exact or alike.get(common.forms(name.rpartition("/")[2])[0], [])
+        if len(near) > 1:  # the one that lies in a folder of the same split as its label file
             near = [path for path in near if _split_of(path.parent, home) == _split_of(source, home)] or near
         several += [f"{place}: {name}: {listed(near, shown=3)}"] if len(near) > 1 else []
         missing += [] if near else [f"{file} ({place})"]
+        loose |= {near[0]: name} if near and not exact and "/" in name else {}
         paths.append(near[0] if near else None)
+        names[paths[-1]].add(name)
     common.refuse(home, several, "several photos of one name, expected one: give --suffix, or their folder as --photos")
+    several = [f"{path}: {listed(sorted(names[path]))}" for path in loose if len(names[path]) > 1]
+    common.refuse(home, several, "photos that several file names lead to, expected one: their folders are not there")
+    if loose:
+        path, name = next(iter(loose.items()))
+        lines.append(
+            f"{counted(len(loose), 'photo')} found by the last part of the name: {name} is {path.relative_to(home)}"
+        )
     lost = (
         f"{len(missing):,} of {counted(len(rows), 'file name')} lead to no photo in {home}: {listed(missing, shown=5)}"
     )
@@ -122,23 +132,20 @@ def _with_splits(settings, source, rows, home, lines):
     if how == "column":
         split = [text if text in SPLITS else _word(text) for text in rows.given]
     else:
-        root = source if source.is_dir() else source.parent
-        by_list = _lists(root)
+        root, pairs = source if source.is_dir() else source.parent, zip(rows.source, rows.path, strict=True)
+        by_list, folders = _lists(root), settings.kind == "folders"  # a photo's folder is its label there, maybe "test"
         split = [
-            # The folder that a photo lies in is its label in kind folders, and may be called test.
-            by_list.get(path.stem)
-            or _split_of(labels, root)
-            or (settings.kind != "folders" and _split_of(path.parent, home))
-            for labels, path in zip(rows.source, rows.path, strict=True)
+            by_list.get(path.stem) or _split_of(labels, root) or ("" if folders else _split_of(path.parent, home))
+            for labels, path in pairs
         ]
-        if not settings.split and (not all(split) or len(set(split)) < 2):
+        if not settings.split and not {"train"} < set(split) <= {*SPLITS}:
             return rows.assign(split="")
-    places = zip(rows.place, rows.given, split, strict=True)
-    unnamed = [f"{place} {given!r}" if how == "column" else place for place, given, name in places if not name]
-    common.refuse(source, unnamed, "photos that no train, val or test names: name it, or give --split random:0.2")
-    lines.append(
-        "splits from a column" if how == "column" else "splits from the names of lists, label files and folders"
-    )
+    where = {"column": "a column", "files": "the names of lists, label files and folders"}[how]
+    unnamed = [
+        f"{place} {given!r}" for place, given, name in zip(rows.place, rows.given, split, strict=True) if not name
+    ]
+    common.refuse(source, unnamed, f"expected train, val or test in {where}, or give --split random:0.2")
+    lines.append(f"splits from {where}")
     rows = rows.assign(split=split)
     if "test" not in split and "val" in split:
         rows["split"] = rows.split.replace("val", "test")

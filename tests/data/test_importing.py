@@ -454,7 +454,7 @@ def test_cells_that_are_no_lists_among_lists_are_refused(plain, to, cell):
         (
             "photo,cat\na.jpg,x\nb.jpg,y\n",
             {"labels": "cat", "split": "files"},
-            ["no train, val or test names", "line 2"],
+            ["expected train, val or test in the names of lists", "line 2"],
         ),
         (
             "photo\tcat\na.jpg\tx;y\nb.jpg\tred;or\n",
@@ -550,6 +550,18 @@ def test_file_names_without_a_photo_are_counted_listed_and_left_out(plain, to):
     assert (
         f"left out: 2 of 6 file names lead to no photo in {plain.parent}: b.jpg (labels.csv, line 3), f.jpg" in printed
     )
+
+
+def test_a_name_differs_from_its_photo_in_case_alone_or_in_its_folder_and_this_is_said(plain, to):
+    plain.write_text(plain.read_text().replace("a.jpg", "A.JPG").replace("b.jpg", "C:\\old\\b.jpg"))
+    splits, printed = imported(plain, to, labels="classes")
+    assert sorted(flat(splits)) == [f"{name}.jpg" for name in "abcdef"]
+    assert "1 photo found by the last part of the name: C:/old/b.jpg is images/b.jpg" in printed
+
+
+def test_two_names_of_other_folders_are_never_one_photo(plain, to):
+    plain.write_text("photo,classes\ncat/a.jpg,cat\ndog/a.jpg,dog\nb.jpg,cat\nc.jpg,dog\n")
+    refused(plain, to, "photos that several file names lead to", "images/a.jpg: cat/a.jpg, dog/a.jpg", labels="classes")
 
 
 def test_no_photo_at_all_says_what_is_there_and_what_to_give(plain, to, tmp_path):

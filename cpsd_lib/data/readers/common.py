@@ -176,7 +176,7 @@ def hints(paths):
     @cache  # each folder is listed once
     def names_in(folder):
         try:
-            return {form: name for name in sorted(os.listdir(folder)) for form in _forms(name)}
+            return {form: name for name in sorted(os.listdir(folder)) for form in forms(name)}
         except (OSError, ValueError):
             return {}
 
@@ -184,7 +184,7 @@ def hints(paths):
     def near(path):
         folder = path.parent if os.path.isdir(path.parent) else near(path.parent)
         names = names_in(folder) if folder else {}
-        alike = (folder / names[form] for form in _forms(path.name) if form in names)
+        alike = (folder / names[form] for form in forms(path.name) if form in names)
         return next((other for other in alike if other != path), None)
 
     return [_hint(path, near(path)) for path in paths]
@@ -199,6 +199,7 @@ def _hint(path, other):
     return f" (did you mean {ascii(name) + ', another Unicode form' if looks_alike else repr(name)}?)"
 
 
-def _forms(name):
+def forms(name):
+    """Return a file name without its case and Unicode form, and that without its ending."""
     plain = unicodedata.normalize("NFC", name).casefold()
     return plain, PurePath(plain).stem
