@@ -100,8 +100,7 @@ def _with_paths(rows, suffix, home, photos, lines):
 
 def _word(text):
     """Return the split that a text names (train_val is train), '' for none."""
-    words = [WORDS[word] for word in re.findall("[a-z]+", text.lower()) if word in WORDS]
-    return "train" if "train" in words else next(iter(words), "")
+    return next((WORDS[word] for word in re.findall("[a-z]+", text.lower()) if word in WORDS), "")
 
 
 def _split_of(path, home):
@@ -225,7 +224,7 @@ def _unlabelled(settings, rows, photos, home, to, lines):
 def _place(to, paths, copy):
     """Return (the folder that file names start at, "link", "copy" or "" where the csv reader finds the photos as they are)."""
     images, base = to / "images", Path(os.path.commonpath([path.parent for path in paths]))
-    if not images.is_symlink() and all(path.is_relative_to(images) for path in paths):
+    if all(path.is_relative_to(images) for path in paths):
         return images, ""
     if not os.path.lexists(images):
         return base, "" if base == to else "copy" if copy else "link"

@@ -107,6 +107,7 @@ def test_chest_xray14_keeps_a_patient_in_one_split_and_no_finding_is_no_label(cx
     assert (
         "random:0.2 of 20 groups of 'Patient ID', stratified by class, seed 0" in printed and "; 3 classes" in printed
     )
+    assert "dropped" not in printed
 
 
 def test_chest_xray14_has_its_official_lists_and_a_patient_in_both_is_refused(cxr, to):
@@ -176,6 +177,16 @@ def test_a_roboflow_export_has_a_table_a_folder_and_blanks_before_names_and_valu
 def test_a_roboflow_export_without_a_test_folder_uses_valid_as_test_and_says_so(tmp_path, to):
     splits, printed = imported(roboflow(tmp_path / "robo", ("train", "valid")), to)
     assert splits.keys() == {"train", "test"} and "there is no test, so that val is test" in printed
+
+
+def test_photos_of_one_name_in_two_folders_belong_to_the_table_beside_them(tmp_path, to):
+    root = tmp_path / "robo"
+    for split, values in (("training data/train", "1, 0"), ("training data/test", "0, 1")):
+        rows = [f"{n}.jpg, {values}" for n in range(3)]
+        table(root / split / "_classes.csv", "filename, cat, dog", rows, ".")
+    splits, _ = imported(root, to)
+    assert splits["train"] == {f"train/{n}.jpg": ["cat"] for n in range(3)}
+    assert splits["test"] == {f"test/{n}.jpg": ["dog"] for n in range(3)}
 
 
 def test_roboflow_tables_with_other_columns_are_refused(tmp_path, to):
@@ -315,6 +326,27 @@ def test_a_column_of_cocos_images_can_be_the_group(tmp_path, to):
     assert sorted(map(len, splits.values())) == [2, 3]
 
 
+def test_an_image_without_the_group_is_refused(tmp_path, to):
+    root = coco2017(tmp_path / "coco", lambda content, split: content["images"][0].pop("city"))
+    refused(root, to, "nothing in column 'city'", "image 1", "image 4", kind="coco", group="city", split="random:0.4")
+
+
+def test_photos_of_one_name_in_two_folders_belong_to_the_json_of_their_split(tmp_path, to):
+    def numbered(content, split):
+        for place, image in enumerate(content["images"]):
+            image["file_name"] = f"{place}.jpg"
+
+    root = coco2017(tmp_path / "coco", numbered)
+    for split, count in (("train", 3), ("val", 2)):
+        for path in (root / f"{split}2017").iterdir():
+            path.unlink()
+        for place in range(count):
+            picture(root / f"{split}2017" / f"{place}.jpg")
+    splits, _ = imported(root, to, "coco")
+    assert [*splits["train"]] == [f"train2017/{place}.jpg" for place in range(3)]
+    assert splits["test"] == {"val2017/0.jpg": ["01"], "val2017/1.jpg": ["zebra crossing"]}
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -364,6 +396,19 @@ def test_folders_below_train_and_test_have_their_split(tmp_path, to):
     refused(root, to.parent / "other", "more than once with different split", "train/cat/1.jpg", kind="folders")
 
 
+def test_classes_called_train_and_test_are_classes(tmp_path, to):
+    for place in ("train/1.jpg", "train/2.jpg", "test/3.jpg", "test/4.jpg", "train/5.jpg", "test/6.jpg"):
+        picture(tmp_path / "vehicles" / place)
+    refused(
+        tmp_path / "vehicles", to, "expected train, val or test in the names of lists", kind="folders", split="files"
+    )
+    splits, printed = imported(tmp_path / "vehicles", to, "folders")
+    assert "splits drawn: random:0.2" in printed and {file.split("/")[0] for file in splits["train"]} == {
+        "train",
+        "test",
+    }
+
+
 # ---- tables of any kind ----------------------------------------------------------------------------------------------
 
 ROWS = ["a.jpg,cat;dog", "b.jpg,dog", "c.jpg,cat", "d.jpg,", "e.jpg,cat;dog", "f.jpg,dog"]
@@ -410,13 +455,21 @@ def test_labels_joined_by_something_else_are_refused_with_the_separator_to_give(
     refused(
         plain,
         to,
-        "no photo has two of its 6 classes",
+        "there are 6 classes",
         "they are 3: a, b, c",
         f'Give --separator "{separator}"',
         labels="classes",
     )
     splits, _ = imported(plain, to, labels="classes", separator=separator)
     assert flat(splits)["b.jpg"] == ["b", "c"]
+
+
+def test_a_bar_in_one_cell_among_joined_ones_is_seen_and_a_name_with_a_comma_is_one(plain, to):
+    rows = ["a.jpg\tcat;dog", "b.jpg\tcat|dog", "c.jpg\tdog", "d.jpg\tcat"]
+    plain.write_text("\n".join(["photo\tclasses", *rows, ""]))
+    refused(plain, to, "one of them 'cat|dog'", 'Give --separator "|"', labels="classes")
+    plain.write_text(plain.read_text().replace("cat|dog", "salt, pepper"))
+    assert flat(imported(plain, to, labels="classes", split="random:0.4")[0])["b.jpg"] == ["salt, pepper"]
 
 
 @pytest.mark.parametrize("cell", ["['a' 'b']", "[a, b]", "cat", "['a', 'b'"])
@@ -517,6 +570,8 @@ def test_a_photo_in_several_lines_has_the_labels_of_all_and_this_is_said(plain, 
 def test_lines_of_zeros_and_ones_that_contradict_each_other_are_refused_and_equal_ones_are_one(plain, to):
     plain.write_text("photo,cat,dog\na.jpg,1,0\nb.jpg,0,1\na.jpg,1,1\n")
     refused(plain, to, "same photo more than once with different labels", "line 2", "line 4", columns="cat:dog")
+    plain.write_text("photo,cat,dog\na.jpg,1,0\nb.jpg,0,1\na.jpg,1,\n")
+    refused(plain, to, "same photo more than once with different unknown", "line 2", "line 4", columns="cat:dog")
     plain.write_text("photo,cat,dog\na.jpg,1,0\nb.jpg,0,1\na.jpg,1,0\nc.jpg,1,1\n")
     assert len(flat(imported(plain, to, columns="cat:dog", split="random:0.4")[0])) == 3
 
@@ -573,6 +628,14 @@ def test_no_photo_at_all_says_what_is_there_and_what_to_give(plain, to, tmp_path
     refused(tmp_path / "labels.csv", to, "there is no file or folder", error=FileNotFoundError)
     splits, _ = imported(plain, to, labels="classes", photos=str(plain.parent / "images"))
     assert len(flat(splits)) == 6
+
+
+def test_names_are_looked_up_in_the_folder_of_photos(plain, to, tmp_path):
+    for name in ("x/1.jpg", "y/1.jpg", "x/2.jpg", "y/2.jpg"):
+        picture(tmp_path / "photos" / name)
+    plain.write_text("photo,classes\nx/1.jpg,cat\ny/1.jpg,dog\nx/2.jpg,dog\ny/2.jpg,cat\n")
+    splits, _ = imported(plain, to, labels="classes", photos=str(tmp_path / "photos"), split="random:0.4")
+    assert flat(splits) == {"x/1.jpg": ["cat"], "y/1.jpg": ["dog"], "x/2.jpg": ["dog"], "y/2.jpg": ["cat"]}
 
 
 def test_parquet_is_read_where_pyarrow_is_and_else_says_what_to_do(plain, to, monkeypatch):
@@ -657,7 +720,7 @@ def test_links_are_followed_but_a_photo_is_named_by_the_path_without_one(plain, 
 
 
 def test_photos_without_labels_are_written_with_split_unlabelled(plain, to, tmp_path):
-    for name in ("x/1.jpg", "x/2.png", "x/.hidden.jpg", "x/note.txt", "x/__MACOSX/1.jpg"):
+    for name in ("x/1.jpg", "x/2.png", "x/.hidden.jpg", "x/note.txt", "x/__MACOSX/1.jpg", "x/.thumbs/1.jpg"):
         picture(tmp_path / "more" / name) if name.endswith(("jpg", "png")) else (tmp_path / "more" / name).touch()
     os.symlink(plain.parent / "images" / "a.jpg", tmp_path / "more" / "known.jpg")
     splits, printed = imported(plain, to, labels="classes", unlabelled=str(tmp_path / "more"))
@@ -688,6 +751,21 @@ def test_photos_are_copied_on_demand_also_over_an_unfinished_copy(plain, to):
     for name in "abcdef":
         assert (to / "images" / f"{name}.jpg").read_bytes() == (plain.parent / "images" / f"{name}.jpg").read_bytes()
     assert not (to / "images").is_symlink() and sorted(os.listdir(to)) == ["annotations.csv", "images"]
+
+
+def test_a_copy_inside_the_folder_of_the_labels_is_not_taken_for_more_photos(plain):
+    to = plain.parent / "mine"
+    splits, _ = imported(plain, to, labels="classes", copy=True)
+    assert imported(plain, to, labels="classes", copy=True)[0] == splits
+    assert sorted(path.name for path in (to / "images").iterdir()) == [f"{name}.jpg" for name in "abcdef"]
+
+
+def test_a_link_to_other_photos_is_refused(plain, to, tmp_path):
+    (tmp_path / "others").mkdir()
+    to.mkdir()
+    os.symlink(tmp_path / "others", to / "images")
+    with pytest.raises(ValueError, match=r"images is there and is not these photos"):
+        imported(plain, to, labels="classes")
 
 
 def test_other_photos_where_the_link_would_be_are_refused(plain, to):

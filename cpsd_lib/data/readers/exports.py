@@ -146,12 +146,12 @@ def _of_cells(path, cells, separator, places):
         common.refuse(path, wrong, "other cells are lists, expected one such as ['cat', 'dog'] in each")
         return labels
     labels = [frozenset(name.strip() for name in cell.split(separator)) - {""} for cell in cells]
-    names = frozenset().union(*labels)
-    for other in SEPARATORS if max(map(len, labels)) < 2 else ():
+    names, joins = frozenset().union(*labels), max(map(len, labels)) > 1
+    for other in SEPARATORS:  # as the csv reader does it
         parts = {part.strip() for name in names for part in name.split(other)} - {""}
-        if len(parts) < len(names) if other in "|," else 2 * len(parts) <= len(names) and parts & names:
+        if len(parts) < len(names) if other in "|," else not joins and 2 * len(parts) <= len(names) and parts & names:
             raise ValueError(
-                f"{path}: joined by {separator!r} no photo has two of its {len(names):,} classes, and one of them is "
+                f"{path}: joined by {separator!r} there are {len(names):,} classes, one of them "
                 f"{next(name for name in sorted(names) if other in name)!r}; joined by {other!r} they are {len(parts):,}: "
                 f'{listed(sorted(parts), shown=5)}. Give --separator "{other}"'
             )
