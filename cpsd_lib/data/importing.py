@@ -37,9 +37,7 @@ def import_labels(settings, dry_run=False):
     home = _absolute(settings.photos) if settings.photos else source if source.is_dir() else source.parent
     photos = common.photos_below(home, skip=to)
     if not photos:
-        raise FileNotFoundError(
-            f"there is no photo ({', '.join(common.PHOTOS)}) in {home}: give their folder as --photos"
-        )
+        raise FileNotFoundError(f"{home} holds no photo ({', '.join(common.PHOTOS)}): give their folder as --photos")
     lines = [f"{settings.kind}: {source}"]
     rows, known = read_export(settings, source, lines)
     rows = _with_paths(rows, settings.suffix, home, photos, lines)
@@ -74,8 +72,9 @@ def _with_paths(rows, suffix, home, photos, lines):
         exact = (Path(os.path.normpath(folder / name)) for folder in (source.parent, home))
         exact = [path for path in exact if path in there][:1]
         near = exact or alike.get(common.forms(name.rpartition("/")[2])[0], [])
-        if len(near) > 1:  # the one that lies in a folder of the same split as its label file
-            near = [path for path in near if _split_of(path.parent, home) == _split_of(source, home)] or near
+        if len(near) > 1:  # the one that lies beside its label file, or in a folder of the same split
+            beside = [path for path in near if path.parent == source.parent]
+            near = beside or [path for path in near if _split_of(path.parent, home) == _split_of(source, home)] or near
         several += [f"{place}: {name}: {listed(near, shown=3)}"] if len(near) > 1 else []
         missing += [] if near else [f"{file} ({place})"]
         loose |= {near[0]: name} if near and not exact and "/" in name else {}
@@ -84,14 +83,10 @@ def _with_paths(rows, suffix, home, photos, lines):
     common.refuse(home, several, "several photos of one name, expected one: give --suffix, or their folder as --photos")
     several = [f"{path}: {listed(sorted(names[path]))}" for path in loose if len(names[path]) > 1]
     common.refuse(home, several, "photos that several file names lead to, expected one: their folders are not there")
-    if loose:
-        path, name = next(iter(loose.items()))
-        lines.append(
-            f"{counted(len(loose), 'photo')} found by the last part of the name: {name} is {path.relative_to(home)}"
-        )
-    lost = (
-        f"{len(missing):,} of {counted(len(rows), 'file name')} lead to no photo in {home}: {listed(missing, shown=5)}"
-    )
+    for path, name in [*loose.items()][:1]:
+        found = f"{counted(len(loose), 'photo')} found by the last part of the name"
+        lines.append(f"{found}: {name} is {path.relative_to(home)}")
+    lost = f"{len(missing):,} of {len(rows):,} file names lead to no photo in {home}: {listed(missing, shown=5)}"
     if len(missing) == len(rows):
         raise FileNotFoundError(f"{lost}. Its photos are {listed(photos, shown=3)}: give --photos, --suffix or --file")
     lines += [f"left out: {lost}"] if missing else []

@@ -189,6 +189,15 @@ def test_photos_of_one_name_in_two_folders_belong_to_the_table_beside_them(tmp_p
     assert splits["test"] == {f"test/{n}.jpg": ["dog"] for n in range(3)}
 
 
+def test_file_names_start_at_the_folder_of_their_table(tmp_path, to):
+    for folder, values in (("a", "1,0"), ("b", "0,1")):
+        table(
+            tmp_path / "data" / folder / "_classes.csv", "file,cat,dog", [f"x/{n}.jpg,{values}" for n in range(3)], "."
+        )
+    splits, _ = imported(tmp_path / "data", to, split="random:0.4")
+    assert flat(splits) == {f"{a}/x/{n}.jpg": [name] for a, name in (("a", "cat"), ("b", "dog")) for n in range(3)}
+
+
 def test_roboflow_tables_with_other_columns_are_refused(tmp_path, to):
     root = roboflow(tmp_path / "robo")
     (root / "valid" / "_classes.csv").write_text("filename, cat\na.jpg, 1\n")
@@ -230,6 +239,13 @@ def test_a_labelimg_folder_has_an_xml_beside_each_photo_of_any_class(tmp_path, t
     assert flat(splits) == {f"IMG_{number}.JPG": names for number, names in enumerate(labels)}
     assert "6 XML files, 1 of them without an object" in printed
     assert "left out: 1 photo without a label (see --unlabelled): IMG_9.JPG" in printed
+
+
+def test_photos_of_one_name_belong_to_the_xml_beside_them(tmp_path, to):
+    for day in ("monday", "tuesday"):
+        labelimg(tmp_path / "kitchen" / day)
+    splits, _ = imported(tmp_path / "kitchen", to, "voc", split="random:0.3")
+    assert len(flat(splits)) == 12 and flat(splits)["tuesday/IMG_1.JPG"] == ["cup", "plate"]
 
 
 def test_a_voc_folder_has_its_splits_in_lists(tmp_path, to):
@@ -324,6 +340,15 @@ def test_a_column_of_cocos_images_can_be_the_group(tmp_path, to):
     refused(root, to, "groups of 'city' in several splits", "Rome: test, train", kind="coco", group="city")
     splits, _ = imported(root, to, "coco", group="city", split="random:0.5")
     assert sorted(map(len, splits.values())) == [2, 3]
+
+
+def test_ids_written_with_a_point_are_the_same_ids(tmp_path, to):
+    def as_pandas_writes_them(content, split):
+        for record in content["annotations"]:
+            record |= {"image_id": float(record["image_id"]), "segmentation": [[1.5, 2.25]]}
+
+    expected = imported(coco2017(tmp_path / "coco"), to, "coco")[0]
+    assert imported(coco2017(tmp_path / "points", as_pandas_writes_them), to.parent / "other", "coco")[0] == expected
 
 
 def test_an_image_without_the_group_is_refused(tmp_path, to):
@@ -624,7 +649,14 @@ def test_no_photo_at_all_says_what_is_there_and_what_to_give(plain, to, tmp_path
     parts = ("6 of 6 file names lead to no photo", "a.jpg", "--photos, --suffix or --file")
     refused(plain, to, *parts, labels="classes", suffix=".png", error=FileNotFoundError)
     (tmp_path / "empty").mkdir()
-    refused(plain, to, "there is no photo", labels="classes", photos=str(tmp_path / "empty"), error=FileNotFoundError)
+    refused(
+        plain,
+        to,
+        "empty holds no photo (.jpg",
+        labels="classes",
+        photos=str(tmp_path / "empty"),
+        error=FileNotFoundError,
+    )
     refused(tmp_path / "labels.csv", to, "there is no file or folder", error=FileNotFoundError)
     splits, _ = imported(plain, to, labels="classes", photos=str(plain.parent / "images"))
     assert len(flat(splits)) == 6

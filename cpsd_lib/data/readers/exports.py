@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cpsd_lib.data.readers import common
-from cpsd_lib.data.readers.coco2014 import load_json
+from cpsd_lib.data.readers.coco2014 import load_json, without_outline
 from cpsd_lib.data.readers.csv import LIST, SEPARATORS
 from cpsd_lib.data.readers.voc2007 import objects_of
 from cpsd_lib.data.table import listed
@@ -44,9 +44,9 @@ def _rows(places, files, labels, sources, unknown=None, group=None, given=None):
 
 def _column(path, frame, name):
     if name not in frame:
-        columns = listed(map(repr, frame.columns))
+        names = [*map(str, frame.columns)]
         raise ValueError(
-            f"{path} has no column {common.nearest(name, map(str, frame.columns))}; its columns are {columns}"
+            f"{path} has no column {common.nearest(name, names)}; its columns are {listed(map(repr, names))}"
         )
     return frame[name]
 
@@ -64,16 +64,11 @@ def _read_table(settings, source, lines):
     paths = paths or [path for path in sorted(source.iterdir()) if path.suffix.lower() in (".csv", ".tsv", ".parquet")]
     if len({path.name for path in paths}) != 1:
         raise ValueError(f"{source} holds {len(paths)} tables, expected one: give its file. {listed(paths)}".strip())
-    tables, path = (
-        [_parquet(path) if path.suffix.lower() == ".parquet" else _text_table(path) for path in paths],
-        paths[0],
-    )
-    for other, table in zip(paths, tables, strict=True):
-        common.refuse(
-            other, sorted(set(table) ^ set(tables[0])), f"its columns are not those of {path}, expected the same"
-        )
-    sources = [path for path, table in zip(paths, tables, strict=True) for _ in table.index]
-    table = pd.concat(tables)
+    tables = {path: _parquet(path) if path.suffix.lower() == ".parquet" else _text_table(path) for path in paths}
+    path, first = next(iter(tables.items()))
+    for other, table in tables.items():
+        common.refuse(other, sorted(set(table) ^ set(first)), f"its columns are not those of {path}, expected the same")
+    sources, table = [path for path, table in tables.items() for _ in table.index], pd.concat(tables.values())
     places = [f"{os.path.relpath(path, source.parent)}, line {n}" for path, n in zip(sources, table.index, strict=True)]
     columns = settings.columns or (":" if path.name == ROBOFLOW and not settings.labels else None)
     if bool(settings.labels) == bool(columns):
@@ -101,19 +96,11 @@ def _text_table(path):
     if (first := text.partition("\n"))[0].strip().isdecimal():
         count, text = int(first[0]), f"file {first[2]}"
     delimiter = next((sign for sign in "\t,;" if sign in text.partition("\n")[0]), r"\s+")
-    options = {
-        "header": None,
-        "dtype": str,
-        "keep_default_na": False,
-        "skipinitialspace": True,
-        "skip_blank_lines": False,
-    }
-    try:  # this engine tells cells that are not there (NaN) from empty ones
-        table = pd.read_csv(io.StringIO(text), sep=delimiter, engine="python", **options)
+    as_written = {"dtype": str, "keep_default_na": False, "skipinitialspace": True, "skip_blank_lines": False}
+    try:  # the Python engine tells cells that are not there (NaN) from empty ones
+        table = pd.read_csv(io.StringIO(text), sep=delimiter, header=None, engine="python", **as_written)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(
-            f"{path} is not a table ({error}): check its quotation marks and the cells of that line"
-        ) from None
+        raise ValueError(f"{path} is not a table ({error}): check its quotation marks and that line") from None
     table.index += 1 if count is None else 2
     table = table[table.fillna("").ne("").any(axis=1)].apply(lambda column: column.str.strip())
     short = [f"line {line}" for line in table.index[table.isna().any(axis=1)]]
@@ -140,9 +127,8 @@ def _of_cells(path, cells, separator, places):
     """Return the frozenset of class names in each cell: a list as Python writes it, or names joined by `separator`."""
     if any(LIST.fullmatch(cell) for cell in cells):
         labels = [_of_list(cell or "[]") for cell in cells]
-        wrong = [
-            f"{place}: {cell:.80}" for place, cell, names in zip(places, cells, labels, strict=True) if names is None
-        ]
+        written = zip(places, cells, labels, strict=True)
+        wrong = [f"{place}: {cell:.80}" for place, cell, names in written if names is None]
         common.refuse(path, wrong, "other cells are lists, expected one such as ['cat', 'dog'] in each")
         return labels
     labels = [frozenset(name.strip() for name in cell.split(separator)) - {""} for cell in cells]
@@ -199,7 +185,7 @@ def _read_coco(settings, source, lines):
 
 
 def _coco_file(path, settings, lines):
-    content = load_json(path, dict, COCO_FORM, parse_float=bool)  # fractions of outlines are most of a file
+    content = load_json(path, dict, COCO_FORM, object_hook=without_outline)
     try:
         images, objects, categories = (pd.DataFrame(content[key]) for key in ("images", "annotations", "categories"))
         needed = images[["id", "file_name"]], objects[["image_id", "category_id"]], categories[["id", "name"]]
@@ -209,7 +195,7 @@ def _coco_file(path, settings, lines):
     common.refuse(path, lacking, "records without the fields, expected both in each")
     for name, known in (("image_id", images.id), ("category_id", categories.id)):
         common.refuse_repeats(path, known.tolist(), name)
-        unknown = sorted(set(objects[name]) - set(known))
+        unknown = sorted(set(objects[name]) - set(known), key=str)
         common.refuse(path, unknown, f"annotations with an unknown {name}, expected one that the file lists")
     crowd = objects.get("iscrowd", pd.Series(0, objects.index)) == 1
     if settings.no_crowd:
@@ -242,11 +228,9 @@ def _read_folders(settings, source, lines):
     photos = [path for path in common.photos_below(source, Path(os.path.abspath(settings.to))) if path.parent != source]
     if not photos:
         raise ValueError(f"{source} has no folder with photos in it, expected one folder a label")
-    sizes, first = pd.Series([path.stat().st_size for path in photos]), {}
-    same = [
-        first.setdefault(sha256(path), path) if twice else path
-        for path, twice in zip(photos, sizes.duplicated(keep=False), strict=True)
-    ]
+    twice, first = pd.Series([path.stat().st_size for path in photos]).duplicated(keep=False), {}
+    alike = zip(photos, twice, strict=True)  # of other sizes they are different photos
+    same = [first.setdefault(sha256(path), path) if maybe else path for path, maybe in alike]
     labels = [frozenset([path.parent.name]) for path in photos]
     # The folder above the label's may be train or test; the label's own may be a class of that name.
     return _rows(photos, map(str, same), labels, (path.parents[1] for path in photos)), frozenset().union(*labels)
