@@ -28,19 +28,15 @@ def main(arguments=None):
     data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
     store = commands.add_parser("store", help="trained models and soft targets that runs share: list, size or clean")
     store.add_argument("action", choices=["list", "size", "clean"], help="clean removes what no run in outputs/ uses")
-    import_ = data.add_parser(
-        "import", help="write annotations.csv, with a link to the photos, from other forms of labels"
-    )
+    import_ = data.add_parser("import", help="write annotations.csv, with a link to the photos, from other labels")
     import_.add_argument("source", metavar="SOURCE", help="a file or a folder of labels")
     import_.add_argument("--to", required=True, metavar="FOLDER", help="where annotations.csv is written")
     import_.add_argument("--kind", required=True, help="table, coco, voc or folders (one a label)")
     for option in fields(ImportSettings)[3:]:
-        flag, of_value = (
-            f"--{option.name.replace('_', '-')}",
-            {"type": int if option.default == 0 else str, "metavar": "X"},
-        )
-        switch = {"action": "store_true"} if option.default is False else of_value
-        import_.add_argument(flag, default=option.default, help=option.metadata["help"], **switch)
+        value = {"type": int if option.name == "seed" else str, "metavar": "X"}
+        form = {"action": "store_true"} if option.default is False else value
+        name, text = option.name.replace("_", "-"), option.metadata["help"]
+        import_.add_argument(f"--{name}", default=option.default, help=text, **form)
     import_.add_argument("--dry-run", action="store_true", help="print what was understood, write nothing")
     check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
     for command in (run, evaluate, cost, targets, grid, check):

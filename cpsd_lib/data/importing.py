@@ -234,6 +234,8 @@ def _place(to, paths, copy):
 def _checked_text(rows, names, base, to, more):
     """Return (the text of annotations.csv, notes); ValueError where the csv reader would read something else, or nothing."""
     files = [path.relative_to(base).as_posix() for path in [*rows.path, *more]]
+    strange = [ascii(file) for file in files if file != file.encode(errors="replace").decode()]
+    common.refuse(to, strange, "file names that are not UTF-8: rename them")
     table = pd.DataFrame({"file_name": files, "split": [*rows.split, *["unlabelled"] * len(more)]})
     for name in ("labels", "unknown"):
         table[name] = [*map(";".join, map(sorted, rows[name])), *[""] * len(more)]

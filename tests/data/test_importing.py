@@ -770,6 +770,15 @@ def test_a_second_import_must_give_the_same_file(plain, to):
     assert (to / "annotations.csv").read_bytes() == before
 
 
+def test_a_file_name_that_is_not_utf8_is_named(plain, to, tmp_path):
+    (tmp_path / "more").mkdir()
+    try:
+        (tmp_path / "more" / os.fsdecode(b"gr\xfcn.jpg")).touch()
+    except OSError:
+        pytest.skip("this file system has UTF-8 names alone")
+    refused(plain, to, "not UTF-8: rename them", r"gr\udcfcn.jpg", labels="classes", unlabelled=str(tmp_path / "more"))
+
+
 def test_a_dry_run_writes_nothing(plain, to):
     lines = import_labels(ImportSettings(str(plain), str(to), "table", labels="classes"), dry_run=True)
     assert lines[-1].startswith("--dry-run: not written: ") and not to.exists()
