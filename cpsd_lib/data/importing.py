@@ -135,9 +135,8 @@ def _with_splits(settings, source, rows, home, lines):
         if not settings.split and not {"train"} < set(split) <= {*SPLITS}:
             return rows.assign(split="")
     where = {"column": "a column", "files": "the names of lists, label files and folders"}[how]
-    unnamed = [
-        f"{place} {given!r}" for place, given, name in zip(rows.place, rows.given, split, strict=True) if not name
-    ]
+    written = zip(rows.place, rows.given, split, strict=True)
+    unnamed = [f"{place} {given!r}".removesuffix(" ''") for place, given, name in written if not name]
     common.refuse(source, unnamed, f"expected train, val or test in {where}, or give --split random:0.2")
     lines.append(f"splits from {where}")
     rows = rows.assign(split=split)
@@ -159,7 +158,8 @@ def _joined(settings, source, rows, lines):
         common.refuse(source, wrong, f"the same photo more than once with different {name}, expected one")
     if len(seen):
         union = seen.labels.agg(lambda every: frozenset().union(*every))
-        lines.append(f"joined: {counted(len(union), 'photo')} named more than once: {listed(union.index, shown=3)}")
+        joined = f"joined: {counted(len(union), 'photo')} named more than once, with all labels"
+        lines.append(f"{joined}: {listed(union.index, shown=3)}")
         rows = rows.drop_duplicates("path")
         rows = rows.assign(labels=rows.labels.where(~rows.path.isin(union.index), rows.path.map(union)))
     if settings.group:

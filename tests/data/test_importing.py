@@ -407,7 +407,7 @@ def test_a_photo_in_two_folders_has_two_labels_and_photos_of_one_name_stay_two(t
         **{"cat/1.jpg": ["cat", "dog"], "cat/2.jpg": ["cat"], "cat/3.jpg": ["cat"], "dog/1b.jpg": ["dog"]},
         **{"dog/2.jpg": ["dog"], "dog/4.jpg": ["dog"], "test/5.jpg": ["test"], "train/x.jpg": ["train"]},
     }
-    assert "joined: 1 photo named more than once" in printed
+    assert "joined: 1 photo named more than once, with all labels" in printed
     assert "left out: 1 photo without a label (see --unlabelled): 6.jpg" in printed
 
 
@@ -589,7 +589,7 @@ def test_a_photo_in_several_lines_has_the_labels_of_all_and_this_is_said(plain, 
     )
     splits, printed = imported(plain, to, labels="classes")
     assert flat(splits)["a.jpg"] == ["cat", "dog"] and len(flat(splits)) == 5
-    assert "joined: 1 photo named more than once" in printed
+    assert "joined: 1 photo named more than once, with all labels" in printed
 
 
 def test_lines_of_zeros_and_ones_that_contradict_each_other_are_refused_and_equal_ones_are_one(plain, to):
