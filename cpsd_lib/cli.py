@@ -3,10 +3,12 @@
 import argparse
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 # Its names are imported on first use, and those that load torch after a look at the parameters: a wrong one is answered at once.
 from cpsd_lib import workbench
+from cpsd_lib.data import ImportSettings
 from cpsd_lib.support import counted, memory
 
 
@@ -26,6 +28,16 @@ def main(arguments=None):
     data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
     store = commands.add_parser("store", help="trained models and soft targets that runs share: list, size or clean")
     store.add_argument("action", choices=["list", "size", "clean"], help="clean removes what no run in outputs/ uses")
+    import_ = data.add_parser("import", help="write annotations.csv, with a link to the photos, from other labels")
+    import_.add_argument("source", metavar="SOURCE", help="a file or a folder of labels")
+    import_.add_argument("--to", required=True, metavar="FOLDER", help="where annotations.csv is written")
+    import_.add_argument("--kind", required=True, help="table, coco, voc or folders (one a label)")
+    for option in fields(ImportSettings)[3:]:
+        value = {"type": int if option.name == "seed" else str, "metavar": "X"}
+        form = {"action": "store_true"} if option.default is False else value
+        name, text = option.name.replace("_", "-"), option.metadata["help"]
+        import_.add_argument(f"--{name}", default=option.default, help=text, **form)
+    import_.add_argument("--dry-run", action="store_true", help="print what was understood, write nothing")
     check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
     for command in (run, evaluate, cost, targets, grid, check):
         command.add_argument("params", help="a YAML file, or its name in params/")
@@ -37,6 +49,8 @@ def main(arguments=None):
     try:
         if options.command == "store":
             return _store(options.action)
+        if getattr(options, "data_command", None) == "import":
+            return _import(vars(options))
         overrides = workbench.parse_overrides(options.overrides)
         if options.command == "evaluate":
             checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file
@@ -119,6 +133,14 @@ def _store(action):
 def _grid(source, overrides):
     workbench.jobs_of(workbench.load_grid(source, overrides))
     return workbench.run_grid(source, overrides)
+
+
+def _import(options):
+    settings = ImportSettings(**{field.name: options[field.name] for field in fields(ImportSettings)})
+    from cpsd_lib.data import import_labels
+
+    print("\n".join(import_labels(settings, options["dry_run"])))
+    return 0
 
 
 def _check_data(source, overrides):

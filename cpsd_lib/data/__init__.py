@@ -8,10 +8,11 @@ from cpsd_lib.support import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "settings": "DataSettings",
         "table": "UNLABELLED LabelTable listed",
         "dataset": "Dataset PUBLISHED choose count_images open_dataset read_source signature",
+        "settings": "DataSettings ImportSettings",
         "check": "check_data",
+        "importing": "import_labels",
         "boxes": "boxes_of",
         "images.decode": "BadImage decode decode_image",
         "images.pixels": "take",

@@ -6,7 +6,7 @@ Images are resized on both sides and never cropped, so a fraction of the origina
 import xml.etree.ElementTree as ElementTree
 from pathlib import PurePosixPath
 
-from cpsd_lib.data.readers.coco2014 import FOLDERS, INSTANCES, INSTANCES_FORM, load_json
+from cpsd_lib.data.readers.coco2014 import FOLDERS, INSTANCES, INSTANCES_FORM, load_json, without_outline
 
 
 def boxes_of(dataset, indices):
@@ -87,7 +87,7 @@ def _coco_boxes(source, indices):
 
 
 def _instances_boxes(path, names, index_of):
-    content = load_json(path, dict, INSTANCES_FORM, object_hook=_without_outline)
+    content = load_json(path, dict, INSTANCES_FORM, object_hook=without_outline)
     column = {category["id"]: names.index(category["name"]) for category in content["categories"]}
     images = {image["id"]: image for image in content["images"]}
     for annotation in content["annotations"]:
@@ -97,8 +97,3 @@ def _instances_boxes(path, names, index_of):
             left, top, width, height = annotation["bbox"]
             box = _fractions(left, top, left + width, top + height, image["width"], image["height"])
             yield index, column[annotation["category_id"]], box
-
-
-def _without_outline(record):
-    record.pop("segmentation", None)  # most of a 330 MB file; dropped while it is read, it takes no memory
-    return record

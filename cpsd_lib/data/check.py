@@ -47,7 +47,7 @@ def check_data(data, folder):
         lines.append(f"  {split}: {counted(images, 'image')}, {per_image}; {gone} not on disk")
     if unlabelled := len(table.indices(UNLABELLED)):
         lines.append(f"  {UNLABELLED}: {counted(unlabelled, 'image')}, for students to learn on from their teachers")
-    lines += [*_missing_lines(table, paths, missing, folder), *_frequency_lines(table.names, counts)]
+    lines += [*_missing_lines(table, paths, missing, folder), *frequency_lines(table.names, counts)]
     lines += [f"note: {note}" for note in notes]
     lines += [f"read from {Path(data.root).absolute()}"] if data.root else []
     if faults:
@@ -74,7 +74,11 @@ def _missing_lines(table, paths, missing, folder):
     return [f"not on disk: {len(missing):,} of {counted(len(paths), 'image')}: {names}; all are named in {path}"]
 
 
-def _frequency_lines(names, counts):
+def frequency_lines(names, counts):
+    """Return a table of how many images of each split hold each class, the most frequent of the first split first.
+
+    counts: {split: how many hold each class [C]}.
+    """
     width = max(map(len, names), default=0)
     first = next(iter(counts.values()), [])
     order = sorted(range(len(first)), key=lambda c: -first[c])

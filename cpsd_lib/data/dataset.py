@@ -165,10 +165,13 @@ def leave_out_missing(source, data):
     missing = missing_files(source.paths) if data.kind in PUBLISHED else []
     if not missing:
         return source, [], []
-    if len(missing) == len(source.paths):
-        expected = f"{source.paths[0]}{hints(source.paths[:1])[0]} and so on"
-        raise FileNotFoundError(f"none of {len(missing):,} images is on disk, expected {expected}")
     table, policy = source.table, "skip" if data.kind == "nuswide" else data.bad_files
+    for split in ("train", "test"):
+        indices = table.indices(split)
+        if len(indices) and np.isin(indices, missing).all():
+            path = source.paths[indices[0]]
+            expected = f"{path}{hints([path])[0]} and so on"
+            raise FileNotFoundError(f"none of {len(indices):,} {split} images is on disk, expected {expected}")
     skipped = cache.check_bad(_not_there(source.paths, missing), table.files, policy)
     counts = ", ".join(
         f"{(table.split[missing] == split).sum():,} of {len(table.indices(split)):,} {split}"

@@ -108,11 +108,11 @@ def check_splits(table, needed=("train", "test")):
     targets = {split: table.targets[table.indices(split)] for split in SPLITS if len(table.indices(split))}
     for split in needed:
         if split not in targets:
-            raise ValueError(f"no image is in split '{split}', expected at least one: give some rows that split")
+            raise ValueError(f"no image is in split '{split}', expected at least one: a run needs train and test")
         if not (targets[split] == 1).any():
             raise ValueError(f"no image of split '{split}' has a positive label: label some of them")
     if "test" in needed and len(targets["train"]) < 2:  # batch norm has no statistics of one image
-        raise ValueError("1 image is left in split 'train', expected at least 2: give more rows that split")
+        raise ValueError("1 image is left in split 'train', expected at least 2")
     names, occurring = table.names, [_alone(table.names, targets["train"])] if "train" in targets else []
     return [*_uneven_classes(names, targets), *filter(None, occurring), *_similar_names(names), *_odd_labels(targets)]
 

@@ -9,9 +9,9 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "yaml_files": "ParameterError Stopped outputs_root parse_overrides repo_root",
-        "loading": "data_on_disk load_params",
+        "loading": "check_count data_on_disk load_params",
         "rows": "ROWS TITLES baseline_of branches_of",
-        "run": "MissingStage check_count cut_labels describe_data label_graph load_partitions open_run overrides_of "
+        "run": "MissingStage cut_labels describe_data label_graph load_partitions open_run overrides_of "
         "released_partitions show_params",
         "recipes": "soft_recipe student_task teacher_tasks work_in_baselines",
         "making": "StoredTargets fill_targets history load_student load_teachers row_key student_batches train_student"

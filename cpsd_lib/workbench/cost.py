@@ -10,6 +10,7 @@ from cpsd_lib.models import MetaModel, activation_bytes, forward_flop, make_tail
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import counted, memory, pick_precision
 from cpsd_lib.workbench.building import build_shape
+from cpsd_lib.workbench.loading import held_out_count
 from cpsd_lib.workbench.rows import BRANCHES, FROM_MODEL, ROWS, branches_matched, branches_of, views_of
 from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on, repo_root
 
@@ -269,7 +270,7 @@ class _Images:
         self.half, self.selects = training.precision != "float32", paper or training.select == "val"
         if device is not None:
             self.half = pick_precision(training.precision, device) is not None
-        held_out = max(1, int(training.val_share * train_images)) if self.selects and not paper else 0
+        held_out = held_out_count(training, train_images) if self.selects and not paper else 0
         self.images = train_images - held_out + more
         self.batch = max(1, min(training.batch_size, self.images))
         self.epoch = self.images // self.batch * self.batch  # it ends with its last whole batch

@@ -5,6 +5,7 @@ from typing import get_args
 
 from pydantic import ValidationError
 
+from cpsd_lib.support import counted
 from cpsd_lib.workbench.defaults import RECIPES, method_sections
 from cpsd_lib.workbench.params import DataParams, Params, Section, TrainParams
 from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params, set_dotted
@@ -74,6 +75,26 @@ def data_on_disk(data):
         raise ParameterError(
             "\n".join(format_error(fault, ("data", *fault["loc"])) for fault in error.errors())
         ) from None
+
+
+def check_count(params, table):
+    """Raise ParameterError where a LabelTable leaves a training fewer than two images, after those that `select: val` holds out.
+
+    Batch norm has no statistics of one image.
+    """
+    train, val = len(table.indices("train")), len(table.indices("val"))
+    for name, training in (("teachers", params.teachers), ("student", params.student)):
+        held_out = training.select == "val" and not val and params.protocol == "honest" and params.data.kind != "labels"
+        if held_out and train - held_out_count(training, train) < 2:
+            raise ParameterError(
+                f"{name}.select: val holds out {held_out_count(training, train)} of {counted(train, 'training image')}, and a "
+                "training needs two of them: give more images, a split val, or select: last"
+            )
+
+
+def held_out_count(training, count):
+    """Return how many of `count` training images `select: val` holds out where the data has no val split."""
+    return max(1, int(training.val_share * count))
 
 
 def resolve(raw, paths=True):

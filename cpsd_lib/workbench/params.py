@@ -4,7 +4,7 @@ import math
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cpsd_lib.data import DataSettings
 from cpsd_lib.training import Training
@@ -38,6 +38,13 @@ def _number_or_share(labelled):
     if not 0 < labelled < 1 and (labelled < 2 or labelled % 1):
         raise ValueError("a share between 0 and 1, or a whole number of images, at least 2")
     return labelled
+
+
+def _one_or_each_split(value):
+    values = list(value.values()) if isinstance(value, dict) and value.keys() == {"train", "test"} else [value]
+    if not all(isinstance(one, bool) for one in values):
+        raise ValueError("must be true, false, or one of them a split: {train: true, test: false}")
+    return value
 
 
 def _part_counts(counts):
@@ -74,7 +81,7 @@ class DataParams(Section):
     image_folder: str = "images"
     separator: str = Field(";", min_length=1)
     unnamed: Literal["ignore", "unlabelled"] = "ignore"
-    difficult: bool = True
+    difficult: Annotated[bool | dict[str, bool], BeforeValidator(_one_or_each_split)] = True
     cache: Literal["disk", "none"] = "disk"
     bad_files: Literal["error", "skip"] = "error"
     allow_overlap: bool = False

@@ -8,8 +8,8 @@ from cpsd_lib.partition import Partition
 from cpsd_lib.support import counted, memory, memory_gib, pick_device
 from cpsd_lib.workbench.building import build
 from cpsd_lib.workbench.cost import estimate
-from cpsd_lib.workbench.loading import data_on_disk
-from cpsd_lib.workbench.run import check_count, check_cut
+from cpsd_lib.workbench.loading import check_count, data_on_disk
+from cpsd_lib.workbench.run import check_cut
 from cpsd_lib.workbench.scoring import load_checkpoint
 from cpsd_lib.workbench.yaml_files import blamed_on
 

@@ -21,7 +21,7 @@ from cpsd_lib.support import (
     write_json,
     write_text,
 )
-from cpsd_lib.workbench.loading import load_params
+from cpsd_lib.workbench.loading import check_count, held_out_count, load_params
 from cpsd_lib.workbench.rows import COMPONENTS, ROWS, unread_by
 from cpsd_lib.workbench.store import Store
 from cpsd_lib.workbench.yaml_files import (
@@ -172,25 +172,6 @@ def describe_data(run):
 # ---- 02: partition -------------------------------------------------------------------------------------------------
 
 
-def check_count(params, table):
-    """Raise ParameterError where a LabelTable leaves a training fewer than two images, after those that `select: val` holds out.
-
-    Batch norm has no statistics of one image.
-    """
-    train, val = len(table.indices("train")), len(table.indices("val"))
-    for name, training in (("teachers", params.teachers), ("student", params.student)):
-        held_out = training.select == "val" and not val and params.protocol == "honest" and params.data.kind != "labels"
-        if held_out and train - _held_out(training, train) < 2:
-            raise ParameterError(
-                f"{name}.select: val holds out {_held_out(training, train)} of {counted(train, 'training image')}, and a "
-                "training needs two of them: give more images, a split val, or select: last"
-            )
-
-
-def _held_out(training, count):
-    return max(1, int(training.val_share * count))
-
-
 def training_indices(run, training, seed):
     """Return (rows to train on, rows that select the epoch or None): only 05_evaluation and `protocol: paper` see test."""
     table = run.dataset.table
@@ -203,7 +184,7 @@ def training_indices(run, training, seed):
         return train, table.indices("val")
     check_count(run.params, table)  # again, without the images that could not be read
     held_out = np.random.default_rng(derive_seed(seed, "held out")).permutation(train)[
-        : _held_out(training, len(train))
+        : held_out_count(training, len(train))
     ]
     return np.setdiff1d(train, held_out), np.sort(held_out)
 

@@ -210,6 +210,18 @@ def test_missing_folders_and_files_say_what_must_lie_where(tmp_path):
     refused(root, *parts, error=FileNotFoundError)
 
 
+def test_folders_of_2017_and_other_classes_are_refused_with_the_command_that_imports_them(tmp_path):
+    root = coco(tmp_path / "2017", images=False)
+    command = "imported by: cpsd data import {} --kind coco --to NEW_FOLDER"
+    for split in ("train", "val"):
+        path = root / "annotations" / f"instances_{split}2014.json"
+        path.rename(path.with_name(f"instances_{split}2017.json"))
+    parts = ("no labels of split 'train'", "instances_train2014.json or train_anno.json", command.format(root))
+    refused(root, *parts, error=FileNotFoundError)
+    root = train_json(tmp_path / "own", lambda content: content["categories"][0].update(name="tulip"))
+    refused(root, "unknown: 'tulip'", command.format(root))
+
+
 def test_a_download_that_broke_off_is_named(tmp_path):
     root = coco(tmp_path / "coco")
     path = root / "annotations" / "instances_train2014.json"

@@ -149,7 +149,7 @@ def test_a_missing_root_or_annotations_file_says_what_to_write(tmp_path):
         ("", ["is empty, expected a table", "with the columns file_name, split, labels"]),
         ("\n\n", ["is empty"]),
         ("file_name,split,labels\n", ["no rows"]),
-        ("filename,split,labels\na,train,x\n", ["no column 'file_name'", "did you mean 'filename'?"]),
+        ("filename,split,labels\na,train,x\n", ["no column 'file_name'", "If 'filename' is that column"]),
         ("file_name,split\na,train\n", ["no column 'labels'"]),
         ("file_name;split;labels\na;train;x\n", ["no column 'file_name'", "Separate the cells by commas"]),
         ("file_name,split,labels,labels\na,train,x,y\n", ["column 'labels' 2 times"]),
@@ -172,6 +172,15 @@ def test_a_missing_root_or_annotations_file_says_what_to_write(tmp_path):
 )
 def test_a_file_without_a_single_meaning_is_refused_with_the_lines_and_what_to_do(tmp_path, text, expected):
     refused(tmp_path / "d", text, "annotations.csv", *expected)
+
+
+def test_the_message_of_a_missing_column_says_which_one_to_rename_to_what(tmp_path):
+    refused(
+        tmp_path / "d",
+        "image_name,split,tags\na.jpg,train,cat\n",
+        "no column 'file_name'; its columns are 'image_name', 'split', 'tags', expected file_name, split, labels. "
+        "If 'image_name' is that column, rename it to 'file_name'. `cpsd data import` writes this file",
+    )
 
 
 def test_a_file_that_is_not_utf8_is_refused_with_the_line(tmp_path):

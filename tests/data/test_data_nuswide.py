@@ -3,6 +3,7 @@ import os
 import pytest
 from small_copies import CONCEPTS, NUS, held, nuswide
 
+from cpsd_lib.data.check import check_data
 from cpsd_lib.data.dataset import open_dataset, signature
 from cpsd_lib.data.readers.nuswide import read_nuswide
 from cpsd_lib.workbench.params import DataParams
@@ -144,7 +145,37 @@ def test_images_that_are_not_on_disk_are_left_out_counted_named_and_the_figures_
 def test_a_copy_without_any_image_says_where_they_are_looked_for(root):
     (root / "Flickr").rename(root / "pictures")
     (root / "Flickr").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"none of 5 images is on disk, expected .*0001_2124494179\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"none of 3 train images is on disk, expected .*0001_2124494179\.jpg"):
+        opened(root)
+
+
+def test_a_flat_copy_is_found_by_base_names(root):
+    flat = root / "images"
+    flat.mkdir()
+    for path in [*(root / "Flickr").rglob("*.jpg")]:
+        path.rename(flat / path.name)
+    for folder in (root / "Flickr" / "actor", root / "Flickr" / "zoo", root / "Flickr"):
+        folder.rmdir()
+    data = read_nuswide(root)
+    assert data.table.files[:2] == ["0001_2124494179.jpg", "0007_10.jpg"]
+    assert len(data.paths) == 5 and all(path.parent == flat and path.is_file() for path in data.paths)
+    assert opened(root).incomplete == ""
+
+
+def test_a_split_without_any_image_on_disk_says_where_they_are_looked_for_and_nothing_of_rows(root, tmp_path):
+    (root / "Flickr" / "actor" / "0004_4.jpg").unlink()
+    (root / "Flickr" / "zoo" / "0009_9.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"none of 2 test images is on disk, expected .*0004_4\.jpg and so on"):
+        opened(root)
+    lines = check_data(DataParams(kind="nuswide", root=str(root)).settings(), tmp_path).lines
+    assert "no image is in split 'test', expected at least one" in lines[-1] and "2 images are not on disk" in lines[-1]
+    assert "rows" not in lines[-1]
+
+
+def test_one_training_image_left_on_disk_is_refused_without_a_word_of_rows(root):
+    for name in ("actor/0001_2124494179.jpg", "actor/0003_3.jpg"):
+        (root / "Flickr" / name).unlink()
+    with pytest.raises(ValueError, match=r"1 image is left in split 'train', expected at least 2$"):
         opened(root)
 
 

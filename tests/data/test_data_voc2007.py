@@ -5,7 +5,9 @@ from small_copies import VOC, held, voc, voc_xml
 
 from cpsd_lib.data.dataset import open_dataset, signature
 from cpsd_lib.data.readers.voc2007 import CLASSES, fetch_voc2007, read_voc2007
+from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.params import DataParams
+from cpsd_lib.workbench.yaml_files import ParameterError, parse_overrides
 
 MERGED = "VOCdevkit/VOC2007"
 LAYOUTS = [
@@ -49,6 +51,37 @@ def test_a_class_with_difficult_objects_only_is_present_or_unknown_as_set(root):
     assert table.targets[:, train].tolist() == [0, 0, 0, -1, 0]
     dataset = open_dataset(DataParams(kind="voc2007", root=str(root), size=16, difficult=False), root.parent / "cache")
     assert any("labels are unknown" in note for note in dataset.notes)
+
+
+def test_difficult_objects_may_count_in_one_split_alone_and_the_key_changes_with_the_labels_only(root):
+    person, train = CLASSES.index("person"), CLASSES.index("train")
+    targets = read_voc2007(root, difficult={"train": True, "test": False}).table.targets
+    assert targets[1, person] == 1 and targets[3, train] == -1
+    targets = read_voc2007(root, difficult={"train": False, "test": True}).table.targets
+    assert targets[1, person] == -1 and targets[3, train] == 1
+    keys = [
+        open_dataset(
+            DataParams(kind="voc2007", root=str(root), size=16, difficult=difficult).settings(), root.parent / "cache"
+        ).key
+        for difficult in (True, {"train": True, "test": True}, {"train": True, "test": False}, False)
+    ]
+    assert keys[0] == keys[1] and len(set(keys)) == 3
+
+
+@pytest.mark.parametrize("value", ["1", "maybe", "{train: true}", "{train: true, test: 0}", "{train: true, val: true}"])
+def test_difficult_that_is_not_one_or_each_split_is_refused_with_the_two_ways(root, value):
+    words = parse_overrides(["data.kind=voc2007", f"data.root={root}", f"data.difficult={value}"])
+    with pytest.raises(
+        ParameterError, match=r"data\.difficult: must be true, false, or one of them a split: \{train: t"
+    ):
+        load_params("tiny", words)
+    words["data.difficult"] = {"train": True, "test": False}
+    assert load_params("tiny", words).data.settings().difficult == {"train": True, "test": False}
+
+
+def test_other_classes_are_refused_with_the_command_that_imports_them(root):
+    (root / MERGED / "Annotations" / "000005.xml").write_text(voc_xml("000005", [("tulip", 0)]))
+    refused(root, "unknown class", f"cpsd data import {root / MERGED} --kind voc --to NEW_FOLDER", "'tulip'")
 
 
 def test_counts_that_are_not_the_published_ones_are_notes_with_both_numbers(root):

@@ -55,7 +55,11 @@ def read_coco2014(root):
 
 def _read_split(root, split):
     """Return (file names, targets int8 [N, 80], whether unlabelled images are among them)."""
-    path = common.first_existing(root, (INSTANCES[split], *SHORT[split]), f"labels of split '{split}'")
+    path = common.first_existing(root, (INSTANCES[split], *SHORT[split]))
+    if path is None:
+        expected = f"{INSTANCES[split]} or {' or '.join(SHORT[split])}"
+        other = common.how_to_import(root, "coco")
+        raise FileNotFoundError(f"{root} holds no labels of split '{split}', expected {expected} in it. {other}")
     short = common.first_existing(root, SHORT[split])
     if path == short:
         return (*_read_short(path), False)
@@ -74,6 +78,12 @@ def load_json(path, kind, what, **options):
     if not isinstance(content, kind):
         raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected {what}")
     return content
+
+
+def without_outline(record):
+    """Return a record of a COCO JSON without its outline, as an object_hook of `load_json`."""
+    record.pop("segmentation", None)  # most of a 330 MB file; dropped while it is read, it takes no memory
+    return record
 
 
 def _fields(path, what, records, name, kind):
@@ -125,9 +135,8 @@ def _column_of_category(path, categories):
     common.refuse_repeats(path, names, "category name")
     wrong = [f"unknown: {common.nearest(name, COCO_CLASSES)}" for name in names if name not in COCO_CLASSES]
     wrong += [f"not in it: {name}" for name in COCO_CLASSES if name not in names]
-    common.refuse(
-        path, wrong, f"it has {len(names)} categories, expected exactly the {len(COCO_CLASSES)} of MS-COCO 2014"
-    )
+    expected = f"it has {len(names)} categories, expected exactly the {len(COCO_CLASSES)} of MS-COCO 2014"
+    common.refuse(path, wrong, f"{expected}. {common.how_to_import(path.parents[1], 'coco')}")
     return {id: COCO_CLASSES.index(name) for id, name in zip(ids, names, strict=True)}
 
 

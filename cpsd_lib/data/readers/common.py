@@ -13,6 +13,8 @@ import numpy as np
 from cpsd_lib.data.images.digests import file_states
 from cpsd_lib.data.table import LabelTable, listed
 
+PHOTOS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2", ".avif")
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledFiles:
@@ -60,16 +62,27 @@ def refuse(path, problems, expected):
         raise ValueError(f"{path}: {expected}. {len(problems):,} found:\n  {lines}")
 
 
-def nearest(name, names):
-    """Return `name` in quotes and, where it is not one of `names`, the one that looks most like it."""
+def closest(name, names):
+    """Return the one of `names` that looks most like `name`, None where none does."""
     original = {option.lower(): option for option in names}
     near = get_close_matches(str(name).lower(), original, n=1, cutoff=0.4)
-    return f"{name!r} (did you mean {original[near[0]]!r}?)" if near else repr(name)
+    return original[near[0]] if near else None
+
+
+def nearest(name, names):
+    """Return `name` in quotes and, where it is not one of `names`, the one that looks most like it."""
+    near = closest(name, names)
+    return repr(name) if near is None else f"{name!r} (did you mean {near!r}?)"
 
 
 def refuse_unknown(path, places, known, expected):
     """Raise ValueError when the name of one of `places`, pairs of (where it stands, name), is not among `known`."""
     refuse(path, [f"{where}: {nearest(name, known)}" for where, name in places if name not in known], expected)
+
+
+def how_to_import(root, kind):
+    """Return the sentence that says how labels in the form of `kind` with other classes or folders are used."""
+    return f"Other classes or folders are imported by: cpsd data import {root} --kind {kind} --to NEW_FOLDER"
 
 
 def refuse_repeats(path, names, what):
@@ -119,6 +132,21 @@ def read_names(path, what):
     return names
 
 
+def photos_below(root, skip=None):
+    """Return the paths of all photos below a folder, sorted, links followed, without hidden ones and those in `skip`."""
+    paths, seen, starts = [], set(), [need_folder(root)]
+    for start in starts:  # folders that links lead to come last, unless they were met without a link
+        for folder, folders, files in os.walk(start):
+            if (real := os.path.realpath(folder)) in seen or Path(folder) == skip != Path(root):
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+            starts += [path for name in sorted(folders) if (path := Path(folder, name)).is_symlink()]
+            paths += [Path(folder, name) for name in files if name.lower().endswith(PHOTOS) and name[0] != "."]
+    return sorted(paths)
+
+
 def need_folder(root):
     """Return `root` as a Path; FileNotFoundError when it is no folder."""
     if not Path(root).is_dir():
@@ -148,7 +176,7 @@ def hints(paths):
     @cache  # each folder is listed once
     def names_in(folder):
         try:
-            return {form: name for name in sorted(os.listdir(folder)) for form in _forms(name)}
+            return {form: name for name in sorted(os.listdir(folder)) for form in forms(name)}
         except (OSError, ValueError):
             return {}
 
@@ -156,7 +184,7 @@ def hints(paths):
     def near(path):
         folder = path.parent if os.path.isdir(path.parent) else near(path.parent)
         names = names_in(folder) if folder else {}
-        alike = (folder / names[form] for form in _forms(path.name) if form in names)
+        alike = (folder / names[form] for form in forms(path.name) if form in names)
         return next((other for other in alike if other != path), None)
 
     return [_hint(path, near(path)) for path in paths]
@@ -171,6 +199,7 @@ def _hint(path, other):
     return f" (did you mean {ascii(name) + ', another Unicode form' if looks_alike else repr(name)}?)"
 
 
-def _forms(name):
+def forms(name):
+    """Return a file name without its case and Unicode form, and that without its ending."""
     plain = unicodedata.normalize("NFC", name).casefold()
     return plain, PurePath(plain).stem

@@ -14,7 +14,6 @@ from cpsd_lib.data.table import SPLITS, UNLABELLED, LabelTable, listed
 COLUMNS = ("file_name", "split", "labels")
 # What others join names by, the likeliest first: the first two are in no name of a class, the others may be.
 SEPARATORS = ("|", ",", "/", "&", "+", " ")
-PHOTOS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 LIST = re.compile(r"\[(.*[,'\"].*)?\]")  # as Python and JSON write one; [other] is a name
 EXPECTED = f"a table saved as 'CSV UTF-8' with the columns {', '.join(COLUMNS)} and one line an image"
 
@@ -77,8 +76,11 @@ def _check_header(path, header):
     for column in COLUMNS:
         if column not in header:
             separator = " Separate the cells by commas." if len(header) == 1 else ""
-            columns = f"its columns are {listed(map(repr, header))}. Expected {', '.join(COLUMNS)}.{separator}"
-            raise ValueError(f"{path} has no column {common.nearest(column, header)}; {columns}")
+            near = common.closest(column, [name for name in header if name not in COLUMNS])
+            rename = f" If {near!r} is that column, rename it to {column!r}." if near else ""
+            columns = f"its columns are {listed(map(repr, header))}, expected {', '.join(COLUMNS)}.{separator}{rename}"
+            other = "`cpsd data import` writes this file from other tables"
+            raise ValueError(f"{path} has no column {column!r}; {columns} {other}")
     for column in (*COLUMNS, "unknown"):
         if header.count(column) > 1:
             raise ValueError(f"{path} has the column '{column}' {header.count(column)} times: keep one")
@@ -149,7 +151,7 @@ def _paths(root, images, files, unnamed):
     if folder.is_dir() or len(common.missing_files([root / file for file in files[:1000]])) < len(files[:1000]):
         folder, more = folder if folder.is_dir() else root, []
         if unnamed == UNLABELLED:
-            there = (path for path in folder.rglob("*") if path.suffix.lower() in PHOTOS and path.is_file())
+            there = common.photos_below(folder)
             more = sorted({path.relative_to(folder).as_posix() for path in there} - set(files))
         return [folder / file for file in files + more], more
     hint = common.hints([root / images])[0]

@@ -1,5 +1,7 @@
 """NUS-WIDE in 81 concepts: Flickr photos, two image lists, and one file of zeros and ones for each concept and split."""
 
+import os
+
 import numpy as np
 
 from cpsd_lib.data.readers import common
@@ -21,15 +23,19 @@ WATCHED += [f"{folder}/{name}" for folder in IMAGES for name in ("*.*", "*/*.*")
 def read_nuswide(root):
     """Return the LabelledFiles of NUS-WIDE: 81 classes in alphabetical order, splits train and test in the lists' order.
 
-    Both usual folder layouts and backslashes in the lists are understood. Images with no label are left out; whether an
-    image is on disk is not looked at here. Raises FileNotFoundError for a missing folder, list, concept or label file,
+    Both usual folder layouts, a flat one, and backslashes in the lists are understood. Images with no label are left out;
+    whether an image is on disk is not looked at here. Raises FileNotFoundError for a missing folder, list, concept or label file,
     ValueError for lists and label files that do not fit together.
     """
     root = common.need_folder(root)
     names = _concepts(root)
     labels = _label_folder(root, names)
     folder = common.first_existing(root, IMAGES, "folder of images")
-    listed = {split: _image_list(root, split) for split in WORD}
+    flat = set(os.listdir(folder))  # some mirrors have no folders of words: their base names are unique
+    listed = {
+        split: [name if (name := file.rpartition("/")[2]) in flat else file for file in _image_list(root, split)]
+        for split in WORD
+    }
     splits = {split: (files, _targets(labels, names, split, len(files)), folder) for split, files in listed.items()}
     return common.join_splits(root, names, splits, "nuswide", LISTED, LABELLED)
 

@@ -27,15 +27,17 @@ def read_voc2007(root, difficult=True):
     """Return the LabelledFiles of VOC 2007: 20 classes in alphabetical order, trainval as split "train", test as "test".
 
     `difficult`: whether a class of which an image holds only difficult objects counts as present there; if not, it is
-    unknown (-1), as in VOC's own scoring, which passes over such images. Raises FileNotFoundError for a missing folder,
-    list or XML file, ValueError for one that is broken or names an unknown class.
+    unknown (-1), as in VOC's own scoring, which passes over such images. One bool, or {"train": bool, "test": bool}.
+    Raises FileNotFoundError for a missing folder, list or XML file, ValueError for one that is broken or names an unknown
+    class.
     """
     root = common.need_folder(root)
     homes = {split: _home(root, split) for split in LISTS}
     splits = {}
     for split, home in homes.items():
         ids = _ids(home / LISTS[split])
-        targets = _targets(home / "Annotations", ids, difficult)
+        present = difficult[split] if isinstance(difficult, dict) else difficult
+        targets = _targets(home / "Annotations", ids, present)
         splits[split] = [f"{image_id}.jpg" for image_id in ids], targets, home / "JPEGImages"
     return common.join_splits(root, CLASSES, splits, "voc2007", LISTED)
 
@@ -73,16 +75,15 @@ def _targets(folder, ids, difficult):
     targets, objects, broken = np.zeros((len(files), len(CLASSES)), np.int8), [], []
     for file in files:
         try:
-            objects.append(_objects(folder / file))
+            objects.append(objects_of(folder / file))
         except (ElementTree.ParseError, ValueError) as error:
             broken.append(f"{file}: {error}")
     common.refuse(
         folder, broken, "broken XML files, expected one <annotation> with its <object>s: unpack the archive again"
     )
     names = [(file, name) for file, pairs in zip(files, objects, strict=True) for name, _ in pairs]
-    common.refuse_unknown(
-        folder, names, CLASSES, f"objects of an unknown class, expected the {len(CLASSES)} of VOC 2007"
-    )
+    expected = f"objects of an unknown class, expected the {len(CLASSES)} of VOC 2007"
+    common.refuse_unknown(folder, names, CLASSES, f"{expected}. {common.how_to_import(folder.parent, 'voc')}")
     for index, pairs in enumerate(objects):
         # Plain objects last: one of them makes its class present, however many difficult ones stand beside it.
         for name, hard in sorted(pairs, key=lambda pair: not pair[1]):
@@ -90,7 +91,7 @@ def _targets(folder, ids, difficult):
     return targets
 
 
-def _objects(path):
+def objects_of(path):
     """Return the (class name, whether it is difficult) of each object in an XML file."""
     root = ElementTree.fromstring(path.read_bytes())
     if root.tag != "annotation":
