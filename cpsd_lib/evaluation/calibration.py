@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize_scalar
 
 from cpsd_lib.evaluation import metrics
 
@@ -41,3 +42,21 @@ def expected_calibration_error(scores, targets, bins=15):
     table = reliability(scores, targets, bins)
     gaps = (table["confidence"] - table["share_positive"]).abs()
     return float((gaps * table["count"]).sum() / table["count"].sum())
+
+
+def fit_temperature(logits, targets):
+    """Return the T > 0 for which sigmoid(logits / T) has the highest likelihood: temperature scaling (Guo et al. 2017).
+
+    logits, targets [N, C] of 1, 0, -1 = unknown (left out), of held-out TRAINING images. One number for all classes changes
+    neither a ranking nor a decision at 0.5. Raises ValueError for tables that cannot be scored or hold no known decision.
+    """
+    logits, targets = metrics.check(logits, targets)
+    known = targets != -1
+    if not known.any():
+        raise ValueError("targets hold only -1 (unknown), so no temperature can be fitted; pass images with labels")
+    margins = np.where(targets == 1, logits, -logits)[known].astype(float)
+
+    def loss(exponent):
+        return np.logaddexp(0, -margins * np.exp(-exponent)).mean()
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))

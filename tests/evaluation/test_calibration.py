@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cpsd_lib.evaluation.calibration import expected_calibration_error, reliability
+from cpsd_lib.evaluation.calibration import expected_calibration_error, fit_temperature, reliability
 
 
 def naive_table(scores, targets, bins):
@@ -80,3 +80,19 @@ def test_what_cannot_be_judged_is_refused():
             function(scores * 3, targets)
         with pytest.raises(ValueError, match=r"\[images, classes\]"):
             function(scores[0], targets[0])
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_the_temperature_that_logits_were_scaled_by_is_fitted_and_takes_the_error_away(temperature):
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 2, (4000, 5))
+    targets = (random.random((4000, 5)) < 1 / (1 + np.exp(-logits))).astype(int)
+    targets[::7] = -1
+    found = fit_temperature(temperature * logits, targets)
+    assert found == pytest.approx(temperature, rel=0.05)
+    assert expected_calibration_error(1 / (1 + np.exp(-temperature * logits / found)), targets) < 0.02
+
+
+def test_a_temperature_of_nothing_known_is_refused():
+    with pytest.raises(ValueError, match="no temperature can be fitted"):
+        fit_temperature(np.zeros((2, 3)), np.full((2, 3), -1))
