@@ -6,15 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from cpsd_lib.evaluation.metrics import (
-    averages,
-    check,
-    check_probabilities,
-    decisions,
-    mean_average_precision,
-    mean_of_known,
-    precision_recall_f1,
-)
+from cpsd_lib.evaluation import metrics
 from cpsd_lib.support import bar, cores
 
 
@@ -49,7 +41,7 @@ def bootstrap_interval(scores, targets, resamples=1000, seed=0, level=0.95):
     """
     _check_resampling(resamples, level)
     (values,) = _resampled([scores], targets, resamples, seed)
-    return Interval(mean_average_precision(scores, targets), *_ends(values, level))
+    return Interval(metrics.mean_average_precision(scores, targets), *_ends(values, level))
 
 
 def paired_bootstrap(scores_a, scores_b, targets, resamples=1000, seed=0, level=0.95):
@@ -62,7 +54,7 @@ def paired_bootstrap(scores_a, scores_b, targets, resamples=1000, seed=0, level=
     a, b = _resampled([scores_a, scores_b], targets, resamples, seed)
     differences = a - b
     sides = 1 + min((differences <= 0).sum(), (differences >= 0).sum())
-    difference = mean_average_precision(scores_a, targets) - mean_average_precision(scores_b, targets)
+    difference = metrics.mean_average_precision(scores_a, targets) - metrics.mean_average_precision(scores_b, targets)
     return Paired(difference, *_ends(differences, level), min(1.0, float(2 * sides / (len(differences) + 1))))
 
 
@@ -72,11 +64,13 @@ def bootstrap_f1(scores, targets, threshold=0.5, resamples=1000, seed=0, level=0
     scores, targets [N, C] and threshold as in `precision_recall_f1`. Raises ValueError as these two do.
     """
     _check_resampling(resamples, level)
-    scores, targets = check_probabilities(scores, targets)
-    predicted, positive = decisions(scores, threshold, known=targets != -1), targets == 1
+    scores, targets = metrics.check_probabilities(scores, targets)
+    predicted, positive = metrics.decisions(scores, threshold, known=targets != -1), targets == 1
     tables = [table.astype(np.float64) for table in (predicted & positive, predicted, positive)]
-    drawn = [averages(*(counts.T @ table for table in tables)) for counts in _draws(len(scores), resamples, seed)]
-    values = precision_recall_f1(scores, targets, threshold)
+    drawn = [
+        metrics.averages(*(counts.T @ table for table in tables)) for counts in _draws(len(scores), resamples, seed)
+    ]
+    values = metrics.precision_recall_f1(scores, targets, threshold)
     return {
         name: Interval(values[name], *_ends(np.concatenate([one[name] for one in drawn]), level))
         for name in ("CF1", "OF1")
@@ -123,7 +117,7 @@ def _draws(images, resamples, seed):
 
 def _resampled(models, targets, resamples, seed):
     """Return mAP [models, resamples that hold a positive] of every table of scores in `models` on the same resamples."""
-    tables = [check(scores, targets) for scores in models]
+    tables = [metrics.check(scores, targets) for scores in models]
     images, classes = tables[0][1].shape
     result = []
     with ThreadPoolExecutor(cores()) as pool, bar(resamples, "bootstrap", "resample") as progress:
@@ -133,7 +127,7 @@ def _resampled(models, targets, resamples, seed):
             drawn = range(counts.shape[1])
             ap = np.stack(list(pool.map(lambda ranking, counts=counts: _weighted_ap(*ranking, counts), rankings)))
             ap = ap.reshape(len(models), classes, len(drawn))
-            result += [[mean_of_known(model[:, r]) for model in ap] for r in drawn]
+            result += [[metrics.mean_of_known(model[:, r]) for model in ap] for r in drawn]
             progress.update(len(drawn))
     result = np.array(result).T
     result = result[:, ~np.isnan(result[0])]
