@@ -36,19 +36,23 @@ def finished_model(run, row=None, seed=None):
         raise ParameterError(f"{run.params.name} has no seed {seed}, only {listed(run.params.seed_list())}")
     model, keys = load_named(run, seed, row), keys_of(run, seed, row)
     record, parts = run.store.record("model", keys[0]), getattr(model, "partition", None)
-    settings, start = record["about"]["architecture"] | {"weights": None}, record["recipe"]["start"]
+    about, start = record["about"], record["recipe"]["start"]
+    # What each model was trained on, in class order; data.json may be of other data by now.
+    named = zip(parts.parts, model.experts, strict=True) if parts else [(range(len(model.class_names)), model)]
+    classes = dict(pair for part, one in named for pair in zip(part, one.class_names, strict=True))
+    settings = about["architecture"] | {"weights": None}
     if settings["label_vectors"] not in (None, "learned"):
         settings["label_vectors"] = "file"  # they are among the weights
     described = {
         "run": run.params.name,
         "row": row,
         "seed": seed,
-        "class_names": run.described["class_names"],
+        "class_names": [classes[c] for c in range(len(classes))],
         "architecture": settings,
         "parts": parts and parts.parts,
         "frozen_stages": start[1] if start else 0,
-        "size": record["about"]["preprocessing"]["size"],
-        "preprocessing": record["about"]["preprocessing"],
+        "size": about["preprocessing"]["size"],
+        "preprocessing": about["preprocessing"],
         "recipe": keys,
         "versions": record["versions"],
     }

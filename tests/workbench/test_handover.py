@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -229,6 +230,17 @@ def test_a_folder_that_is_in_use_is_left_as_it_is(finished, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 
 
+def run_card(folder, monkeypatch, finished):
+    """Run the Python in a model card, where its folder and a photo.jpg are; return what it defines."""
+    monkeypatch.chdir(folder.parent)
+    if not Path("photo.jpg").exists():
+        shutil.copy(next(path for path in test_files(finished) if path.endswith("00.png")), "photo.jpg")
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
+    defined = {}
+    exec(code, defined)
+    return defined
+
+
 # ---- what was tuned, and the card ------------------------------------------------------------------------------------
 
 
@@ -258,6 +270,11 @@ def test_thresholds_and_temperature_are_those_of_the_held_out_images_and_the_car
     np.testing.assert_allclose(model.predict(paths, calibrated=True), expected, atol=1e-6)
 
 
+def test_the_card_s_own_lines_load_the_folder_and_predict_a_photo(finished, folders, monkeypatch):
+    table = run_card(folders / "cpsd", monkeypatch, finished)["table"]
+    assert list(table.columns) == ["1", "NA", "a, b", 'say "d"'] and list(table.index) == ["photo.jpg"]
+
+
 def test_scores_of_another_model_tune_nothing(finished, tmp_path, monkeypatch):
     shutil.copytree(finished.folder.parent, tmp_path / "outputs", ignore=shutil.ignore_patterns(".cache"))
     monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "outputs"))
@@ -283,18 +300,18 @@ def test_what_was_scored_before_does_not_outlive_another_evaluation(finished):
 # ---- other programs --------------------------------------------------------------------------------------------------
 
 
-def test_the_onnx_file_of_merged_experts_has_all_it_needs_inside_and_computes_the_same(finished, tmp_path, capsys):
+def test_the_onnx_file_of_merged_experts_has_all_it_needs_inside_and_computes_the_same(
+    finished, tmp_path, capsys, monkeypatch
+):
     onnxruntime, row = pytest.importorskip("onnxruntime"), "teachers_co"
     assert main(["export", "finished", "--row", row, "--format", "onnx", "--to", str(tmp_path / "onnx")]) == 0
     assert "onnxruntime on 8 test images: logits differ by" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"))
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == ["1", "NA", "a, b", 'say "d"']
-    photo = Image.open(test_files(finished)[0]).resize((16, 16), Image.Resampling.BILINEAR)
-    images = np.asarray(photo).transpose(2, 0, 1)[None]
-    probabilities = session.run(["probabilities"], {"images": images})[0]
-    np.testing.assert_allclose(
-        probabilities, cpsd_lib.load_model("finished", row).predict(test_files(finished)[0]), atol=1e-6
-    )
+    defined = run_card(tmp_path / "onnx", monkeypatch, finished)
+    expected = cpsd_lib.load_model("finished", row).predict("photo.jpg")
+    assert defined["names"] == ["1", "NA", "a, b", 'say "d"']
+    np.testing.assert_allclose(defined["probabilities"], expected, atol=1e-6)
     with pytest.raises(ValueError, match=r"there is no .*model\.safetensors"):
         cpsd_lib.load_model(tmp_path / "onnx")
 
@@ -311,11 +328,14 @@ def test_random_pixels_are_tried_where_the_photos_of_the_run_are_not(finished):
     assert "random pixels" in what and images.shape == (8, 3, 16, 16)
 
 
-def test_timm_loads_the_backbone_strictly_and_merged_experts_are_refused(finished, tmp_path, capsys):
+def test_timm_loads_the_backbone_strictly_and_merged_experts_are_refused(finished, tmp_path, capsys, monkeypatch):
     assert main(["export", "finished", "--format", "timm", "--to", str(tmp_path / "timm")]) == 0
     backbone = timm.create_model("test_resnet", num_classes=0)
     backbone.load_state_dict(load_file(tmp_path / "timm" / "backbone.safetensors"), strict=True)
     images, model = torch.rand(2, 3, 16, 16), cpsd_lib.load_model("finished")
+    assert torch.equal(
+        run_card(tmp_path / "timm", monkeypatch, finished)["backbone"].conv1[0].weight, backbone.conv1[0].weight
+    )
     assert torch.equal(backbone.eval().forward_features(images), model.forward_features(images))
     capsys.readouterr()
     assert main(["export", "finished", "--row", "teachers_co", "--format", "timm", "--to", str(tmp_path / "co")]) == 1
