@@ -4,13 +4,15 @@ import csv
 import os
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from hashlib import sha1
 from pathlib import Path
 
 from cpsd_lib.data import decode_batches, listed
 from cpsd_lib.evaluation import decisions
-from cpsd_lib.support import bar, cores, counted, read_json, write_json
+from cpsd_lib.support import bar, cores, counted, digest, read_json, write_json
 from cpsd_lib.training import predict, tempered
+from cpsd_lib.workbench.model_folder import state_of
 from cpsd_lib.workbench.yaml_files import ParameterError
 
 
@@ -25,14 +27,13 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
     began, (rule, limit) = time.perf_counter(), _rule(model, threshold)
     if calibrated and model.temperature is None:
         raise ParameterError(f"no calibrated probabilities; temperature: {model.config.temperature_from}")
-    made_by = model.config.model_dump(mode="json", include={"run", "row", "seed", "recipe", "class_names"})
+    made_by = model.config.model_dump(mode="json", include={"run", "row", "seed", "class_names"})
+    made_by |= {"weights": digest([sha1(x.cpu().numpy()).hexdigest() for x in state_of(model).values()])}
     made_by |= {"threshold": list(rule) if rule is model.thresholds else rule, "top_k": limit}
     made_by |= {"temperature": model.temperature if calibrated else None}
     done = _begin(path, made_by, resume) if path else set()
     if done and not done & set(photos):
-        raise ParameterError(
-            f"{path} has other photos than these, such as {min(done)}; write paths as they were written"
-        )
+        raise ParameterError(f"{path} has other photos, such as {min(done)}; write paths as they were written")
     todo, unreadable, read = [photo for photo in photos if photo not in done], {}, 0
     with bar(len(photos), "predicting", "img", len(photos) - len(todo)) if path else nullcontext() as shown:
         for indices, pixels, bad in decode_batches(todo, model.input_size, batch_size, cores()):
@@ -53,10 +54,7 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
     if path:
         write_json(f"{path}.json", made_by | {"unreadable": unreadable})
         seconds, before = time.perf_counter() - began, len(photos) - len(todo)
-        print(
-            f"{path}: {counted(read, 'photo')} in {seconds:.1f} s"
-            + (f", {before:,} were there already" if before else "")
-        )
+        print(f"{path}: {counted(read, 'photo')} in {seconds:.1f} s; {before:,} were there already")
     return unreadable
 
 
@@ -131,13 +129,15 @@ def _whole_rows(path, header):
             yield line.decode("utf-8", "surrogateescape")
 
     with open(path, "rb") as file:
-        for row in csv.reader(lines()):
-            if not line.endswith(b"\n") or len(row) != len(header) or (not rows and row != header):
-                if place < os.path.getsize(path):
-                    raise ValueError(
-                        f"{path} is damaged in line {len(rows) + 1:,}, or is no CSV of this model; begin another"
-                    )
-                break
-            rows.append(row)
-            end = place
+        reader = csv.reader(lines())
+        while end < os.path.getsize(path):
+            with suppress(csv.Error):  # a field without end
+                row = next(reader)
+                if line.endswith(b"\n") and len(row) == len(header) and (rows or row == header):
+                    rows.append(row)
+                    end = place
+                    continue
+            if place < os.path.getsize(path):
+                raise ValueError(f"{path} is damaged in line {len(rows) + 1:,}, or not this model's; begin another")
+            break
     return rows, end

@@ -101,18 +101,21 @@ def test_a_csv_of_another_model_other_settings_or_other_photos_is_not_gone_on_wi
     before = (photos.parent / "out.csv").read_bytes()
     for change, message in (
         ([], "out.csv exists; --resume goes on with it"),
-        (["--resume", "--row", "baseline"], "another row, recipe"),
+        (["--resume", "--row", "baseline"], "another row, weights"),
         (["--resume", "--threshold", "0.5"], "another threshold"),
         (["--resume", "--calibrated"], "another temperature"),
     ):
         assert main([*words, *change]) == 2
         assert message in capsys.readouterr().err
     assert main(["predict", "finished", "photos/03.png", "--csv", "out.csv", "--resume"]) == 2
-    assert "has other photos than these, such as photos/00.png" in capsys.readouterr().err
+    assert "has other photos, such as photos/00.png" in capsys.readouterr().err
     assert (photos.parent / "out.csv").read_bytes() == before
     (photos.parent / "out.csv").write_bytes(before.replace(b"labels", b"label"))
     assert main([*words, "--resume"]) == 1
-    assert "out.csv is damaged in line 1, or is no CSV of this model" in capsys.readouterr().err
+    assert "out.csv is damaged in line 1, or not this model's" in capsys.readouterr().err
+    (photos.parent / "out.csv").write_bytes(before.replace(b"photos/00.png,", b'"photos/00.png,' + b"x" * 140_000))
+    assert main([*words, "--resume"]) == 0  # a field without end, longer than a reader of CSV takes: cut off
+    assert (photos.parent / "out.csv").read_bytes() == before
     (photos.parent / "out.csv.json").unlink()
     assert main([*words, "--resume"]) == 2
     assert "was made by another model or other settings" in capsys.readouterr().err
