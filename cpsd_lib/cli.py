@@ -79,9 +79,7 @@ def _add_use(commands):
     predict.add_argument("--csv", metavar="OUT", help="write file_name, labels and p_<class> here; else a line a photo")
     rules = "tuned on held-out images (default where there were some), a probability (0.5), or top3"
     predict.add_argument("--threshold", type=_threshold, help=rules)
-    predict.add_argument(
-        "--calibrated", action="store_true", help="p_<class> with the model's temperature; the labels stay"
-    )
+    predict.add_argument("--calibrated", action="store_true", help="probabilities calibrated on held-out images")
     predict.add_argument("--batch-size", type=_batch_size, default=64, metavar="N")
     predict.add_argument("--device", default="auto", help="auto, cpu or cuda:0")
     predict.add_argument("--resume", action="store_true", help="go on with a --csv that was begun")

@@ -38,12 +38,12 @@ def predict(model, images, batch_size=128, device=None, size=None):
     return found
 
 
-def predict_table(model, images, batch_size=64, temperature=None):
+def predict_table(model, images, batch_size=64, calibration=None):
     """Return the probabilities that a model with `.class_names` and `.input_size` gives images, as a DataFrame.
 
     A line an image, named by its path or else its number; a column a class. images: a path, a PIL image, an array [H, W, 3]
     or [H, W], or a list of these, each decoded and resized as in training; or [N, 3, S, S] as `predict` takes them, of the
-    model's size. temperature: the probabilities are those of the logits divided by it; None: as they are.
+    model's size. calibration: as `calibrate` takes it.
     Raises ValueError that lists the images that cannot be read.
     """
     size = model.input_size
@@ -63,14 +63,15 @@ def predict_table(model, images, batch_size=64, temperature=None):
             lines = listed(faults, join="\n  ")
             raise ValueError(f"{len(faults):,} of {len(images):,} images cannot be read:\n  {lines}")
     values = np.concatenate(values or [predict(model, images)])  # which says that there are none
-    return pd.DataFrame(tempered(values, temperature), pd.Index(names, name="file"), model.class_names)
+    return pd.DataFrame(calibrate(values, calibration), pd.Index(names, name="file"), model.class_names)
 
 
-def tempered(probabilities, temperature):
-    """Return the probabilities of the logits divided by a temperature, float32; None: as they are."""
-    if temperature is None:
+def calibrate(probabilities, calibration):
+    """Return the probabilities of logits / temperature + offset, float32; calibration: these two, None: as they are."""
+    if calibration is None:
         return probabilities
-    return expit(logit(probabilities.astype(float)) / temperature).astype(np.float32)
+    temperature, offset = calibration
+    return expit(logit(probabilities.astype(float)) / temperature + offset).astype(np.float32)
 
 
 def _as_unit(images, size):

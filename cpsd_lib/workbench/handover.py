@@ -12,6 +12,7 @@ from cpsd_lib import evaluation
 from cpsd_lib.data import BadImage, decode, listed, read_source
 from cpsd_lib.models import timm_state, write_onnx
 from cpsd_lib.support import counted, sha256, write_json
+from cpsd_lib.training import calibrate
 from cpsd_lib.workbench.evidence import scored_by
 from cpsd_lib.workbench.explanation import load_named, strategies
 from cpsd_lib.workbench.loading import data_on_disk
@@ -24,7 +25,7 @@ from cpsd_lib.workbench.yaml_files import ParameterError
 def finished_model(run, row=None, seed=None):
     """Return (a finished model of a run, its ModelConfig); row: cpsd by default, seed: the run's first.
 
-    Thresholds and temperature come from 05_evaluation's scores of images that were held out, where there are any. Raises
+    Thresholds and calibration come from 05_evaluation's scores of images that were held out, where there are any. Raises
     ParameterError for a row or seed that the run does not have, MissingStage for a model that is not there.
     """
     row, seed = row or "cpsd", run.params.seed if seed is None else seed
@@ -65,15 +66,15 @@ def _tuned(run, row, seed):
         why = "the run held out no training images (train.select: val does)"
         why = why if scored_by(run, seed, row, "test") else "05_evaluation has not scored this model"
         none = {"thresholds": None, "thresholds_from": f"0.5 for every class: {why}"}
-        return none | {"temperature": None, "temperature_from": f"none: {why}"}
+        return none | {"calibration": None, "calibration_from": f"none: {why}"}
     logits, targets = held_out
     images, lacking = counted(len(targets), "held-out training image"), int((~(targets == 1).any(0)).sum())
     without = f"; 0.5 for {counted(lacking, 'class', 'classes')} without a positive among them" if lacking else ""
     return {
         "thresholds": evaluation.best_thresholds(expit(logits.astype(float)), targets).tolist(),
         "thresholds_from": f"each class by itself, for the best F1 on {images}{without}",
-        "temperature": evaluation.fit_temperature(logits, targets),
-        "temperature_from": f"one temperature, for the highest likelihood on {images}",
+        "calibration": list(evaluation.fit_calibration(logits, targets)),
+        "calibration_from": f"a temperature and an offset for the highest likelihood on {images}",
     }
 
 
@@ -90,7 +91,7 @@ def export(run, row, seed, to, form="cpsd"):
             write_tensors(folder / WEIGHTS, state_of(model))
         elif form == "onnx":
             (images, which), values = _trial_images(run, config.size), config.model_dump(mode="json")
-            metadata = {name: json.dumps(values[name]) for name in ("class_names", "size", "thresholds", "temperature")}
+            metadata = {name: json.dumps(values[name]) for name in ("class_names", "size", "thresholds", "calibration")}
             difference = write_onnx(model.eval(), folder / "model.onnx", images, metadata)
             notes.append(f"onnxruntime on {which}: logits differ by {difference:.1e} at most")
         else:
@@ -128,8 +129,8 @@ def model_card(run, model, config, folder, form="cpsd"):
         for name, threshold in (("0.5", 0.5), ("the thresholds above", config.thresholds)):
             f1 = {} if threshold is None else evaluation.bootstrap_f1(probabilities, targets, threshold)
             scores += [(split, len(targets), f"{score} at {name}", interval) for score, interval in f1.items()]
-        tempered = [expit(logits.astype(float) / t) for t in (1.0, config.temperature or 1.0)]
-        errors.append([split, *(evaluation.expected_calibration_error(one, targets) for one in tempered)])
+        both = (probabilities, calibrate(probabilities, config.calibration))
+        errors.append([split, *(evaluation.expected_calibration_error(one, targets) for one in both)])
     records = [run.store.record("model", key) for key in config.recipe]
     page = Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8")
     template = Environment(trim_blocks=True).from_string(page)

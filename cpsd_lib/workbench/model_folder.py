@@ -8,7 +8,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -41,8 +41,8 @@ class ModelConfig(Section):
     preprocessing: dict[str, Any]  # range and resize before the model; mean and std, which are a part of it
     thresholds: list[float] | None  # a class each; None: 0.5
     thresholds_from: str
-    temperature: float | None = Field(gt=0)  # calibrated probabilities are sigmoid(logits / temperature)
-    temperature_from: str
+    calibration: Annotated[list[float], Field(min_length=2, max_length=2)] | None  # of `training.calibrate`
+    calibration_from: str
     recipe: list[str]  # keys of the artifacts it was made as
     versions: dict[str, str]
     sha256: dict[str, str] = Field(default_factory=dict)  # of the files beside it
@@ -54,6 +54,8 @@ class ModelConfig(Section):
             raise ValueError("class_names must be different, and none empty")
         if thresholds is not None and len(thresholds) != len(names):
             raise ValueError(f"there are {len(thresholds)} thresholds for {len(names)} class_names")
+        if self.calibration is not None and self.calibration[0] <= 0:
+            raise ValueError(f"calibration is a temperature above 0 and an offset, not {self.calibration}")
         if self.parts is not None:
             Partition(self.parts, len(names))
         return self
@@ -122,18 +124,18 @@ def state_of(model):
 
 
 def ready(model, config):
-    """Return a model in eval mode that knows its classes, size, thresholds and temperature, and has `.predict`."""
+    """Return a model in eval mode that knows its classes, size, thresholds and calibration, and has `.predict`."""
     model.config, model.class_names, model.input_size = config, list(config.class_names), config.size
     model.thresholds = None if config.thresholds is None else np.array(config.thresholds)
-    model.temperature, model.predict = config.temperature, MethodType(predict_images, model)
+    model.calibration, model.predict = config.calibration, MethodType(predict_images, model)
     return model.eval()
 
 
 def predict_images(model, images, batch_size=64, calibrated=False):
     """Return a DataFrame of probabilities, a line an image and a column a class; see `training.predict_table`.
 
-    calibrated: those of the logits divided by the model's temperature.
+    calibrated: as they were fitted to held-out images, where the run held some out (ValueError where it did not).
     """
-    if calibrated and model.temperature is None:
-        raise ValueError(f"no calibrated probabilities; temperature: {model.config.temperature_from}")
-    return predict_table(model, images, batch_size, model.temperature if calibrated else None)
+    if calibrated and model.calibration is None:
+        raise ValueError(f"no calibrated probabilities: {model.config.calibration_from}")
+    return predict_table(model, images, batch_size, model.calibration if calibrated else None)

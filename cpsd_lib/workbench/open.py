@@ -21,7 +21,7 @@ def load_model(model, row=None, seed=None):
     model: a model folder (`cpsd export`); else a Run, a run's name in outputs/ or its folder, or a parameter file. row: of a
     run, a row of its table, cpsd by default, or teachers_co, teachers_dis, ... for the merged experts of a branch; seed: the
     run's first by default. It has `.class_names`, `.input_size` (pixels), and where the run held out training images
-    `.thresholds` [C] and `.temperature`, else None. Data set, network and original weights are not needed.
+    `.thresholds` [C] and `.calibration`, else None. Data set, network and original weights are not needed.
     Raises MissingStage when the model is not there, ParameterError for an unknown run, row or seed, ValueError for a model
     folder that is damaged.
     """

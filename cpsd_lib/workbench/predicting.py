@@ -11,7 +11,7 @@ from pathlib import Path
 from cpsd_lib.data import decode_batches, listed
 from cpsd_lib.evaluation import decisions
 from cpsd_lib.support import bar, cores, counted, digest, read_json, write_json
-from cpsd_lib.training import predict, tempered
+from cpsd_lib.training import calibrate, predict
 from cpsd_lib.workbench.model_folder import state_of
 from cpsd_lib.workbench.yaml_files import ParameterError
 
@@ -25,12 +25,12 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
     Raises ValueError before any photo is read for what cannot be done, and where no photo could be read.
     """
     began, (rule, limit) = time.perf_counter(), _rule(model, threshold)
-    if calibrated and model.temperature is None:
-        raise ParameterError(f"no calibrated probabilities; temperature: {model.config.temperature_from}")
+    if calibrated and model.calibration is None:
+        raise ParameterError(f"no calibrated probabilities: {model.config.calibration_from}")
     made_by = model.config.model_dump(mode="json", include={"run", "row", "seed", "class_names"})
     made_by |= {"weights": digest([sha1(x.cpu().numpy()).hexdigest() for x in state_of(model).values()])}
     made_by |= {"threshold": list(rule) if rule is model.thresholds else rule, "top_k": limit}
-    made_by |= {"temperature": model.temperature if calibrated else None}
+    made_by |= {"calibration": model.calibration if calibrated else None}
     done = _begin(path, made_by, resume) if path else set()
     if done and not done & set(photos):
         raise ParameterError(f"{path} has other photos, such as {min(done)}; write paths as they were written")
@@ -41,8 +41,9 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
             if len(indices):
                 read += len(indices)
                 probabilities = predict(model, pixels, batch_size)
-                labels = decisions(probabilities, rule, limit)
-                values = tempered(probabilities, made_by["temperature"])
+                values = calibrate(probabilities, made_by["calibration"])
+                # Tuned thresholds are those of the probabilities as the model gives them, a number is one of what is shown.
+                labels = decisions(probabilities if rule is model.thresholds else values, rule, limit)
                 (_append if path else _show)(path, [todo[i] for i in indices], labels, values, model.class_names)
             if path:
                 shown.update(len(indices) + len(bad))

@@ -130,8 +130,8 @@ def config_of(folder, architecture, parts=None, **change):
         "preprocessing": {},
         "thresholds": None,
         "thresholds_from": "0.5",
-        "temperature": None,
-        "temperature_from": "none",
+        "calibration": None,
+        "calibration_from": "none",
         "recipe": [],
         "versions": {},
         "sha256": {"model.safetensors": sha256(folder / "model.safetensors")},
@@ -171,7 +171,7 @@ def test_every_head_and_merged_experts_without_a_trunk_come_back_from_their_fold
             "checkpoint_path cannot be set",
         ),
         ({"sha256": {}}, "is not the file that config.json was written for"),
-        ({"temperature": 0.0}, "temperature: must be more than 0"),
+        ({"calibration": [0.0, 1.0]}, "calibration is a temperature above 0 and an offset"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_in_words(tmp_path, change, words):
@@ -244,7 +244,7 @@ def run_card(folder, monkeypatch, finished):
 # ---- what was tuned, and the card ------------------------------------------------------------------------------------
 
 
-def test_thresholds_and_temperature_are_those_of_the_held_out_images_and_the_card_says_what_they_are_worth(
+def test_thresholds_and_calibration_are_those_of_the_held_out_images_and_the_card_says_what_they_are_worth(
     finished, folders
 ):
     model, targets = cpsd_lib.load_model(folders / "cpsd"), finished.dataset.table.targets
@@ -254,19 +254,20 @@ def test_thresholds_and_temperature_are_those_of_the_held_out_images_and_the_car
     test = np.load(score_path(finished, 0, "cpsd", "test")).astype(float)
     of_test = targets[finished.dataset.table.indices("test")]
     f1 = precision_recall_f1(expit(test), of_test, model.thresholds)
-    errors = [expected_calibration_error(expit(test / t), of_test) for t in (1, model.temperature)]
+    errors = [expected_calibration_error(expit(test / t + b), of_test) for t, b in ((1, 0), model.calibration)]
     card = (folders / "cpsd" / "README.md").read_text()
     assert f"| test | 24 | CF1 at the thresholds above | {100 * f1['CF1']:.1f} |" in card
     assert f"Expected calibration error on test: {100 * errors[0]:.1f} %" in card
     assert f"it is {100 * errors[1]:.1f} %." in card
     assert (
         "best F1 on 14 held-out training images" in card
-        and "14 held-out training images" in model.config.temperature_from
+        and "14 held-out training images" in model.config.calibration_from
     )
     counts = (of_test == 1).sum(0)
     assert f"| a, b | {counts[2]} |" in card and "no pretrained weights are in it" in card
     paths = test_files(finished)[:4]
-    expected = expit(logit(model.predict(paths).to_numpy().astype(float)) / model.temperature)
+    temperature, offset = model.calibration
+    expected = expit(logit(model.predict(paths).to_numpy().astype(float)) / temperature + offset)
     np.testing.assert_allclose(model.predict(paths, calibrated=True), expected, atol=1e-6)
 
 
@@ -282,9 +283,9 @@ def test_scores_of_another_model_tune_nothing(finished, tmp_path, monkeypatch):
     assert cpsd_lib.load_model("finished").thresholds is not None
     write_json(path, [record | {"model": "another"} for record in read_json(path)])
     model = cpsd_lib.load_model("finished")
-    assert model.thresholds is None and model.temperature is None
+    assert model.thresholds is None and model.calibration is None
     assert model.config.thresholds_from == "0.5 for every class: 05_evaluation has not scored this model"
-    with pytest.raises(ValueError, match="no calibrated probabilities; temperature: none: 05_evaluation has not"):
+    with pytest.raises(ValueError, match="no calibrated probabilities: none: 05_evaluation has not"):
         model.predict([], calibrated=True)
     assert main(["export", "finished", "--to", str(tmp_path / "folder")]) == 0
     assert "Not known: 05_evaluation has not scored this model." in (tmp_path / "folder" / "README.md").read_text()

@@ -77,6 +77,10 @@ def test_top_3_and_calibrated_probabilities_reach_the_csv(photos):
     expected = model.predict(table["file_name"].tolist(), calibrated=True)
     np.testing.assert_allclose(table.filter(like="p_"), expected, atol=1e-6)
     assert (table["labels"].str.count(";") == 2).all()
+    assert main(["predict", "finished", "photos", "--csv", "half.csv", "--threshold", "0.5", "--calibrated"]) == 0
+    table = read("half.csv")
+    counts = [len([name for name in text.split(";") if name]) for text in table["labels"]]
+    assert counts == (table.filter(like="p_") >= 0.5).sum(axis=1).tolist()
 
 
 @pytest.mark.parametrize("end", [0, 1, 25, -1])
@@ -103,7 +107,7 @@ def test_a_csv_of_another_model_other_settings_or_other_photos_is_not_gone_on_wi
         ([], "out.csv exists; --resume goes on with it"),
         (["--resume", "--row", "baseline"], "another row, weights"),
         (["--resume", "--threshold", "0.5"], "another threshold"),
-        (["--resume", "--calibrated"], "another temperature"),
+        (["--resume", "--calibrated"], "another calibration"),
     ):
         assert main([*words, *change]) == 2
         assert message in capsys.readouterr().err
