@@ -3,13 +3,14 @@
 import argparse
 import re
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
 # Its names are imported on first use, and those that load torch after a look at the parameters: a wrong one is answered at once.
 from cpsd_lib import workbench
 from cpsd_lib.data import ImportSettings
-from cpsd_lib.support import counted, memory
+from cpsd_lib.support import counted, keep_freed_memory, memory, pick_device
 
 
 def main(arguments=None):
@@ -45,12 +46,15 @@ def main(arguments=None):
         command.add_argument(
             "overrides", nargs="*", default=[], metavar="key=value", help="e.g. student.epochs=5 seeds=3"
         )
+    _add_use(commands)
     options = parser.parse_args(arguments)
     try:
         if options.command == "store":
             return _store(options.action)
         if getattr(options, "data_command", None) == "import":
             return _import(vars(options))
+        if options.command in ("export", "predict"):
+            return {"export": _export, "predict": _predict}[options.command](options)
         overrides = workbench.parse_overrides(options.overrides)
         if options.command == "evaluate":
             checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file
@@ -58,7 +62,9 @@ def main(arguments=None):
         work = {"run": _run, "evaluate": _run, "cost": _cost, "targets": _targets, "grid": _grid, "data": _check_data}
         return work[options.command](options.params, overrides)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        ways = {"predict": "the same command with --resume goes on with its --csv", "export": "nothing was written"}
+        way = ways.get(options.command, "the same command goes on from the last checkpoint")
+        print(f"\nstopped; {way}", file=sys.stderr)
         return 130
     except workbench.ParameterError as error:
         print(f"nothing was started:\n{error}", file=sys.stderr)
@@ -66,9 +72,69 @@ def main(arguments=None):
     except workbench.Stopped as error:
         print(error, file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:  # a broken file of the run, a full disk: they name what it is
+    except (ValueError, OSError, ImportError) as error:  # a broken file of the run, a full disk: they name what it is
         print(f"stopped: {error}", file=sys.stderr)
         return 1
+
+
+def _add_use(commands):
+    """Add the commands that use a finished model."""
+    export = commands.add_parser("export", help="write a finished model into a folder that loads anywhere, or as ONNX")
+    export.add_argument("run", help="a run in outputs/, its folder, or its parameter file")
+    export.add_argument("--to", required=True, metavar="FOLDER", help="a new folder")
+    forms = "cpsd: for load_model and cpsd predict; onnx: one graph; timm: the backbone's weights"
+    export.add_argument("--format", choices=["cpsd", "onnx", "timm"], default="cpsd", help=forms)
+    predict = commands.add_parser("predict", help="label photos by a finished model")
+    predict.add_argument("model", help="a model folder, or a run as for export")
+    predict.add_argument("photos", nargs="+", help="files, folders with all below them, or a .txt of paths, one a line")
+    for command in (export, predict):
+        command.add_argument("--row", help="a row of the run's table (cpsd), or teachers_co, teachers_dis, ...")
+        command.add_argument("--seed", type=int, help="the run's first by default")
+    predict.add_argument("--csv", metavar="OUT", help="write file_name, labels and p_<class> here; else a line a photo")
+    rules = "tuned on held-out images (default where there were some), a probability (0.5), or top3"
+    predict.add_argument("--threshold", type=_threshold, help=rules)
+    predict.add_argument("--calibrated", action="store_true", help="probabilities calibrated on held-out images")
+    predict.add_argument("--batch-size", type=_batch_size, default=64, metavar="N")
+    predict.add_argument("--device", default="auto", help="auto, cpu or cuda:0")
+    predict.add_argument("--resume", action="store_true", help="go on with a --csv that was begun")
+    predict.add_argument("--strict", action="store_true", help="exit status 1 where a photo cannot be read")
+
+
+def _batch_size(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+def _threshold(text):
+    if text in ("tuned", "top3"):
+        return text
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be tuned, top3 or a probability such as 0.5; got {text!r}")
+
+
+def _export(options):
+    run = workbench.opened_run(options.run)
+    print("\n".join(workbench.export(run, options.row, options.seed, options.to, options.format)))
+    return 0
+
+
+def _predict(options):
+    if options.resume and not options.csv:
+        raise workbench.ParameterError("--resume goes on with a CSV: name it by --csv")
+    from cpsd_lib.data import find_photos
+
+    photos, others = find_photos(options.photos)
+    if others:
+        print(f"{counted(others, 'file')} of other kinds in the folders left out", file=sys.stderr)
+    keep_freed_memory()
+    device = pick_device(options.device)
+    model = workbench.load_model(options.model, options.row, options.seed).to(device)
+    rules = (options.threshold, options.calibrated, options.batch_size, options.resume)
+    unreadable = workbench.label_photos(model, photos, options.csv, *rules)
+    return 1 if unreadable and options.strict else 0
 
 
 def _released(source, overrides, model, checkpoint):

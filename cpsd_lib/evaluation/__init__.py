@@ -8,10 +8,10 @@ from cpsd_lib.support import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "metrics": "average_precision averages best_thresholds check_probabilities mean_average_precision of_classes "
+        "metrics": "average_precision averages best_thresholds check_probabilities decisions mean_average_precision of_classes "
         "precision_recall_f1",
-        "bootstrap": "bootstrap_interval bootstrap_mean paired_bootstrap",
-        "calibration": "expected_calibration_error reliability",
+        "bootstrap": "bootstrap_f1 bootstrap_interval bootstrap_mean paired_bootstrap",
+        "calibration": "expected_calibration_error fit_calibration reliability",
         "cam": "ACTIVATION ATTENTION GRADIENT attention_maps class_activation map_kinds most_disagreeing share_inside",
         "localisation": "inside_boxes map_captions map_places peaks_inside pointing stack_maps summarise_shares",
         "partitions": "PAPER_EXPONENT match overlap partition_numbers",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from cpsd_lib.evaluation.metrics import check, mean_average_precision, mean_of_known
+from cpsd_lib.evaluation import metrics
 from cpsd_lib.support import bar, cores
 
 
@@ -41,7 +41,7 @@ def bootstrap_interval(scores, targets, resamples=1000, seed=0, level=0.95):
     """
     _check_resampling(resamples, level)
     (values,) = _resampled([scores], targets, resamples, seed)
-    return Interval(mean_average_precision(scores, targets), *_ends(values, level))
+    return Interval(metrics.mean_average_precision(scores, targets), *_ends(values, level))
 
 
 def paired_bootstrap(scores_a, scores_b, targets, resamples=1000, seed=0, level=0.95):
@@ -54,8 +54,27 @@ def paired_bootstrap(scores_a, scores_b, targets, resamples=1000, seed=0, level=
     a, b = _resampled([scores_a, scores_b], targets, resamples, seed)
     differences = a - b
     sides = 1 + min((differences <= 0).sum(), (differences >= 0).sum())
-    difference = mean_average_precision(scores_a, targets) - mean_average_precision(scores_b, targets)
+    difference = metrics.mean_average_precision(scores_a, targets) - metrics.mean_average_precision(scores_b, targets)
     return Paired(difference, *_ends(differences, level), min(1.0, float(2 * sides / (len(differences) + 1))))
+
+
+def bootstrap_f1(scores, targets, threshold=0.5, resamples=1000, seed=0, level=0.95):
+    """Return {"CF1": Interval, "OF1": Interval} over the resamples of `bootstrap_interval`.
+
+    scores, targets [N, C] and threshold as in `precision_recall_f1`. Raises ValueError as these two do.
+    """
+    _check_resampling(resamples, level)
+    scores, targets = metrics.check_probabilities(scores, targets)
+    predicted, positive = metrics.decisions(scores, threshold, known=targets != -1), targets == 1
+    tables = [table.astype(np.float64) for table in (predicted & positive, predicted, positive)]
+    drawn = [
+        metrics.averages(*(counts.T @ table for table in tables)) for counts in _draws(len(scores), resamples, seed)
+    ]
+    values = metrics.precision_recall_f1(scores, targets, threshold)
+    return {
+        name: Interval(values[name], *_ends(np.concatenate([one[name] for one in drawn]), level))
+        for name in ("CF1", "OF1")
+    }
 
 
 def bootstrap_mean(values, images, resamples=1000, seed=0, level=0.95):
@@ -88,22 +107,27 @@ def _check_resampling(resamples, level):
         raise ValueError(f"level must lie between 0 and 1, got {level}; 0.95 is usual")
 
 
+def _draws(images, resamples, seed):
+    """Yield how often each image is in a resample, int32 [images, R], for all resamples one after the other."""
+    random = np.random.default_rng(seed)
+    for start in range(0, resamples, 64):  # the table of counts of COCO's 40,137 test images is then 10 MB
+        drawn = (random.integers(images, size=images) for _ in range(min(64, resamples - start)))
+        yield np.stack([np.bincount(one, minlength=images) for one in drawn], axis=1).astype(np.int32)
+
+
 def _resampled(models, targets, resamples, seed):
     """Return mAP [models, resamples that hold a positive] of every table of scores in `models` on the same resamples."""
-    tables = [check(scores, targets) for scores in models]
+    tables = [metrics.check(scores, targets) for scores in models]
     images, classes = tables[0][1].shape
-    random, result = np.random.default_rng(seed), []
+    result = []
     with ThreadPoolExecutor(cores()) as pool, bar(resamples, "bootstrap", "resample") as progress:
         columns = ((scores[:, c], targets[:, c]) for scores, targets in tables for c in range(classes))
         rankings = list(pool.map(lambda column: _ranking(*column), columns))
-        while len(result) < resamples:
-            # 64 at a time: the table of counts of COCO's 40,137 test images is then 10 MB.
-            drawn = range(min(64, resamples - len(result)))
-            draws = [np.bincount(random.integers(images, size=images), minlength=images) for _ in drawn]
-            counts = np.stack(draws, axis=1).astype(np.int32)
+        for counts in _draws(images, resamples, seed):
+            drawn = range(counts.shape[1])
             ap = np.stack(list(pool.map(lambda ranking, counts=counts: _weighted_ap(*ranking, counts), rankings)))
             ap = ap.reshape(len(models), classes, len(drawn))
-            result += [[mean_of_known(model[:, r]) for model in ap] for r in drawn]
+            result += [[metrics.mean_of_known(model[:, r]) for model in ap] for r in drawn]
             progress.update(len(drawn))
     result = np.array(result).T
     result = result[:, ~np.isnan(result[0])]

@@ -60,23 +60,32 @@ def precision_recall_f1(scores, targets, threshold=0.5, top_k=None):
     image or "oracle" (the L2D release's: as many labels as the image really has).
     """
     scores, targets = check_probabilities(scores, targets)
-    known = targets != -1
-    predicted = known & (scores >= _threshold(threshold, scores))
-    if top_k is not None:
-        if isinstance(top_k, str) or np.ndim(top_k):
-            raise ValueError(
-                "top_k must be one number for all images, such as 3: as many labels as each image really has is an "
-                "oracle, it reads the answer from the targets and no classifier can be used that way"
-            )
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, or None for no limit; got {top_k}")
-        order = np.argsort(np.where(known, -scores, np.inf), axis=1, kind="stable")
-        best = np.zeros_like(known)
-        np.put_along_axis(best, order[:, :top_k], True, axis=1)
-        predicted &= best
+    predicted = decisions(scores, threshold, top_k, targets != -1)
     positive = targets == 1
     right = (predicted & positive).sum(0)
     return {name: float(value) for name, value in averages(right, predicted.sum(0), positive.sum(0)).items()}
+
+
+def decisions(scores, threshold=0.5, top_k=None, known=True):
+    """Return which labels are predicted, bool [N, C], by the rule of `precision_recall_f1`, whose arguments these are.
+
+    known: bool [N, C], the decisions that are to be made; the others are False and take no place among the top_k.
+    """
+    known = np.broadcast_to(known, scores.shape)
+    predicted = known & (scores >= _threshold(threshold, scores))
+    if top_k is None:
+        return predicted
+    if isinstance(top_k, str) or np.ndim(top_k):
+        raise ValueError(
+            "top_k must be one number for all images, such as 3: as many labels as each image really has is an "
+            "oracle, it reads the answer from the targets and no classifier can be used that way"
+        )
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, or None for no limit; got {top_k}")
+    order = np.argsort(np.where(known, -scores, np.inf), axis=1, kind="stable")
+    best = np.zeros_like(predicted)
+    np.put_along_axis(best, order[:, :top_k], True, axis=1)
+    return predicted & best
 
 
 def best_thresholds(scores, targets):

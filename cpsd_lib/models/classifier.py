@@ -34,7 +34,11 @@ class Classifier(nn.Module):
         if any(side % self.stride for side in images.shape[2:]):
             size = "x".join(map(str, images.shape[2:]))
             raise ValueError(f"images of {size} pixels do not fit: both sides must be a multiple of {self.stride}")
-        last = self.last(self.forward_features(images))
+        return self.read(self.forward_features(images), images)
+
+    def read(self, last, images):
+        """Return the Output for the last features of images [B, 3, S, S], as forward_features gives them."""
+        last = self.last(last)
         features = feature_map(self.backbone, last, images)
         read = self.backbone.forward_head(last, pre_logits=True) if isinstance(self.head, LinearHead) else features
         logits, label_embeddings = self.head(read)

@@ -63,7 +63,7 @@ class LabelTransformer(nn.Module):
         """Return (logits [B, C], label embeddings [B, C, dim]) for features [B, F, h, w]."""
         image = self.image_tokens(features.flatten(2).transpose(1, 2))
         labels = self.label_tokens(self.label_vectors).relu()
-        tokens = torch.cat([image, labels.expand(len(image), -1, -1)], dim=1)
+        tokens = torch.cat([image, labels.expand(image.shape[0], -1, -1)], dim=1)
         for layer in self.layers:
             tokens = layer(tokens)
         embeddings = tokens[:, image.shape[1] :]
@@ -112,7 +112,7 @@ class Query2Label(nn.Module):
         image = self.project(features).flatten(2).transpose(1, 2)
         position = self._position(*features.shape[2:], features.device).flatten(2).transpose(1, 2)
         memory = self.encoder(image, position, image + position, image)
-        labels = torch.zeros_like(self.queries).expand(len(memory), -1, -1)
+        labels = torch.zeros_like(self.queries).expand(memory.shape[0], -1, -1)
         for layer in self.decoder:
             labels = layer(labels, self.queries, memory + position, memory)
         embeddings = self.norm(labels)
@@ -198,6 +198,6 @@ class MLDecoder(nn.Module):
     def forward(self, features):
         """Return (logits [B, C], label embeddings [B, C, dim]) for features [B, F, h, w]."""
         image = self.project(features.flatten(2).transpose(1, 2)).relu()
-        labels = self.norm(self.queries).expand(len(image), -1, -1)
+        labels = self.norm(self.queries).expand(image.shape[0], -1, -1)
         embeddings = self.decoder(labels, torch.zeros_like(labels), image, image)
         return self.linear(embeddings), embeddings

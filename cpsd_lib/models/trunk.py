@@ -35,8 +35,12 @@ class Trunk(nn.Module):
         mode = torch.is_inference_mode_enabled(), torch.get_autocast_dtype(device) if autocast else None
         if self._last[0] is not images or self._last[1] != mode:
             with torch.no_grad():
-                self._last = images, mode, self.backbone.forward_features((images - self.mean) / self.std)
+                self._last = images, mode, self.features(images)
         return self._last[2]
+
+    def features(self, images):
+        """Return what `forward` does, and remember nothing."""
+        return self.backbone.forward_features((images - self.mean) / self.std)
 
 
 class Tail(Classifier):

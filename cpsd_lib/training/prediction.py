@@ -1,12 +1,14 @@
 """Probabilities of new images: tensors, arrays, pictures or files, one function for all."""
 
 import os
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
+from scipy.special import expit, logit
 
-from cpsd_lib.data import decode, decode_image
+from cpsd_lib.data import decode_batches, decode_picture, listed
 from cpsd_lib.teachers import in_mode, logits_of
 
 
@@ -36,10 +38,48 @@ def predict(model, images, batch_size=128, device=None, size=None):
     return found
 
 
+def predict_table(model, images, batch_size=64, calibration=None):
+    """Return the probabilities that a model with `.class_names` and `.input_size` gives images, as a DataFrame.
+
+    A line an image, named by its path or else its number; a column a class. images: a path, a PIL image, an array [H, W, 3]
+    or [H, W], or a list of these, each decoded and resized as in training; or [N, 3, S, S] as `predict` takes them, of the
+    model's size. calibration: as `calibrate` takes it.
+    Raises ValueError that lists the images that cannot be read.
+    """
+    size = model.input_size
+    if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4:
+        images = [images]
+    if getattr(images, "ndim", 0) == 4:
+        if tuple(images.shape[2:]) != (size, size):
+            raise ValueError(f"images of {list(images.shape)}, but the model takes {size} x {size} pixels; give a list")
+        names, values = range(len(images)), [predict(model, images, batch_size)]
+    else:
+        images, values, faults = list(images), [], []
+        names = [os.fspath(one) if isinstance(one, (str, os.PathLike)) else n for n, one in enumerate(images)]
+        for _, pixels, bad in decode_batches(images, size, batch_size):
+            faults += [f"{names[index]}: {reason}" for index, reason in bad.items()]
+            values += [predict(model, pixels, batch_size)] if len(pixels) and not faults else []
+        if faults:
+            lines = listed(faults, join="\n  ")
+            raise ValueError(f"{len(faults):,} of {len(images):,} images cannot be read:\n  {lines}")
+    values = np.concatenate(values or [predict(model, images)])  # which says that there are none
+    return pd.DataFrame(calibrate(values, calibration), pd.Index(names, name="file"), model.class_names)
+
+
+def calibrate(probabilities, calibration):
+    """Return the probabilities of logits / temperature + offset, float32; calibration: these two, None: as they are."""
+    if calibration is None:
+        return probabilities
+    temperature, offset = calibration
+    return expit(logit(probabilities.astype(float)) / temperature + offset).astype(np.float32)
+
+
 def _as_unit(images, size):
     """Return images as float32 [B, 3, S, S] in [0, 1]."""
     if isinstance(images, (list, tuple)) and not torch.is_tensor(images[0]) and not isinstance(images[0], np.ndarray):
-        images = np.stack([_pixels(image, size) for image in images])
+        if size is None:
+            raise ValueError("size (pixels) is needed for paths and pictures: this model does not know its input size")
+        images = np.stack([decode_picture(image, size) for image in images])
     elif isinstance(images, (list, tuple)):
         images = torch.stack([torch.as_tensor(image) for image in images])
     images = torch.as_tensor(images)
@@ -52,11 +92,3 @@ def _as_unit(images, size):
             "images must be uint8, or floats in [0, 1]: the model's own normalisation is part of the model"
         )
     return images.float()
-
-
-def _pixels(image, size):
-    if size is None:
-        raise ValueError("size (pixels) is needed for paths and pictures: this model does not know its input size")
-    if isinstance(image, (str, os.PathLike)):
-        return decode(Path(image), size)
-    return decode_image(image, size)

@@ -14,8 +14,8 @@ __getattr__, __dir__, __all__ = exports(
         "run": "MissingStage cut_labels describe_data label_graph load_partitions open_run overrides_of "
         "released_partitions show_params",
         "recipes": "soft_recipe student_task teacher_tasks work_in_baselines",
-        "making": "StoredTargets fill_targets history load_student load_teachers row_key student_batches train_student"
-        " train_teachers",
+        "making": "StoredTargets fill_targets history keys_of load_student load_teachers row_key student_batches"
+        " train_student train_teachers",
         "store": "Store clean default_store inventory",
         "scoring": "SPLITS against_paper caveat component_figure component_table evaluate load_per_class load_records",
         "published": "no_figure",
@@ -27,6 +27,8 @@ __getattr__, __dir__, __all__ = exports(
         "pipeline": "Held StageFailed one_runner run_stages stages_of",
         "grids.params": "jobs_of load_grid",
         "grids.runner": "run_grid",
-        "open": "explore load_model",
+        "handover": "export finished_model model_card",
+        "open": "explore load_model opened_run",
+        "predicting": "label_photos",
     },
 )

@@ -5,9 +5,11 @@ import pandas as pd
 from scipy.special import expit
 
 from cpsd_lib.evaluation import best_thresholds, expected_calibration_error, paired_bootstrap, precision_recall_f1
+from cpsd_lib.support import digest
+from cpsd_lib.workbench.making import keys_of
 from cpsd_lib.workbench.rows import TITLES
 from cpsd_lib.workbench.run import MissingStage, held_out_indices
-from cpsd_lib.workbench.scoring import score_path
+from cpsd_lib.workbench.scoring import load_records, score_path
 
 
 def scores_of(run, seed, row, split):
@@ -21,6 +23,19 @@ def scores_of(run, seed, row, split):
 def probabilities_of(run, seed, row, split):
     """Return the probabilities [n, C] float64 of what `scores_of` returns."""
     return expit(scores_of(run, seed, row, split).astype(float))
+
+
+def scored_by(run, seed, row, split):
+    """Return (logits, targets), both [n, C], that 05_evaluation saved of this very model; None where it has not scored it.
+
+    Scores stay in the folder when a model is trained again; metrics.json says whose they are. No data set is opened.
+    """
+    paths = [score_path(run, seed, name, split) for name in (row, "targets")]
+    if not all(path.exists() for path in (run.folder / "evaluation" / "metrics.json", *paths)):
+        return None
+    records = load_records(run)
+    models = records[(records["row"] == row) & (records["seed"] == seed)].get("model", [])
+    return tuple(map(np.load, paths)) if digest(keys_of(run, seed, row)) in set(models) else None
 
 
 def gain_intervals(run, row, against, split="test", resamples=1000):

@@ -278,6 +278,12 @@ def load_student(run, seed, row):
     return load_artifact(run.store, row_key(run, seed, row))
 
 
+def keys_of(run, seed, name):
+    """Return the keys of the models of a row, or of the experts of teachers_<branch>."""
+    branch = name.removeprefix("teachers_")
+    return [row_key(run, seed, name)] if branch == name else run.keys(f"seed{seed}/teachers/{branch}", "03_teachers")
+
+
 def row_key(run, seed, row):
     """Return the key of a row's model."""
     name, notebook = ("teachers/whole", "03_teachers") if row == "baseline" else (f"students/{row}", "04_student")

@@ -1,27 +1,36 @@
 """A finished run opened from anywhere: its models, and an explorer of each kind."""
 
+from pathlib import Path
+
 from cpsd_lib import graph
 from cpsd_lib.viz import cam_browser, partition_explorer, threshold_explorer
 from cpsd_lib.workbench.evidence import probabilities_of
-from cpsd_lib.workbench.explanation import load_models, load_named
+from cpsd_lib.workbench.explanation import load_models
+from cpsd_lib.workbench.handover import finished_model
 from cpsd_lib.workbench.loading import load_params
+from cpsd_lib.workbench.model_folder import read_model, ready
 from cpsd_lib.workbench.run import Run, load_partitions, open_run
-from cpsd_lib.workbench.yaml_files import outputs_root
+from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root
 
 KINDS = ("partition", "thresholds", "cams")
 
 
-def load_model(run, row="cpsd", seed=None):
-    """Return a finished model of a run, in eval mode, with `.class_names` and `.input_size` (pixels).
+def load_model(model, row=None, seed=None):
+    """Return a finished model in eval mode: its call gives logits or an Output, its `.predict(images)` a DataFrame.
 
-    run: a Run, the name of a run in outputs/, or a parameter file. row: a row of its table, or teachers_co, teachers_dis, ...
-    for the merged experts of a branch. seed: the run's first by default.
-    Raises MissingStage when that model is not there, ParameterError for an unknown run.
+    model: a model folder (`cpsd export`); else a Run, a run's name in outputs/ or its folder, or a parameter file. row: of a
+    run, a row of its table, cpsd by default, or teachers_co, teachers_dis, ... for the merged experts of a branch; seed: the
+    run's first by default. It has `.class_names`, `.input_size` (pixels), and where the run held out training images
+    `.thresholds` [C] and `.calibration`, else None. Data set, network and original weights are not needed.
+    Raises MissingStage when the model is not there, ParameterError for an unknown run, row or seed, ValueError for a model
+    folder that is damaged.
     """
-    run = _opened(run)
-    model = load_named(run, run.params.seed if seed is None else seed, row)
-    model.class_names, model.input_size = run.described["class_names"], run.params.data.size
-    return model.eval()
+    if isinstance(model, Run) or not (Path(model) / "config.json").is_file():
+        return ready(*finished_model(opened_run(model), row, seed))
+    loaded, config = read_model(model)
+    if row not in (None, config.row) or seed not in (None, config.seed):
+        raise ParameterError(f"{model} holds one model, row {config.row} of seed {config.seed}; leave out row and seed")
+    return ready(loaded, config)
 
 
 def explore(run="demo", kind="partition", seed=None):
@@ -32,7 +41,7 @@ def explore(run="demo", kind="partition", seed=None):
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    run = _opened(run)
+    run = opened_run(run)
     table, seed = run.dataset.table, run.params.seed if seed is None else seed
     if kind == "partition":
         settings = run.params.partition
@@ -49,9 +58,15 @@ def explore(run="demo", kind="partition", seed=None):
     return cam_browser(load_models(run, seed), run.dataset.need_images(), test, table.targets, table.names)
 
 
-def _opened(run):
+def opened_run(run):
+    """Return the Run of what `load_model` takes but a model folder; a finished one needs neither its data nor its weights."""
     if isinstance(run, Run):
         return run
-    finished = outputs_root() / str(run) / "params.yaml"
-    # Its data and the weights it started from may be on another machine: what it made is enough.
-    return Run(load_params(str(finished), paths=False)) if finished.is_file() else open_run(run)
+    for folder in (outputs_root() / str(run), Path(run)):
+        if (folder / "params.yaml").is_file():
+            finished = Run(load_params(str(folder / "params.yaml"), paths=False))
+            if folder.resolve() != (outputs_root() / finished.params.name).resolve():
+                where = f"{folder} is not the run {finished.params.name} in {outputs_root()}"
+                raise ParameterError(f"{where}: set CPSD_OUTPUTS to the folder it is in, and keep its name")
+            return finished
+    return open_run(run)

@@ -8,11 +8,11 @@ from scipy.special import expit
 from cpsd_lib.data import NOT_COMPARABLE
 from cpsd_lib.evaluation import average_precision, mean_average_precision, precision_recall_f1
 from cpsd_lib.models import check_class_names, check_preprocessing, load_released, read_label_vectors
-from cpsd_lib.support import atomic, pick_precision, read_json, write_json
+from cpsd_lib.support import atomic, digest, pick_precision, read_json, write_json
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import predict_logits
 from cpsd_lib.viz import plots
-from cpsd_lib.workbench.making import load_student, load_teachers, row_key
+from cpsd_lib.workbench.making import keys_of, load_student, load_teachers, row_key
 from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, TITLES, baseline_of, branches_of
 from cpsd_lib.workbench.run import MissingStage, held_out_indices
@@ -24,10 +24,13 @@ def evaluate(run):
     """Score every row and every branch's merged teachers of every seed on the test splits and write evaluation/.
 
     With evaluation.released, that checkpoint alone is scored; it must have these classes and take these inputs (ValueError).
-    Writes scores/*.npy (logits [n, C] float32), metrics.json, per_class.csv; returns metrics.json's list of records.
+    Writes scores/*.npy (logits [n, C] float32; the targets beside them, so that a reader needs no data set), metrics.json,
+    per_class.csv; returns metrics.json's list of records.
     """
     folder = run.folder / "evaluation"
     records, per_class = [], []
+    for path in folder.glob("scores/*.npy"):
+        path.unlink()  # of other models
     released = run.params.evaluation.released is not None
     for seed in run.params.seed_list()[: 1 if released else None]:
         models = list(_released(run) if released else _models(run, seed))
@@ -35,14 +38,19 @@ def evaluate(run):
         if held_out is not None:  # to tune thresholds on, never scored
             for (name, *_), logits in zip(models, _logits(run, models, held_out), strict=True):
                 _save(score_path(run, seed, name, "held_out"), logits)
+            _save(score_path(run, seed, "targets", "held_out"), run.dataset.table.targets[held_out])
         for split in SPLITS:
             indices = run.dataset.table.indices(split)
             scored = zip(models, _logits(run, models, indices), strict=True) if len(indices) else ()
+            if len(indices):
+                _save(score_path(run, seed, "targets", split), run.dataset.table.targets[indices])
             for (name, _, seconds), logits in scored:
                 _save(score_path(run, seed, name, split), logits)
                 record, ap = score(logits, run.dataset.table.targets[indices], run.params.evaluation.threshold)
                 about = {"row": name, "seed": seed, "split": split}
-                records.append(about | record | {"seconds": seconds, "protocol": run.params.protocol})
+                of_model = {"seconds": seconds, "protocol": run.params.protocol}
+                of_model["model"] = None if released else digest(keys_of(run, seed, name))
+                records.append(about | record | of_model)
                 per_class.append(pd.DataFrame(about | {"class": run.dataset.table.names, "ap": 100 * ap}))
     # A split without a positive has no mAP: null, which JSON has, and NaN it has not.
     records = [{name: None if value != value else value for name, value in record.items()} for record in records]

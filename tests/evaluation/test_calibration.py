@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cpsd_lib.evaluation.calibration import expected_calibration_error, reliability
+from cpsd_lib.evaluation.calibration import expected_calibration_error, fit_calibration, reliability
 
 
 def naive_table(scores, targets, bins):
@@ -80,3 +80,25 @@ def test_what_cannot_be_judged_is_refused():
             function(scores * 3, targets)
         with pytest.raises(ValueError, match=r"\[images, classes\]"):
             function(scores[0], targets[0])
+
+
+@pytest.mark.parametrize(("temperature", "offset"), [(1.0, 0.0), (0.3, 0.0), (4.0, -1.0), (1.0, 3.0)])
+def test_the_scale_and_shift_of_logits_are_fitted_and_their_calibration_error_goes_away(temperature, offset):
+    random = np.random.default_rng(0)
+    true = random.normal(0, 2, (4000, 5))
+    targets = (random.random((4000, 5)) < 1 / (1 + np.exp(-true))).astype(int)
+    targets[::7] = -1
+    logits = temperature * (true - offset)
+    found = fit_calibration(logits, targets)
+    assert found == pytest.approx((temperature, offset), rel=0.05, abs=0.05)
+    assert expected_calibration_error(1 / (1 + np.exp(-logits / found[0] - found[1])), targets) < 0.02
+
+
+def test_a_model_worse_than_chance_keeps_its_ranking():
+    temperature, _ = fit_calibration(np.array([[3.0], [-3.0], [2.0]]), np.array([[0], [1], [0]]))
+    assert temperature > 100
+
+
+def test_a_calibration_of_nothing_known_is_refused():
+    with pytest.raises(ValueError, match="nothing can be fitted"):
+        fit_calibration(np.zeros((2, 3)), np.full((2, 3), -1))

@@ -267,6 +267,20 @@ def test_the_paired_bootstrap_equals_the_naive_loop(kind):
     assert paired.p_value == pytest.approx(2 * sides)
 
 
+@pytest.mark.parametrize("threshold", [0.5, np.array([0.2, 0.5, 0.9, 0.4])])
+def test_the_intervals_of_f1_equal_the_naive_loop_over_the_same_resamples(threshold):
+    scores, targets = table(7, n=30, c=4, unknown=True)
+    scores = 1 / (1 + np.exp(-scores))
+    random = np.random.default_rng(8)
+    rows = [random.integers(30, size=30) for _ in range(150)]
+    drawn = [metrics.precision_recall_f1(scores[one], targets[one], threshold) for one in rows]
+    ours = bootstrap.bootstrap_f1(scores, targets, threshold, resamples=150, seed=8, level=0.9)
+    for name in ("CF1", "OF1"):
+        ends = np.quantile([one[name] for one in drawn], [0.05, 0.95])
+        assert ours[name][1:] == pytest.approx(ends, abs=1e-12)
+        assert ours[name].value == metrics.precision_recall_f1(scores, targets, threshold)[name]
+
+
 def test_a_resample_without_a_positive_is_left_out():
     scores, targets = np.array([[0.9], [0.8], [0.1]]), np.array([[0], [1], [0]])
     values = naive_resamples(scores, targets, 70, seed=0)

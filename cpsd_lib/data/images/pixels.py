@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -13,6 +14,7 @@ import numpy as np
 from cpsd_lib.support import cores
 
 CHUNK = 8  # images a task: handing one over costs about a millisecond, decoding one 0.3 (170 px) to 30 ms (12 Mpx)
+AHEAD = 32  # chunks, at least: decoded while the caller works on an earlier one, and then held in memory
 POOL_SECONDS = 4.0  # less work than this is done before worker processes have started
 
 
@@ -77,15 +79,23 @@ class OnTheFly:
             # Spawned, not forked: torch's threads may be alive in this process, and a fork would copy their locks.
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._workers, spawn, _start_worker, (self._load,))
-        tasks = [(work, chunk, arguments) for chunk in chunks[done:]]
+        ahead = deque()
         try:
-            yield from self._pool.map(_work, tasks)
+            for chunk in chunks[done:]:
+                ahead.append(self._pool.submit(_work, (work, chunk, arguments)))
+                if len(ahead) > max(AHEAD, 2 * self._workers):
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
         except BrokenProcessPool as error:
             self.close()
             raise RuntimeError(
                 "a decoding process died: out of memory, or started from a script without `if __name__ == '__main__':`. "
                 "What a cache holds already is kept; run it again, on fewer CPU cores if it happens again"
             ) from error
+        finally:
+            for task in ahead:
+                task.cancel()
 
     def close(self):
         """End the worker processes, if there are any."""

@@ -1,0 +1,141 @@
+"""A model folder: a finished model that loads wherever this library is, without its run, its data or a network.
+
+model.safetensors (no pickle), config.json (all that is needed to build and to use it) and README.md, the model card.
+"""
+
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from types import MethodType
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import safetensors.torch
+from pydantic import Field, ValidationError, model_validator
+
+from cpsd_lib.models import make_tail, make_trunk, state_faults
+from cpsd_lib.partition import Partition
+from cpsd_lib.support import read_json, sha256
+from cpsd_lib.teachers import PartTeachers
+from cpsd_lib.training import predict_table
+from cpsd_lib.workbench.building import build_shape
+from cpsd_lib.workbench.loading import format_error
+from cpsd_lib.workbench.params import ModelParams, Section
+
+WEIGHTS = "model.safetensors"
+
+
+class ModelConfig(Section):
+    """config.json."""
+
+    format: Literal[1] = 1
+    run: str
+    row: str
+    seed: int
+    class_names: list[str] = Field(min_length=1)
+    architecture: ModelParams
+    parts: list[list[int]] | None  # the classes of each expert; None: one model of all classes
+    frozen_stages: int  # that the experts have in common, as one trunk; 0: none
+    size: int = Field(ge=1)  # pixels, both sides of what it takes
+    preprocessing: dict[str, Any]  # range and resize before the model; mean and std, which are a part of it
+    thresholds: list[float] | None  # a class each; None: 0.5
+    thresholds_from: str
+    calibration: Annotated[list[float], Field(min_length=2, max_length=2)] | None  # of `training.calibrate`
+    calibration_from: str
+    recipe: list[str]  # keys of the artifacts it was made as
+    versions: dict[str, str]
+    sha256: dict[str, str] = Field(default_factory=dict)  # of the files beside it
+
+    @model_validator(mode="after")
+    def _one_of_each_class(self):
+        names, thresholds = self.class_names, self.thresholds
+        if len(set(names)) < len(names) or "" in names:
+            raise ValueError("class_names must be different, and none empty")
+        if thresholds is not None and len(thresholds) != len(names):
+            raise ValueError(f"there are {len(thresholds)} thresholds for {len(names)} class_names")
+        if self.calibration is not None and self.calibration[0] <= 0:
+            raise ValueError(f"calibration is a temperature above 0 and an offset, not {self.calibration}")
+        if self.parts is not None:
+            Partition(self.parts, len(names))
+        return self
+
+
+@contextmanager
+def new_folder(path):
+    """Yield a folder beside `path` that becomes `path` when the block ends without error; ValueError where that is in use."""
+    path = Path(path).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not an empty folder; name a new one")
+    half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    half.mkdir(parents=True)
+    try:
+        yield half
+        os.replace(half, path)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def write_tensors(path, state):
+    """Write a state dict {name: tensor} as safetensors."""
+    path.write_bytes(safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in state.items()}))
+
+
+def read_model(folder):
+    """Return (model, ModelConfig) of a model folder; ValueError for what is missing, was changed or does not fit."""
+    described, path = Path(folder) / "config.json", Path(folder) / WEIGHTS
+    try:
+        config = ModelConfig.model_validate(read_json(described), context={"paths": False})
+    except ValidationError as error:
+        faults = "\n".join(format_error(fault, fault["loc"]) for fault in error.errors())
+        raise ValueError(f"{described} does not describe a model of this version:\n{faults}") from None
+    if not path.is_file():
+        there = ", ".join(sorted(os.listdir(folder)))
+        raise ValueError(f"there is no {path}, and nothing else is read as weights; the folder holds {there}")
+    if sha256(path) != config.sha256.get(WEIGHTS):
+        raise ValueError(f"{path} is not the file that config.json was written for (its sha256): copy the folder again")
+    state = safetensors.torch.load_file(path)
+    model = _assembled(config, state)
+    own = state_of(model)
+    if faults := state_faults(own, state):
+        raise ValueError(f"{path} does not fit its config.json; {faults}")
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+    return model, config
+
+
+def _assembled(config, state):
+    def build(classes, prefix=""):
+        return build_shape(config.architecture, classes, state.get(f"{prefix}head.label_vectors"))
+
+    if config.parts is None:
+        return build(len(config.class_names))
+    experts = [build(len(part), f"experts.{number}.") for number, part in enumerate(config.parts)]
+    if config.frozen_stages:
+        trunk = make_trunk(build(1), config.frozen_stages)
+        experts = [make_tail(expert, trunk, config.frozen_stages) for expert in experts]
+    return PartTeachers(experts, Partition(config.parts, len(config.class_names)))
+
+
+def state_of(model):
+    """Return {name: tensor} of a Classifier or PartTeachers, with the trunk its experts have in common, if they have one."""
+    trunks = [expert.shared[0] for expert in getattr(model, "experts", ()) if hasattr(expert, "shared")]
+    return model.state_dict() | {f"trunk.{name}": x for trunk in trunks[:1] for name, x in trunk.state_dict().items()}
+
+
+def ready(model, config):
+    """Return a model in eval mode that knows its classes, size, thresholds and calibration, and has `.predict`."""
+    model.config, model.class_names, model.input_size = config, list(config.class_names), config.size
+    model.thresholds = None if config.thresholds is None else np.array(config.thresholds)
+    model.calibration, model.predict = config.calibration, MethodType(predict_images, model)
+    return model.eval()
+
+
+def predict_images(model, images, batch_size=64, calibrated=False):
+    """Return a DataFrame of probabilities, a line an image and a column a class; see `training.predict_table`.
+
+    calibrated: as they were fitted to held-out images, where the run held some out (ValueError where it did not).
+    """
+    if calibrated and model.calibration is None:
+        raise ValueError(f"no calibrated probabilities: {model.config.calibration_from}")
+    return predict_table(model, images, batch_size, model.calibration if calibrated else None)
