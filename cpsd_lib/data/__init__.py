@@ -15,7 +15,7 @@ __getattr__, __dir__, __all__ = exports(
         "importing": "import_labels",
         "boxes": "boxes_of",
         "images.decode": "BadImage decode",
-        "images.photos": "decode_batches decode_picture find_photos",
+        "images.photos": "decode_batches find_photos",
         "images.pixels": "take",
         "readers.coco2014": "COCO_CLASSES",
         "readers.common": "NOT_COMPARABLE",

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = exports(
     {
         "settings": "TRAINING_VERSION Training",
         "batches": "Batches predict_logits",
-        "prediction": "calibrate predict predict_table",
+        "prediction": "calibrate label predict",
         "learner": "Learner",
         "pseudo": "PseudoLabels",
         "loop": "Validation fit",

@@ -11,14 +11,16 @@ from types import MethodType
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pandas as pd
 import safetensors.torch
+from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
 from cpsd_lib.models import make_tail, make_trunk, state_faults
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import read_json, sha256
 from cpsd_lib.teachers import PartTeachers
-from cpsd_lib.training import predict_table
+from cpsd_lib.training import calibrate, label, predict
 from cpsd_lib.workbench.building import build_shape
 from cpsd_lib.workbench.loading import format_error
 from cpsd_lib.workbench.params import ModelParams, Section
@@ -132,10 +134,21 @@ def ready(model, config):
 
 
 def predict_images(model, images, batch_size=64, calibrated=False):
-    """Return a DataFrame of probabilities, a line an image and a column a class; see `training.predict_table`.
+    """Return the probabilities that a `ready` model gives images, as a DataFrame: a line an image, a column a class.
 
-    calibrated: as they were fitted to held-out images, where the run held some out (ValueError where it did not).
+    images: a path, a PIL image, an array [H, W, 3] or [H, W], or a list of these, each decoded and resized as in training; or
+    [N, 3, S, S] as `training.predict` takes them, of the model's size. A line is named by the path or else the number.
+    calibrated: as they were fitted to held-out images, where the run held some out. Raises ValueError where it did not, and
+    for images that cannot be read.
     """
     if calibrated and model.calibration is None:
         raise ValueError(f"no calibrated probabilities: {model.config.calibration_from}")
-    return predict_table(model, images, batch_size, model.calibration if calibrated else None)
+    if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4:
+        images = [images]
+    if hasattr(images, "ndim") and tuple(images.shape[2:]) != (model.input_size, model.input_size):
+        what = f"images of {list(images.shape)}, but the model takes {model.input_size} x {model.input_size} pixels"
+        raise ValueError(f"{what}; give a list")
+    images = images if hasattr(images, "ndim") else list(images)
+    values = calibrate(predict(model, images, batch_size), model.calibration if calibrated else None)
+    names = pd.Index([label(one, number) for number, one in enumerate(images)], name="file")
+    return pd.DataFrame(values, names, model.class_names)

@@ -85,7 +85,7 @@ def test_what_predict_cannot_read_is_listed_and_nothing_is_predicted_of_the_wron
         ValueError, match=r"2 of 3 images cannot be read(.|\n)*empty.jpg: the file is empty(.|\n)*2: a dict"
     ):
         model.predict([path, tmp_path / "empty.jpg", {}])
-    with pytest.raises(ValueError, match=r"an array float64 \[8, 8, 3\], expected uint8"):
+    with pytest.raises(ValueError, match=r"an array float64 \[8, 8, 3\], expected a path"):
         model.predict(np.zeros((8, 8, 3)))
     with pytest.raises(ValueError, match="takes 16 x 16 pixels; give a list"):
         model.predict(np.zeros((2, 3, 32, 32), np.uint8))

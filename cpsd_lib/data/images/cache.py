@@ -11,8 +11,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from cpsd_lib import support
-from cpsd_lib.data.images.decode import BadImage
-from cpsd_lib.data.images.pixels import OnTheFly
+from cpsd_lib.data.images.pixels import OnTheFly, readable
 from cpsd_lib.data.table import listed
 from cpsd_lib.support import bar
 
@@ -90,7 +89,9 @@ def _decode_all(images, state_file, pixels, state, desc):
     if state["done"] == 0:
         state_file.unlink(missing_ok=True)  # first: it must not vouch for the empty pixels that come next
         if pixels:
-            _allocate(pixels, _length(state))
+            support.need_space(pixels.parent, _length(state), "the decoded images")
+            with open(pixels, "wb") as file:
+                file.truncate(_length(state))
     state["holder"] = f"process {os.getpid()} on {socket.gethostname()}"
 
     def commit():
@@ -101,10 +102,9 @@ def _decode_all(images, state_file, pixels, state, desc):
 
     commit()
     committed = time.monotonic()
-    chunks = images.in_chunks(_write, range(state["done"], len(images)), images.shape[1:], pixels)
     try:
-        with bar(len(images), desc, "img", initial=state["done"]) as shown, contextlib.closing(chunks):
-            for bad, done in chunks:
+        with bar(len(images), desc, "img", initial=state["done"]) as shown, contextlib.closing(images):
+            for bad, done in images.in_chunks(_write, range(state["done"], len(images)), images.shape[1:], pixels):
                 state["bad"] |= bad
                 state["done"] += done
                 shown.update(done)
@@ -112,33 +112,21 @@ def _decode_all(images, state_file, pixels, state, desc):
                     commit()
                     committed = time.monotonic()
     finally:
-        images.close()
         commit()
 
 
 def _write(load, indices, shape, path):
-    """Decode `indices` into the file `path`, or None; return ({index as text: reason} of the bad ones, number of images)."""
-    bad = {}
+    """Decode `indices` into the file `path`, or None; return ({index: reason} of the bad ones, number of images)."""
+    good, images, bad = readable(load, indices)
     # Plain writes, not a memmap: on a full or failing disk they raise, where a memmap kills the process (SIGBUS).
     with open(path, "r+b") if path else contextlib.nullcontext() as file:
-        for index in indices:
-            try:
-                pixels = load(index)
-            except BadImage as error:
-                bad[str(index)] = str(error) or "unusable"
-                continue
+        for index, pixels in zip(good, images, strict=True):
             if pixels.shape != shape or pixels.dtype != np.uint8:
                 raise TypeError(f"image {index} is {pixels.dtype} {pixels.shape}, expected uint8 {shape}")
             if file:
                 file.seek(index * pixels.nbytes)
                 file.write(np.ascontiguousarray(pixels))
     return bad, len(indices)
-
-
-def _allocate(path, length):
-    support.need_space(path.parent, length, "the decoded images")
-    with open(path, "wb") as file:
-        file.truncate(length)
 
 
 def check_bad(bad, names, policy):

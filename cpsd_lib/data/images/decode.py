@@ -34,12 +34,25 @@ class BadImage(Exception):
     """An image file that cannot be used; the message is the reason, without the file's name."""
 
 
-def decode(path, size, max_pixels=MAX_PIXELS):
-    """Return the image in `path` as uint8 [3, size, size]: upright (EXIF), RGB, both sides resized, nothing cropped.
+def decode(picture, size, max_pixels=MAX_PIXELS):
+    """Return a picture as uint8 [3, size, size]: upright (EXIF), RGB, both sides resized, nothing cropped.
 
-    The first frame of an animation; transparent parts become white; 16-bit grey is scaled to 8 bits. Raises BadImage
-    for a file that is missing, unreadable, empty, truncated, no image, or larger than `max_pixels` (width x height).
+    picture: the path of a file, a PIL image, or an array uint8 [H, W, 3] or [H, W]. The first frame of an animation;
+    transparent parts become white; 16-bit grey is scaled to 8 bits. Raises BadImage for anything else, and for a file that
+    is missing, unreadable, empty, truncated, no image, or larger than `max_pixels` (width x height).
     """
+    if isinstance(picture, (str, os.PathLike)):
+        return _decode_file(picture, size, max_pixels)
+    try:
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    except (AttributeError, TypeError, ValueError):
+        is_array = isinstance(picture, np.ndarray)
+        what = f"an array {picture.dtype} {list(picture.shape)}" if is_array else f"a {type(picture).__name__}"
+        raise BadImage(f"{what}, expected a path, a PIL image, or an array uint8 [H, W, 3] or [H, W]") from None
+    return _pixels(image, size)
+
+
+def _decode_file(path, size, max_pixels):
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
@@ -47,7 +60,7 @@ def decode(path, size, max_pixels=MAX_PIXELS):
         if status.st_size == 0:
             raise BadImage("the file is empty (0 bytes)")
         with open(path, "rb") as file, _strict_pillow(max_pixels):
-            return _decode(file, size, max_pixels)
+            return _decode_open(file, size, max_pixels)
     except (BadImage, MemoryError):
         raise
     except FileNotFoundError:
@@ -65,9 +78,9 @@ def decode(path, size, max_pixels=MAX_PIXELS):
         raise BadImage(reason or f"broken image ({str(error) or type(error).__name__})") from error
 
 
-def decode_from(paths, size, max_pixels, index):
-    """Return paths[index] as `decode` does; a functools.partial of it is what a cache loads by."""
-    return decode(paths[index], size, max_pixels)
+def decode_from(pictures, size, max_pixels, index):
+    """Return pictures[index] as `decode` does; a functools.partial of it is what a cache loads by."""
+    return decode(pictures[index], size, max_pixels)
 
 
 @contextmanager
@@ -88,7 +101,7 @@ def _strict_pillow(max_pixels):
         PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = texts
 
 
-def _decode(file, size, max_pixels):
+def _decode_open(file, size, max_pixels):
     with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         if width * height > max_pixels:
@@ -96,11 +109,10 @@ def _decode(file, size, max_pixels):
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 for less time (12 Mpx: 27 instead of 150 ms). That shrinks by a box
         # filter; with twice the target or more left for the real one (triangle), pixels differ by 0.5 levels on average.
         image.draft(image.mode, (2 * size, 2 * size))
-        return decode_image(image, size)
+        return _pixels(image, size)
 
 
-def decode_image(image, size):
-    """Return a PIL image as `decode` returns a file: uint8 [3, size, size], upright, RGB, both sides resized."""
+def _pixels(image, size):
     image.load()  # what is broken in the pixels raises here; a PNG's EXIF may come after them
     image = _rgb(_upright(image))
     pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
