@@ -17,53 +17,13 @@ def main(arguments=None):
     """Run one command; return the exit status (0 when all went well, 130 after Ctrl-C)."""
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter of a class name shows its number
         getattr(stream, "reconfigure", lambda errors: None)(errors="backslashreplace")
-    parser = argparse.ArgumentParser(prog="cpsd", description="Distil many small multi-label experts into one model.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run or go on with all stages of a parameter file")
-    evaluate = commands.add_parser("evaluate", help="score a checkpoint released with the paper: notebook 05 on it")
-    evaluate.add_argument("--released", required=True, metavar="MODEL", help="e.g. resnet101")
-    evaluate.add_argument("--checkpoint", required=True, metavar="F.ckpt", help="its file; F.json may name its classes")
-    cost = commands.add_parser("cost", help="what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data")
-    targets = commands.add_parser("targets", help="fill the store of soft targets ahead, when 03_teachers is done")
-    grid = commands.add_parser("grid", help="run every combination of a grid file, side by side: params/grids/*.yaml")
-    data = commands.add_parser("data", help="look at a data set").add_subparsers(dest="data_command", required=True)
-    store = commands.add_parser("store", help="trained models and soft targets that runs share: list, size or clean")
-    store.add_argument("action", choices=["list", "size", "clean"], help="clean removes what no run in outputs/ uses")
-    import_ = data.add_parser("import", help="write annotations.csv, with a link to the photos, from other labels")
-    import_.add_argument("source", metavar="SOURCE", help="a file or a folder of labels")
-    import_.add_argument("--to", required=True, metavar="FOLDER", help="where annotations.csv is written")
-    import_.add_argument("--kind", required=True, help="table, coco, voc or folders (one a label)")
-    for option in fields(ImportSettings)[3:]:
-        value = {"type": int if option.name == "seed" else str, "metavar": "X"}
-        form = {"action": "store_true"} if option.default is False else value
-        name, text = option.name.replace("_", "-"), option.metadata["help"]
-        import_.add_argument(f"--{name}", default=option.default, help=text, **form)
-    import_.add_argument("--dry-run", action="store_true", help="print what was understood, write nothing")
-    check = data.add_parser("check", help="counts, missing files, label frequencies and a verdict, without training")
-    for command in (run, evaluate, cost, targets, grid, check):
-        command.add_argument("params", help="a YAML file, or its name in params/")
-        # The default tells argparse that none are needed, also in its message of what is missing.
-        command.add_argument(
-            "overrides", nargs="*", default=[], metavar="key=value", help="e.g. student.epochs=5 seeds=3"
-        )
-    _add_use(commands)
-    options = parser.parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
+    work, way = options.pop("work"), options.pop("way", "the same command goes on from the last checkpoint")
     try:
-        if options.command == "store":
-            return _store(options.action)
-        if getattr(options, "data_command", None) == "import":
-            return _import(vars(options))
-        if options.command in ("export", "predict"):
-            return {"export": _export, "predict": _predict}[options.command](options)
-        overrides = workbench.parse_overrides(options.overrides)
-        if options.command == "evaluate":
-            checkpoint = str(Path(options.checkpoint).resolve())  # relative to where the user types, unlike in a file
-            overrides = _released(options.params, overrides, options.released, checkpoint) | overrides
-        work = {"run": _run, "evaluate": _run, "cost": _cost, "targets": _targets, "grid": _grid, "data": _check_data}
-        return work[options.command](options.params, overrides)
+        if "overrides" in options:
+            options["overrides"] = workbench.parse_overrides(options["overrides"])
+        return work(**options) or 0
     except KeyboardInterrupt:
-        ways = {"predict": "the same command with --resume goes on with its --csv", "export": "nothing was written"}
-        way = ways.get(options.command, "the same command goes on from the last checkpoint")
         print(f"\nstopped; {way}", file=sys.stderr)
         return 130
     except workbench.ParameterError as error:
@@ -77,27 +37,65 @@ def main(arguments=None):
         return 1
 
 
-def _add_use(commands):
-    """Add the commands that use a finished model."""
-    export = commands.add_parser("export", help="write a finished model into a folder that loads anywhere, or as ONNX")
-    export.add_argument("run", help="a run in outputs/, its folder, or its parameter file")
-    export.add_argument("--to", required=True, metavar="FOLDER", help="a new folder")
+def _parser():
+    """Return the parser: what it returns has `work`, which takes all else by name, and maybe the `way` on after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="cpsd", description="Distil many small multi-label experts into one model.")
+    commands = parser.add_subparsers(required=True)
+
+    def add(among, name, work, text, **defaults):
+        command = among.add_parser(name, help=text)
+        command.set_defaults(work=work, **defaults)
+        return command.add_argument
+
+    def add_run(among, *command):
+        argument = add(among, *command)
+        argument("params", help="a YAML file, or its name in params/")
+        # The default tells argparse that none are needed, also in its message of what is missing.
+        argument("overrides", nargs="*", default=[], metavar="key=value", help="e.g. student.epochs=5 seeds=3")
+        return argument
+
+    add_run(commands, "run", _run, "run or go on with all stages of a parameter file")
+    option = add_run(commands, "evaluate", _evaluate, "score a checkpoint released with the paper: notebook 05 on it")
+    option("--released", required=True, metavar="MODEL", help="e.g. resnet101")
+    option("--checkpoint", required=True, metavar="F.ckpt", help="its file; F.json may name its classes")
+    add_run(commands, "cost", _cost, "what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data")
+    add_run(commands, "targets", _targets, "fill the store of soft targets ahead, when 03_teachers is done")
+    add_run(commands, "grid", _grid, "run every combination of a grid file, side by side: params/grids/*.yaml")
+    data = commands.add_parser("data", help="look at a data set").add_subparsers(required=True)
+    option = add(data, "import", _import, "write annotations.csv, with a link to the photos, from other labels")
+    option("source", metavar="SOURCE", help="a file or a folder of labels")
+    option("--to", required=True, metavar="FOLDER", help="where annotations.csv is written")
+    option("--kind", required=True, help="table, coco, voc or folders (one a label)")
+    for one in fields(ImportSettings)[3:]:
+        value = {"type": int if one.name == "seed" else str, "metavar": "X"}
+        form = {"action": "store_true"} if one.default is False else value
+        option(f"--{one.name.replace('_', '-')}", default=one.default, help=one.metadata["help"], **form)
+    option("--dry-run", action="store_true", help="print what was understood, write nothing")
+    add_run(data, "check", _check_data, "counts, missing files, label frequencies and a verdict, without training")
+    option = add(commands, "store", _store, "trained models and soft targets that runs share: list, size or clean")
+    option("action", choices=["list", "size", "clean"], help="clean removes what no run in outputs/ uses")
+    text = "write a finished model into a folder that loads anywhere, or as ONNX"
+    option = export = add(commands, "export", _export, text, way="nothing was written")
+    option("run", help="a run in outputs/, its folder, or its parameter file")
+    option("--to", required=True, metavar="FOLDER", help="a new folder")
     forms = "cpsd: for load_model and cpsd predict; onnx: one graph; timm: the backbone's weights"
-    export.add_argument("--format", choices=["cpsd", "onnx", "timm"], default="cpsd", help=forms)
-    predict = commands.add_parser("predict", help="label photos by a finished model")
-    predict.add_argument("model", help="a model folder, or a run as for export")
-    predict.add_argument("photos", nargs="+", help="files, folders with all below them, or a .txt of paths, one a line")
-    for command in (export, predict):
-        command.add_argument("--row", help="a row of the run's table (cpsd), or teachers_co, teachers_dis, ...")
-        command.add_argument("--seed", type=int, help="the run's first by default")
-    predict.add_argument("--csv", metavar="OUT", help="write file_name, labels and p_<class> here; else a line a photo")
+    option("--format", choices=["cpsd", "onnx", "timm"], default="cpsd", help=forms)
+    way = "the same command with --resume goes on with its --csv"
+    option = add(commands, "predict", _predict, "label photos by a finished model", way=way)
+    option("model", help="a model folder, or a run as for export")
+    option("photos", nargs="+", help="files, folders with all below them, or a .txt of paths, one a line")
+    for of_model in (export, option):
+        of_model("--row", help="a row of the run's table (cpsd), or teachers_co, teachers_dis, ...")
+        of_model("--seed", type=int, help="the run's first by default")
+    option("--csv", metavar="OUT", help="write file_name, labels and p_<class> here; else a line a photo")
     rules = "tuned on held-out images (default where there were some), a probability (0.5), or top3"
-    predict.add_argument("--threshold", type=_threshold, help=rules)
-    predict.add_argument("--calibrated", action="store_true", help="probabilities calibrated on held-out images")
-    predict.add_argument("--batch-size", type=_batch_size, default=64, metavar="N")
-    predict.add_argument("--device", default="auto", help="auto, cpu or cuda:0")
-    predict.add_argument("--resume", action="store_true", help="go on with a --csv that was begun")
-    predict.add_argument("--strict", action="store_true", help="exit status 1 where a photo cannot be read")
+    option("--threshold", type=_threshold, help=rules)
+    option("--calibrated", action="store_true", help="probabilities calibrated on held-out images")
+    option("--batch-size", type=_batch_size, default=64, metavar="N")
+    option("--device", default="auto", help="auto, cpu or cuda:0")
+    option("--resume", action="store_true", help="go on with a --csv that was begun")
+    option("--strict", action="store_true", help="exit status 1 where a photo cannot be read")
+    return parser
 
 
 def _batch_size(text):
@@ -115,48 +113,46 @@ def _threshold(text):
     raise argparse.ArgumentTypeError(f"must be tuned, top3 or a probability such as 0.5; got {text!r}")
 
 
-def _export(options):
-    run = workbench.opened_run(options.run)
-    print("\n".join(workbench.export(run, options.row, options.seed, options.to, options.format)))
-    return 0
+def _export(run, row, seed, to, format):
+    print("\n".join(workbench.export(workbench.opened_run(run), row, seed, to, format)))
 
 
-def _predict(options):
-    if options.resume and not options.csv:
+def _predict(model, photos, row, seed, device, csv, resume, strict, **rules):
+    if resume and not csv:
         raise workbench.ParameterError("--resume goes on with a CSV: name it by --csv")
     from cpsd_lib.data import find_photos
 
-    photos, others = find_photos(options.photos)
+    photos, others = find_photos(photos)
     if others:
         print(f"{counted(others, 'file')} of other kinds in the folders left out", file=sys.stderr)
     keep_freed_memory()
-    device = pick_device(options.device)
-    model = workbench.load_model(options.model, options.row, options.seed).to(device)
-    rules = (options.threshold, options.calibrated, options.batch_size, options.resume)
-    unreadable = workbench.label_photos(model, photos, options.csv, *rules)
-    return 1 if unreadable and options.strict else 0
+    device = pick_device(device)
+    model = workbench.load_model(model, row, seed).to(device)
+    unreadable = workbench.label_photos(model, photos, csv, resume=resume, **rules)
+    return 1 if unreadable and strict else 0
 
 
-def _released(source, overrides, model, checkpoint):
-    """Return the overrides that turn a parameter file into the scoring of one checkpoint, in a folder of its own."""
-    scored = {"evaluation.released": model, "evaluation.checkpoint": checkpoint}
-    name = workbench.load_params(source, overrides | scored).name
-    return {"name": f"{name}_{re.sub(r'[^A-Za-z0-9._-]', '-', Path(checkpoint).stem)}"[:100]} | scored
+def _evaluate(params, overrides, released, checkpoint):
+    """Score one checkpoint, in a run folder of its own."""
+    checkpoint = str(Path(checkpoint).resolve())  # relative to where the user types, unlike in a file
+    scored = {"evaluation.released": released, "evaluation.checkpoint": checkpoint}
+    name = workbench.load_params(params, overrides | scored).name
+    name = f"{name}_{re.sub(r'[^A-Za-z0-9._-]', '-', Path(checkpoint).stem)}"[:100]
+    _run(params, {"name": name} | scored | overrides)
 
 
-def _run(source, overrides):
-    workbench.load_params(source, overrides)
-    done = workbench.run_stages(source, overrides)
+def _run(params, overrides):
+    workbench.load_params(params, overrides)
+    done = workbench.run_stages(params, overrides)
     if "05_evaluation" not in workbench.stages_of(done.params):
         print(f"\nlabels without images: nothing was trained; look at {done.folder / '02_partition.ipynb'}")
-        return 0
+        return
     print(workbench.scores_text(done))
     print(f"\nreport: {workbench.write_report(done)}")
-    return 0
 
 
-def _cost(source, overrides):
-    params = workbench.load_params(source, overrides, paths=False)
+def _cost(params, overrides):
+    params = workbench.load_params(params, overrides, paths=False)
     there = workbench.images_of(params.data)
     shown = workbench.card(
         workbench.estimate(params, there.classes, there.train, there.test, unlabelled=there.unlabelled)
@@ -164,27 +160,25 @@ def _cost(source, overrides):
     unlabelled = f", {there.unlabelled:,} unlabelled" if there.unlabelled else ""
     images = f"{there.train:,} training{unlabelled} and {counted(there.test, 'test image')}"
     print(f"{params.name}: {images}, {counted(there.classes, 'class', 'classes')} ({there.origin})\n{shown}")
-    return 0
 
 
-def _targets(source, overrides):
-    folder = workbench.outputs_root() / workbench.load_params(source, overrides).name
+def _targets(params, overrides):
+    folder = workbench.outputs_root() / workbench.load_params(params, overrides).name
     if not folder.exists():
         raise workbench.MissingStage(
-            f"there is no run {folder.name} in {folder.parent}; run 03_teachers first: cpsd run {source}"
+            f"there is no run {folder.name} in {folder.parent}; run 03_teachers first: cpsd run {params}"
         )
-    run = workbench.open_run(source, overrides)
+    run = workbench.open_run(params, overrides)
     with workbench.one_runner(folder):
         for seed in run.params.seed_list():
             workbench.fill_targets(run, seed)
-    return 0
 
 
 def _store(action):
     store, outputs = workbench.default_store(), workbench.outputs_root()
     if action == "clean":
         print(f"{memory(workbench.clean(store, outputs) / 2**30)} freed: what no run in {outputs} uses")
-        return 0
+        return
     artifacts = workbench.inventory(store, outputs)
     for kind, key, size, runs in artifacts if action == "list" else []:
         print(f"{kind:<12}  {key}  {size / 2**20:>9,.1f} MiB  {', '.join(runs) or 'no run uses it'}")
@@ -193,24 +187,22 @@ def _store(action):
         print(f"{kind}: {counted(len(sizes), 'artifact')}, {memory(sum(sizes) / 2**30)}")
     unused = [size for *_, size, runs in artifacts if not runs]
     print(f"in {store.root}; {memory(sum(unused) / 2**30)} of {counted(len(unused), 'artifact')} that no run uses")
-    return 0
 
 
-def _grid(source, overrides):
-    workbench.jobs_of(workbench.load_grid(source, overrides))
-    return workbench.run_grid(source, overrides)
+def _grid(params, overrides):
+    workbench.jobs_of(workbench.load_grid(params, overrides))
+    return workbench.run_grid(params, overrides)
 
 
-def _import(options):
-    settings = ImportSettings(**{field.name: options[field.name] for field in fields(ImportSettings)})
+def _import(dry_run, **options):
+    settings = ImportSettings(**options)
     from cpsd_lib.data import import_labels
 
-    print("\n".join(import_labels(settings, options["dry_run"])))
-    return 0
+    print("\n".join(import_labels(settings, dry_run)))
 
 
-def _check_data(source, overrides):
-    params = workbench.load_params(source, overrides, paths=False)  # no file of a model needs to be there
+def _check_data(params, overrides):
+    params = workbench.load_params(params, overrides, paths=False)  # no file of a model needs to be there
     data = workbench.data_on_disk(params.data)
     from cpsd_lib.data import check_data
 

@@ -115,7 +115,7 @@ def test_what_a_card_cannot_be_made_of_ends_with_status_2_and_no_half_card(capsy
 
 
 def test_ctrl_c_ends_with_status_130_and_says_how_to_go_on(outputs, capsys, monkeypatch):
-    def interrupted(*_):
+    def interrupted(**_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_run", interrupted)
@@ -125,9 +125,9 @@ def test_ctrl_c_ends_with_status_130_and_says_how_to_go_on(outputs, capsys, monk
 
 def test_overrides_reach_the_run_as_values(monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "_run", lambda *arguments: seen.append(arguments) or 0)
+    monkeypatch.setattr(cli, "_run", lambda **options: seen.append(options))
     assert cli.main(["run", "params/tiny.yaml", "train.lr=1e-4", "student.rows=[sd]"]) == 0
-    assert seen == [("params/tiny.yaml", {"train.lr": 1e-4, "student.rows": ["sd"]})]
+    assert seen == [{"params": "params/tiny.yaml", "overrides": {"train.lr": 1e-4, "student.rows": ["sd"]}}]
 
 
 @pytest.mark.parametrize(
