@@ -1,12 +1,14 @@
 """Photos -> labels: `cpsd predict`, whose CSV grows block by block and is gone on with after a stop."""
 
-import csv
 import os
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from hashlib import sha1
+from itertools import compress
 from pathlib import Path
+
+import pandas as pd
 
 from cpsd_lib.data import decode_batches, listed
 from cpsd_lib.evaluation import decisions
@@ -43,8 +45,14 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
                 probabilities = predict(model, pixels, batch_size)
                 values = calibrate(probabilities, made_by["calibration"])
                 # Tuned thresholds are those of the probabilities as the model gives them, a number is one of what is shown.
-                labels = decisions(probabilities if rule is model.thresholds else values, rule, limit)
-                (_append if path else _show)(path, [todo[i] for i in indices], labels, values, model.class_names)
+                chosen = decisions(probabilities if rule is model.thresholds else values, rule, limit)
+                labels = [list(compress(model.class_names, one)) for one in chosen]
+                files = pd.Index([todo[index] for index in indices], dtype=object)
+                table = pd.DataFrame(values, files, model.class_names)
+                if path:
+                    _append(path, table, labels)
+                else:
+                    _show(table, labels)
             if path:
                 shown.update(len(indices) + len(bad))
     reasons = listed((f"{file}: {reason}" for file, reason in unreadable.items()), join="\n  ")
@@ -72,27 +80,21 @@ def _rule(model, threshold):
     return 0.5 if model.thresholds is None else model.thresholds, None
 
 
-def _show(_, files, labels, probabilities, names):
-    for file, chosen, values in zip(files, labels, probabilities, strict=True):
-        shown = [f"{name} {value:.2f}" for name, value, one in zip(names, values, chosen, strict=True) if one]
-        print(f"{file}: {', '.join(shown) or f'no label (highest: {names[values.argmax()]} {values.max():.2f})'}")
+def _show(table, labels):
+    for (file, values), chosen in zip(table.iterrows(), labels, strict=True):
+        shown = ", ".join(f"{name} {values[name]:.2f}" for name in chosen)
+        print(f"{file}: {shown or f'no label (highest: {values.idxmax()} {values.max():.2f})'}")
 
 
 # ---- the CSV ---------------------------------------------------------------------------------------------------------
 
 
-def _append(path, files, labels, probabilities, names):
-    lines = []
-    for file, chosen, values in zip(files, labels, probabilities, strict=True):
-        joined = ";".join(name for name, one in zip(names, chosen, strict=True) if one)
-        lines.append([file, joined, *(f"{value:.7g}" for value in values)])
-    _write(path, lines)
-
-
-def _write(path, lines):
-    # The bytes of a file name need not be UTF-8.
-    with open(path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(lines)
+def _append(path, table, labels):
+    """Append a line a photo to a CSV; one that is empty gets its header first."""
+    table = table.add_prefix("p_")
+    table.insert(0, "labels", [";".join(chosen) for chosen in labels])
+    form = {"index_label": "file_name", "float_format": "%.7g", "header": not os.path.getsize(path)}
+    table.to_csv(path, mode="a", errors="surrogateescape", **form)  # the bytes of a file name need not be UTF-8
 
 
 def _begin(path, made_by, resume):
@@ -100,45 +102,29 @@ def _begin(path, made_by, resume):
 
     Raises ParameterError for one that is not to be gone on with, or was made otherwise, ValueError for a damaged one.
     """
-    beside, header = Path(f"{path}.json"), ["file_name", "labels", *(f"p_{name}" for name in made_by["class_names"])]
+    beside = Path(f"{path}.json")
     if any(";" in name for name in made_by["class_names"]):
         print("some class names hold the `;` that joins the labels: read the columns p_<class>", file=sys.stderr)
-    rows = []
-    if os.path.exists(path):
-        if not resume:
-            raise ParameterError(f"{path} exists; --resume goes on with it, or give --csv another name")
-        before = read_json(beside) if beside.is_file() else {}
-        if other := [name for name, value in made_by.items() if before.get(name, beside) != value]:
-            what = f"{path} was made by another model or other settings: {beside} has another {', '.join(other)}"
-            raise ParameterError(f"{what}; give --csv another name")
-        rows, end = _whole_rows(path, header)
-        os.truncate(path, end)
-    write_json(beside, made_by)
-    if not rows:
-        _write(path, [header])
-    return {row[0] for row in rows[1:]}
-
-
-def _whole_rows(path, header):
-    """Return (the rows of a CSV, header first; the bytes they take), without the last where it was cut off."""
-    rows, place, end, line = [], 0, 0, b""
-
-    def lines():
-        nonlocal place, line
-        for line in file:
-            place += len(line)
-            yield line.decode("utf-8", "surrogateescape")
-
-    with open(path, "rb") as file:
-        reader = csv.reader(lines())
-        while end < os.path.getsize(path):
-            with suppress(csv.Error):  # a field without end
-                row = next(reader)
-                if line.endswith(b"\n") and len(row) == len(header) and (rows or row == header):
-                    rows.append(row)
-                    end = place
-                    continue
-            if place < os.path.getsize(path):
-                raise ValueError(f"{path} is damaged in line {len(rows) + 1:,}, or not this model's; begin another")
-            break
-    return rows, end
+    if not os.path.exists(path):
+        write_json(beside, made_by)
+        Path(path).touch()
+        return set()
+    if not resume:
+        raise ParameterError(f"{path} exists; --resume goes on with it, or give --csv another name")
+    before = read_json(beside) if beside.is_file() else {}
+    if other := [name for name, value in made_by.items() if before.get(name, beside) != value]:
+        what = f"{path} was made by another model or other settings: {beside} has another {', '.join(other)}"
+        raise ParameterError(f"{what}; give --csv another name")
+    with open(path, "r+b") as file:
+        file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))  # a stop may have cut off the last
+    form = {"header": None, "dtype": object, "keep_default_na": False, "encoding_errors": "surrogateescape"}
+    try:
+        table = pd.read_csv(path, **form)
+    except pd.errors.EmptyDataError:
+        return set()
+    except pd.errors.ParserError as error:
+        raise ValueError(f"{path} is damaged ({error}); begin another") from None
+    columns = ["file_name", "labels", *(f"p_{name}" for name in made_by["class_names"])]
+    if table.iloc[0].tolist() != columns or (table.iloc[:, -1] == "").any():
+        raise ValueError(f"{path} is damaged, or not this model's; begin another")
+    return set(table[0][1:])
