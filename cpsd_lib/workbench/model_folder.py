@@ -24,6 +24,7 @@ from cpsd_lib.training import calibrate, label, predict
 from cpsd_lib.workbench.building import build_shape
 from cpsd_lib.workbench.loading import format_error
 from cpsd_lib.workbench.params import ModelParams, Section
+from cpsd_lib.workbench.yaml_files import ParameterError
 
 WEIGHTS = "model.safetensors"
 
@@ -51,15 +52,11 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _one_of_each_class(self):
-        names, thresholds = self.class_names, self.thresholds
-        if len(set(names)) < len(names) or "" in names:
-            raise ValueError("class_names must be different, and none empty")
-        if thresholds is not None and len(thresholds) != len(names):
-            raise ValueError(f"there are {len(thresholds)} thresholds for {len(names)} class_names")
-        if self.calibration is not None and self.calibration[0] <= 0:
-            raise ValueError(f"calibration is a temperature above 0 and an offset, not {self.calibration}")
+        classes = len(self.class_names)
+        if self.thresholds is not None and len(self.thresholds) != classes:
+            raise ValueError(f"there are {len(self.thresholds)} thresholds for {classes} class_names")
         if self.parts is not None:
-            Partition(self.parts, len(names))
+            Partition(self.parts, classes)
         return self
 
 
@@ -133,6 +130,13 @@ def ready(model, config):
     return model.eval()
 
 
+def calibration_of(model, calibrated):
+    """Return what `training.calibrate` takes: the model's where `calibrated` (ParameterError where it has none), or None."""
+    if calibrated and model.calibration is None:
+        raise ParameterError(f"no calibrated probabilities: {model.config.calibration_from}")
+    return model.calibration if calibrated else None
+
+
 def predict_images(model, images, batch_size=64, calibrated=False):
     """Return the probabilities that a `ready` model gives images, as a DataFrame: a line an image, a column a class.
 
@@ -141,14 +145,13 @@ def predict_images(model, images, batch_size=64, calibrated=False):
     calibrated: as they were fitted to held-out images, where the run held some out. Raises ValueError where it did not, and
     for images that cannot be read.
     """
-    if calibrated and model.calibration is None:
-        raise ValueError(f"no calibrated probabilities: {model.config.calibration_from}")
+    calibration = calibration_of(model, calibrated)
     if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4:
         images = [images]
     if hasattr(images, "ndim") and tuple(images.shape[2:]) != (model.input_size, model.input_size):
         what = f"images of {list(images.shape)}, but the model takes {model.input_size} x {model.input_size} pixels"
         raise ValueError(f"{what}; give a list")
     images = images if hasattr(images, "ndim") else list(images)
-    values = calibrate(predict(model, images, batch_size), model.calibration if calibrated else None)
+    values = calibrate(predict(model, images, batch_size), calibration)
     names = pd.Index([label(one, number) for number, one in enumerate(images)], name="file")
     return pd.DataFrame(values, names, model.class_names)

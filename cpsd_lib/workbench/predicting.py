@@ -14,7 +14,7 @@ from cpsd_lib.data import decode_batches, listed
 from cpsd_lib.evaluation import decisions
 from cpsd_lib.support import bar, cores, counted, digest, read_json, write_json
 from cpsd_lib.training import calibrate, predict
-from cpsd_lib.workbench.model_folder import state_of
+from cpsd_lib.workbench.model_folder import calibration_of, state_of
 from cpsd_lib.workbench.yaml_files import ParameterError
 
 
@@ -26,13 +26,11 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
     images, or None: tuned where the run held some out, else 0.5. resume: go on with a CSV that was begun.
     Raises ValueError before any photo is read for what cannot be done, and where no photo could be read.
     """
-    began, (rule, limit) = time.perf_counter(), _rule(model, threshold)
-    if calibrated and model.calibration is None:
-        raise ParameterError(f"no calibrated probabilities: {model.config.calibration_from}")
-    made_by = model.config.model_dump(mode="json", include={"run", "row", "seed", "class_names"})
-    made_by |= {"weights": digest([sha1(x.cpu().numpy()).hexdigest() for x in state_of(model).values()])}
-    made_by |= {"threshold": list(rule) if rule is model.thresholds else rule, "top_k": limit}
-    made_by |= {"calibration": model.calibration if calibrated else None}
+    began, (rule, limit), calibration = time.perf_counter(), _rule(model, threshold), calibration_of(model, calibrated)
+    of_model = {"run", "row", "seed", "class_names", "thresholds", "calibration"}
+    made_by = model.config.model_dump(mode="json", include=of_model)
+    made_by |= {"threshold": threshold, "calibrated": calibrated}
+    made_by["weights"] = digest([sha1(x.cpu().numpy()).hexdigest() for x in state_of(model).values()])
     done = _begin(path, made_by, resume) if path else set()
     if done and not done & set(photos):
         raise ParameterError(f"{path} has other photos, such as {min(done)}; write paths as they were written")
@@ -43,7 +41,7 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
             if len(indices):
                 read += len(indices)
                 probabilities = predict(model, pixels, batch_size)
-                values = calibrate(probabilities, made_by["calibration"])
+                values = calibrate(probabilities, calibration)
                 # Tuned thresholds are those of the probabilities as the model gives them, a number is one of what is shown.
                 chosen = decisions(probabilities if rule is model.thresholds else values, rule, limit)
                 labels = [list(compress(model.class_names, one)) for one in chosen]
@@ -103,8 +101,6 @@ def _begin(path, made_by, resume):
     Raises ParameterError for one that is not to be gone on with, or was made otherwise, ValueError for a damaged one.
     """
     beside = Path(f"{path}.json")
-    if any(";" in name for name in made_by["class_names"]):
-        print("some class names hold the `;` that joins the labels: read the columns p_<class>", file=sys.stderr)
     if not os.path.exists(path):
         write_json(beside, made_by)
         Path(path).touch()

@@ -97,11 +97,6 @@ def test_an_error_of_the_loader_stops_the_build_and_keeps_what_is_done(tmp_path)
     assert same(build(Logged(log), 30, SIZE, "key", tmp_path), 30) and loaded(log) == list(range(whole_chunks, 30))
 
 
-def test_a_loader_of_the_wrong_shape_is_refused(tmp_path):
-    with pytest.raises(TypeError, match=r"image 0 is float64 \(4, 4\), expected uint8 \(3, 4, 4\)"):
-        build(lambda index: np.zeros((4, 4)), 2, SIZE, "key", tmp_path)
-
-
 class Deadly(Logged):
     def __call__(self, index):
         if multiprocessing.parent_process() and index == 50:
@@ -180,14 +175,6 @@ def test_two_processes_that_want_one_cache_decode_each_image_once(tmp_path):
     assert len(loaded(tmp_path / "log")) == 200
 
 
-def test_a_cache_of_another_size_under_the_same_key_is_refused(tmp_path):
-    build(Logged(tmp_path / "log"), 5, SIZE, "key", tmp_path)
-    with pytest.raises(ValueError, match="holds another cache"):
-        build(Logged(tmp_path / "log"), 6, SIZE, "key", tmp_path)
-    with pytest.raises(ValueError, match="expected at least 1"):
-        build(Logged(tmp_path / "log"), 0, SIZE, "other", tmp_path)
-
-
 @pytest.mark.parametrize("state", [True, False])
 def test_a_cache_whose_pixels_were_cut_off_is_built_again(tmp_path, state):
     log = tmp_path / "log"
@@ -249,8 +236,6 @@ def test_bad_files_are_an_error_that_lists_twenty_or_a_sorted_list():
     assert message.endswith("data.bad_files=skip")
     assert check_bad(bad, names, "skip") == [(f"{index:02}.jpg", f"reason {index}") for index in range(25)]
     assert check_bad({}, names, "error") == []
-    with pytest.raises(ValueError, match="expected 'error' or 'skip'"):
-        check_bad({}, names, "ignore")
 
 
 def test_a_script_without_a_main_guard_is_told_so_instead_of_waiting_for_itself(tmp_path):

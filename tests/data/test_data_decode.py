@@ -195,7 +195,7 @@ def test_a_file_without_permission_says_so(tmp_path, monkeypatch):
 
     picture().save(tmp_path / "a.png")
     monkeypatch.setattr("builtins.open", refuse)
-    assert reason(tmp_path / "a.png") == "no permission to read the file"
+    assert reason(tmp_path / "a.png") == "the file cannot be read (Permission denied)"
 
 
 @pytest.mark.parametrize("allowed", [False, True])

@@ -26,44 +26,30 @@ def build(load, count, size, key, root, workers=None, desc="decoding", keep=True
     """Return (images uint8 [count, 3, size, size], {index: reason} of the unusable ones, which are black) from root/key.
 
     Image i is load(i): uint8 [3, size, size], or it raises BadImage; `load` must be picklable from a module. What the
-    cache does not hold yet is decoded; a killed build goes on where it was. `key` must change when any image does.
-    keep=False stores no pixels: each image is tried once, so that a bad one is found before a training does, and decoded
-    anew whenever it is read. When two processes want one cache, one builds it and the other waits. Raises ValueError for
-    a key that names another cache, OSError when the disk is too small, RuntimeError when a worker process dies, and
-    whatever `load` raises but BadImage.
+    cache does not hold yet is decoded; a killed build goes on where it was. `key` must change when any image does, their
+    count or size. keep=False stores no pixels: each image is tried once, so that a bad one is found before a training does,
+    and decoded anew whenever it is read. When two processes want one cache, one builds it and the other waits. Raises
+    OSError when the disk is too small, RuntimeError when a worker process dies, and what `load` raises but BadImage.
     """
-    if count < 1:
-        raise ValueError(f"{desc}: there are {count} images, expected at least 1")
     folder, images = Path(root) / key, OnTheFly(load, count, size, workers)
     pixels, state_file = (folder / "images.u8", folder / "images.json") if keep else (None, folder / "readable.json")
-    identity = {"count": count, "size": size, "key": key}
-    state = _read_state(state_file, pixels, identity)
+    length = count * 3 * size**2
+    state = _read_state(state_file, pixels, length)
     if state["done"] < count:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(state_file):
-            state = _read_state(state_file, pixels, identity)
+            state = _read_state(state_file, pixels, length)
             if state["done"] < count:
-                _decode_all(images, state_file, pixels, state, desc)
+                _decode_all(images, state_file, pixels, length, state, desc)
     bad = {int(index): reason for index, reason in state["bad"].items()}
     return np.memmap(pixels, np.uint8, "r", shape=images.shape) if keep else images, bad
 
 
-def _read_state(path, pixels, identity):
+def _read_state(path, pixels, length):
     """Return the state of a cache: how many images are done, and which of them are bad; none, where nothing is usable."""
-    state = identity | {"done": 0, "bad": {}}
-    if not path.exists():
-        return state
-    saved = support.read_json(path)  # one file, replaced as a whole, so no lock is needed to read it
-    if {name: saved.get(name) for name in identity} != identity:
-        text = f"{path} holds another cache than {identity}"
-        raise ValueError(f"{text}: the key must depend on count and size; delete it")
-    if pixels and not (pixels.exists() and pixels.stat().st_size == _length(state)):
-        return state  # damaged from outside: built again
-    return saved
-
-
-def _length(state):
-    return state["count"] * 3 * state["size"] ** 2
+    # Pixels damaged from outside are made again. The state is replaced as a whole, so no lock is needed to read it.
+    usable = path.exists() and (not pixels or (pixels.exists() and pixels.stat().st_size == length))
+    return support.read_json(path) if usable else {"done": 0, "bad": {}}
 
 
 def _lock(state_file):
@@ -84,14 +70,14 @@ def _lock(state_file):
         return lock.acquire(poll_interval=0.2)
 
 
-def _decode_all(images, state_file, pixels, state, desc):
+def _decode_all(images, state_file, pixels, length, state, desc):
     """Decode in order what `state` says is not done."""
     if state["done"] == 0:
         state_file.unlink(missing_ok=True)  # first: it must not vouch for the empty pixels that come next
         if pixels:
-            support.need_space(pixels.parent, _length(state), "the decoded images")
+            support.need_space(pixels.parent, length, "the decoded images")
             with open(pixels, "wb") as file:
-                file.truncate(_length(state))
+                file.truncate(length)
     state["holder"] = f"process {os.getpid()} on {socket.gethostname()}"
 
     def commit():
@@ -104,7 +90,7 @@ def _decode_all(images, state_file, pixels, state, desc):
     committed = time.monotonic()
     try:
         with bar(len(images), desc, "img", initial=state["done"]) as shown, contextlib.closing(images):
-            for bad, done in images.in_chunks(_write, range(state["done"], len(images)), images.shape[1:], pixels):
+            for bad, done in images.in_chunks(_write, range(state["done"], len(images)), pixels):
                 state["bad"] |= bad
                 state["done"] += done
                 shown.update(done)
@@ -115,15 +101,13 @@ def _decode_all(images, state_file, pixels, state, desc):
         commit()
 
 
-def _write(load, indices, shape, path):
+def _write(load, indices, path):
     """Decode `indices` into the file `path`, or None; return ({index: reason} of the bad ones, number of images)."""
     good, images, bad = readable(load, indices)
-    # Plain writes, not a memmap: on a full or failing disk they raise, where a memmap kills the process (SIGBUS).
-    with open(path, "r+b") if path else contextlib.nullcontext() as file:
-        for index, pixels in zip(good, images, strict=True):
-            if pixels.shape != shape or pixels.dtype != np.uint8:
-                raise TypeError(f"image {index} is {pixels.dtype} {pixels.shape}, expected uint8 {shape}")
-            if file:
+    if path:
+        # Plain writes, not a memmap: on a full or failing disk they raise, where a memmap kills the process (SIGBUS).
+        with open(path, "r+b") as file:
+            for index, pixels in zip(good, images, strict=True):
                 file.seek(index * pixels.nbytes)
                 file.write(np.ascontiguousarray(pixels))
     return bad, len(indices)
@@ -132,13 +116,10 @@ def _write(load, indices, shape, path):
 def check_bad(bad, names, policy):
     """Return the bad files as a sorted list of (file, reason); with policy "error" raise BadFiles if there are any.
 
-    `bad` maps image index to reason, `names` [N] are the files of all images, `policy` is "error" or "skip" (else
-    ValueError).
+    `bad` maps image index to reason, `names` [N] are the files of all images, `policy` is "error" or "skip".
     """
-    if policy not in ("error", "skip"):
-        raise ValueError(f"unknown policy {policy!r} for bad files, expected 'error' or 'skip'")
     files = sorted((names[index], reason) for index, reason in bad.items())
-    if files and policy == "error":
+    if files and policy != "skip":
         lines = listed((f"{file}: {reason}" for file, reason in files), join="\n  ")
         raise BadFiles(
             f"{len(files):,} of {len(names):,} image files cannot be used:\n  {lines}\n"

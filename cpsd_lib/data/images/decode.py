@@ -65,8 +65,6 @@ def _decode_file(path, size, max_pixels):
         raise
     except FileNotFoundError:
         raise BadImage(NO_FILE) from None
-    except PermissionError:
-        raise BadImage("no permission to read the file") from None
     except UnidentifiedImageError:
         raise BadImage(f"not an image of a kind that can be read ({', '.join(FORMATS)})") from None
     except Exception as error:  # a broken file can raise anything in Pillow: OSError, SyntaxError, struct.error, ...

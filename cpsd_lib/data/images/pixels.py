@@ -16,7 +16,7 @@ from cpsd_lib.support import cores
 
 CHUNK = 8  # images a task: handing one over costs about a millisecond, decoding one 0.3 (170 px) to 30 ms (12 Mpx)
 AHEAD = 256  # images, at least: decoded while the caller works on an earlier one, and then held in memory
-POOL_SECONDS = 4.0  # less work than this is done before worker processes have started
+POOL_SECONDS = 1.0  # so much work is done here before worker processes are started, which takes about as long
 
 
 def take(images, indices):
@@ -49,7 +49,7 @@ class OnTheFly:
     def __init__(self, load, count, size, workers=None):
         self.shape, self._load = (count, 3, size, size), load
         self._workers, self._pool = workers or cores(), None
-        self._seconds, self._chunks = 0.0, 0  # spent in this process, before there is a pool
+        self._seconds = 0.0  # spent in this process, before there is a pool
 
     def __len__(self):
         return self.shape[0]
@@ -68,12 +68,11 @@ class OnTheFly:
         """
         chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
         for done, chunk in enumerate(chunks):
-            left = self._seconds * (1 + (len(chunks) - done) / max(1, self._chunks))  # at the pace so far
-            if len(chunks) > 1 and self._workers > 1 and (self._pool or (self._chunks and left > POOL_SECONDS)):
+            if done < len(chunks) - 1 and self._workers > 1 and (self._pool or self._seconds > POOL_SECONDS):
                 break
             begun = time.monotonic()
             result = work(self._load, chunk, *arguments)
-            self._seconds, self._chunks = self._seconds + time.monotonic() - begun, self._chunks + 1
+            self._seconds += time.monotonic() - begun
             yield result
         else:
             return
