@@ -45,19 +45,11 @@ def atomic(path):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        handle = os.open(path.parent, os.O_RDONLY)
+        os.fsync(handle)  # the rename itself must reach the disk too
+        os.close(handle)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder):
-    # The rename itself must reach the disk too; Windows cannot open a folder, and does not need it.
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def write_text(path, text):
@@ -84,10 +76,8 @@ def read_json(path):
 def need_space(folder, length, what):
     """Raise OSError (ENOSPC) when a disk has no room for `length` bytes in `folder`: now, not after an hour; what: they are."""
     if shutil.disk_usage(folder).free < length:
-        size = memory(length / 2**30)
-        raise OSError(
-            errno.ENOSPC, f"{what} need {length:,} bytes ({size}) in {folder}: free some space, or make fewer"
-        )
+        size = f"{length:,} bytes ({memory(length / 2**30)})"
+        raise OSError(errno.ENOSPC, f"{what} need {size} in {folder}: free some space, or make fewer")
 
 
 def cores():

@@ -63,13 +63,11 @@ def write_onnx(model, path, images, metadata):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with torch.inference_mode():
         expected = Plain(model)(images)[0]
-    difference = (
-        (torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]) - expected).abs().max().item()
-    )
+    found = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    difference = (found - expected).abs().max().item()
     if not difference <= 1e-3 * max(1.0, expected.abs().max().item()):
-        raise ValueError(
-            f"onnxruntime computes other logits than the model, up to {difference:.2g} apart: not exported"
-        )
+        what = f"onnxruntime computes other logits than the model, up to {difference:.2g} apart"
+        raise ValueError(f"{what}: not exported")
     return difference
 
 
