@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 from PIL import Image
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from cpsd_lib.models import make_tail, make_trunk, state_faults
 from cpsd_lib.partition import Partition
@@ -49,15 +49,6 @@ class ModelConfig(Section):
     recipe: list[str]  # keys of the artifacts it was made as
     versions: dict[str, str]
     sha256: dict[str, str] = Field(default_factory=dict)  # of the files beside it
-
-    @model_validator(mode="after")
-    def _one_of_each_class(self):
-        classes = len(self.class_names)
-        if self.thresholds is not None and len(self.thresholds) != classes:
-            raise ValueError(f"there are {len(self.thresholds)} thresholds for {classes} class_names")
-        if self.parts is not None:
-            Partition(self.parts, classes)
-        return self
 
 
 @contextmanager

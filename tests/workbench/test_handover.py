@@ -162,7 +162,6 @@ def test_every_head_and_merged_experts_without_a_trunk_come_back_from_their_fold
     [
         ({"format": 2}, "format: must be one of 1; got 2"),
         ({"class_names": ["a", "b"]}, r"does not fit its config.json; 2 of another shape: head.linear.weight"),
-        ({"thresholds": [0.5]}, "1 thresholds for 3 class_names"),
         ({"parts": [[0, 1]]}, "exactly one part"),
         ({"architecture": {"name": "resnet19"}}, "timm has no model 'resnet19'"),
         ({"architecture": {"name": "local-dir:/tmp"}}, "timm has no model"),

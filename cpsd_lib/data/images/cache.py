@@ -103,11 +103,13 @@ def _decode_all(images, state_file, pixels, length, state, desc):
 
 def _write(load, indices, path):
     """Decode `indices` into the file `path`, or None; return ({index: reason} of the bad ones, number of images)."""
-    good, images, bad = readable(load, indices)
-    if path:
-        # Plain writes, not a memmap: on a full or failing disk they raise, where a memmap kills the process (SIGBUS).
-        with open(path, "r+b") as file:
-            for index, pixels in zip(good, images, strict=True):
+    bad = {}
+    # Plain writes, not a memmap: on a full or failing disk they raise, where a memmap kills the process (SIGBUS).
+    with open(path, "r+b") if path else contextlib.nullcontext() as file:
+        for index, pixels, reason in readable(load, indices):
+            if reason is not None:
+                bad[index] = reason
+            elif file:
                 file.seek(index * pixels.nbytes)
                 file.write(np.ascontiguousarray(pixels))
     return bad, len(indices)

@@ -3,6 +3,7 @@
 import os
 from contextlib import closing
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -49,5 +50,8 @@ def decode_batches(pictures, size, batch_size, workers=1):
     """
     images = OnTheFly(partial(decode_from, pictures, size, MAX_PIXELS), len(pictures), size, workers)
     with closing(images):
-        for good, pixels, bad in images.in_chunks(readable, range(len(pictures)), size=batch_size):
-            yield good, np.array(pixels, np.uint8).reshape(-1, 3, size, size), bad
+        each = chain.from_iterable(images.in_chunks(readable, range(len(pictures))))
+        while batch := list(islice(each, batch_size)):
+            good = {index: pixels for index, pixels, reason in batch if reason is None}
+            stacked = np.array([*good.values()], np.uint8).reshape(-1, 3, size, size)
+            yield list(good), stacked, {index: reason for index, _, reason in batch if reason is not None}

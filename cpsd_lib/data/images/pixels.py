@@ -15,7 +15,7 @@ from cpsd_lib.data.images.decode import BadImage
 from cpsd_lib.support import cores
 
 CHUNK = 8  # images a task: handing one over costs about a millisecond, decoding one 0.3 (170 px) to 30 ms (12 Mpx)
-AHEAD = 256  # images, at least: decoded while the caller works on an earlier one, and then held in memory
+AHEAD = 32  # chunks, at least: decoded while the caller works on an earlier one, and then held in memory
 POOL_SECONDS = 1.0  # so much work is done here before worker processes are started, which takes about as long
 
 
@@ -60,13 +60,13 @@ class OnTheFly:
             return self[indices[None]][0]
         return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self.in_chunks(_stack, indices)])
 
-    def in_chunks(self, work, indices, *arguments, size=CHUNK):
-        """Yield work(load, chunk, *arguments) of each `size` of `indices`, in order; `work` is picklable.
+    def in_chunks(self, work, indices, *arguments):
+        """Yield work(load, chunk, *arguments) of each `CHUNK` of `indices`, in order; `work` is picklable.
 
         Worker processes are a bounded number of images ahead. Raises RuntimeError when one dies, and what `load` and `work`
         raise.
         """
-        chunks = [indices[start : start + size] for start in range(0, len(indices), size)]
+        chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
         for done, chunk in enumerate(chunks):
             if done < len(chunks) - 1 and self._workers > 1 and (self._pool or self._seconds > POOL_SECONDS):
                 break
@@ -84,7 +84,7 @@ class OnTheFly:
         try:
             for chunk in chunks[done:]:
                 ahead.append(self._pool.submit(_work, (work, chunk, arguments)))
-                if len(ahead) > max(AHEAD // size, 2 * self._workers):
+                if len(ahead) > max(AHEAD, 2 * self._workers):
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
@@ -110,15 +110,14 @@ def _stack(load, indices):
 
 
 def readable(load, indices):
-    """Return (those of `indices` that `load` can read, their pixels, {index: reason} of the others)."""
-    good, pixels, bad = [], [], {}
+    """Return (index, its pixels, None), or (index, None, the reason why it has none), of each of `indices`."""
+    images = []
     for index in indices:
         try:
-            pixels.append(load(index))
-            good.append(index)
+            images.append((index, load(index), None))
         except BadImage as error:
-            bad[index] = str(error) or "unusable"
-    return good, pixels, bad
+            images.append((index, None, str(error) or "unusable"))
+    return images
 
 
 _load = None  # what this worker process decodes by: sent once, it may hold the paths of 270,000 images
