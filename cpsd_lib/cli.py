@@ -42,25 +42,27 @@ def _parser():
     parser = argparse.ArgumentParser(prog="cpsd", description="Distil many small multi-label experts into one model.")
     commands = parser.add_subparsers(required=True)
 
-    def add(among, name, work, text, **defaults):
-        command = among.add_parser(name, help=text)
+    of_run, of_model = (argparse.ArgumentParser(add_help=False) for _ in range(2))
+    of_run.add_argument("params", help="a YAML file, or its name in params/")
+    # The default tells argparse that none are needed, also in its message of what is missing.
+    of_run.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="e.g. student.epochs=5 seeds=3")
+    of_model.add_argument("--row", help="a row of the run's table (cpsd), or teachers_co, teachers_dis, ...")
+    of_model.add_argument("--seed", type=int, help="the run's first by default")
+
+    def add(among, name, work, text, *parents, **defaults):
+        command = among.add_parser(name, help=text, parents=parents)
         command.set_defaults(work=work, **defaults)
         return command.add_argument
 
-    def add_run(among, *command):
-        argument = add(among, *command)
-        argument("params", help="a YAML file, or its name in params/")
-        # The default tells argparse that none are needed, also in its message of what is missing.
-        argument("overrides", nargs="*", default=[], metavar="key=value", help="e.g. student.epochs=5 seeds=3")
-        return argument
-
-    add_run(commands, "run", _run, "run or go on with all stages of a parameter file")
-    option = add_run(commands, "evaluate", _evaluate, "score a checkpoint released with the paper: notebook 05 on it")
+    add(commands, "run", _run, "run or go on with all stages of a parameter file", of_run)
+    option = add(
+        commands, "evaluate", _evaluate, "score a checkpoint released with the paper: notebook 05 on it", of_run
+    )
     option("--released", required=True, metavar="MODEL", help="e.g. resnet101")
     option("--checkpoint", required=True, metavar="F.ckpt", help="its file; F.json may name its classes")
-    add_run(commands, "cost", _cost, "what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data")
-    add_run(commands, "targets", _targets, "fill the store of soft targets ahead, when 03_teachers is done")
-    add_run(commands, "grid", _grid, "run every combination of a grid file, side by side: params/grids/*.yaml")
+    add(commands, "cost", _cost, "what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data", of_run)
+    add(commands, "targets", _targets, "fill the store of soft targets ahead, when 03_teachers is done", of_run)
+    add(commands, "grid", _grid, "run every combination of a grid file, side by side: params/grids/*.yaml", of_run)
     data = commands.add_parser("data", help="look at a data set").add_subparsers(required=True)
     option = add(data, "import", _import, "write annotations.csv, with a link to the photos, from other labels")
     option("source", metavar="SOURCE", help="a file or a folder of labels")
@@ -71,22 +73,19 @@ def _parser():
         form = {"action": "store_true"} if one.default is False else value
         option(f"--{one.name.replace('_', '-')}", default=one.default, help=one.metadata["help"], **form)
     option("--dry-run", action="store_true", help="print what was understood, write nothing")
-    add_run(data, "check", _check_data, "counts, missing files, label frequencies and a verdict, without training")
+    add(data, "check", _check_data, "counts, missing files, label frequencies and a verdict, without training", of_run)
     option = add(commands, "store", _store, "trained models and soft targets that runs share: list, size or clean")
     option("action", choices=["list", "size", "clean"], help="clean removes what no run in outputs/ uses")
     text = "write a finished model into a folder that loads anywhere, or as ONNX"
-    option = export = add(commands, "export", _export, text, way="nothing was written")
+    option = add(commands, "export", _export, text, of_model, way="nothing was written")
     option("run", help="a run in outputs/, its folder, or its parameter file")
     option("--to", required=True, metavar="FOLDER", help="a new folder")
     forms = "cpsd: for load_model and cpsd predict; onnx: one graph; timm: the backbone's weights"
     option("--format", choices=["cpsd", "onnx", "timm"], default="cpsd", help=forms)
     way = "the same command with --resume goes on with its --csv"
-    option = add(commands, "predict", _predict, "label photos by a finished model", way=way)
+    option = add(commands, "predict", _predict, "label photos by a finished model", of_model, way=way)
     option("model", help="a model folder, or a run as for export")
     option("photos", nargs="+", help="files, folders with all below them, or a .txt of paths, one a line")
-    for of_model in (export, option):
-        of_model("--row", help="a row of the run's table (cpsd), or teachers_co, teachers_dis, ...")
-        of_model("--seed", type=int, help="the run's first by default")
     option("--csv", metavar="OUT", help="write file_name, labels and p_<class> here; else a line a photo")
     rules = "tuned on held-out images (default where there were some), a probability (0.5), or top3"
     option("--threshold", type=_threshold, help=rules)
