@@ -64,16 +64,12 @@ def _tuned(run, row, seed):
     if held_out is None:
         why = "the run held out no training images (train.select: val does)"
         why = why if scored_by(run, seed, row, "test") else "05_evaluation has not scored this model"
-        none = {"thresholds": None, "thresholds_from": f"0.5 for every class: {why}"}
-        return none | {"calibration": None, "calibration_from": f"none: {why}"}
+        return {"thresholds": None, "calibration": None, "tuned_on": f"none: {why}"}
     logits, targets = held_out
-    images, lacking = counted(len(targets), "held-out training image"), int((~(targets == 1).any(0)).sum())
-    without = f"; 0.5 for {counted(lacking, 'class', 'classes')} without a positive among them" if lacking else ""
     return {
         "thresholds": evaluation.best_thresholds(expit(logits.astype(float)), targets).tolist(),
-        "thresholds_from": f"each class by itself, for the best F1 on {images}{without}",
         "calibration": list(evaluation.fit_calibration(logits, targets)),
-        "calibration_from": f"a temperature and an offset for the highest likelihood on {images}",
+        "tuned_on": counted(len(targets), "held-out training image"),
     }
 
 

@@ -42,10 +42,9 @@ class ModelConfig(Section):
     frozen_stages: int  # that the experts have in common, as one trunk; 0: none
     size: int = Field(ge=1)  # pixels, both sides of what it takes
     preprocessing: dict[str, Any]  # range and resize before the model; mean and std, which are a part of it
-    thresholds: list[float] | None  # a class each; None: 0.5
-    thresholds_from: str
+    thresholds: list[float] | None  # a class each, for its best F1; None: 0.5
     calibration: Annotated[list[float], Field(min_length=2, max_length=2)] | None  # of `training.calibrate`
-    calibration_from: str
+    tuned_on: str  # these two: which images, or why none
     recipe: list[str]  # keys of the artifacts it was made as
     versions: dict[str, str]
     sha256: dict[str, str] = Field(default_factory=dict)  # of the files beside it
@@ -124,7 +123,7 @@ def ready(model, config):
 def calibration_of(model, calibrated):
     """Return what `training.calibrate` takes: the model's where `calibrated` (ParameterError where it has none), or None."""
     if calibrated and model.calibration is None:
-        raise ParameterError(f"no calibrated probabilities: {model.config.calibration_from}")
+        raise ParameterError(f"no calibrated probabilities: {model.config.tuned_on}")
     return model.calibration if calibrated else None
 
 

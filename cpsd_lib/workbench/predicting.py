@@ -71,11 +71,12 @@ def _rule(model, threshold):
         return 0.0, min(3, len(model.class_names))
     if threshold not in (None, "tuned"):
         return threshold, None
-    if threshold == "tuned" and model.thresholds is None:
-        raise ParameterError(f"no tuned thresholds, but {model.config.thresholds_from}; take --threshold 0.5 or top3")
-    if model.thresholds is None:
-        print(f"threshold {model.config.thresholds_from}", file=sys.stderr)
-    return 0.5 if model.thresholds is None else model.thresholds, None
+    if model.thresholds is not None:
+        return model.thresholds, None
+    if threshold == "tuned":
+        raise ParameterError(f"no tuned thresholds, tuned on: {model.config.tuned_on}; take --threshold 0.5 or top3")
+    print(f"threshold 0.5 for every class, tuned on: {model.config.tuned_on}", file=sys.stderr)
+    return 0.5, None
 
 
 def _show(table, labels):

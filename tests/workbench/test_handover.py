@@ -130,9 +130,8 @@ def config_of(folder, architecture, parts=None, **change):
         "size": 64,
         "preprocessing": {},
         "thresholds": None,
-        "thresholds_from": "0.5",
         "calibration": None,
-        "calibration_from": "none",
+        "tuned_on": "none",
         "recipe": [],
         "versions": {},
         "sha256": {"model.safetensors": sha256(folder / "model.safetensors")},
@@ -258,10 +257,7 @@ def test_thresholds_and_calibration_are_those_of_the_held_out_images_and_the_car
     assert f"| test | 24 | CF1 at the thresholds above | {100 * f1['CF1']:.1f} |" in card
     assert f"Expected calibration error on test: {100 * errors[0]:.1f} %" in card
     assert f"it is {100 * errors[1]:.1f} %." in card
-    assert (
-        "best F1 on 14 held-out training images" in card
-        and "14 held-out training images" in model.config.calibration_from
-    )
+    assert "best F1 on 14 held-out training images" in card and "14 held-out training images" in model.config.tuned_on
     counts = (of_test == 1).sum(0)
     assert f"| a, b | {counts[2]} |" in card and "no pretrained weights are in it" in card
     paths = test_files(finished)[:4]
@@ -283,7 +279,7 @@ def test_scores_of_another_model_tune_nothing(finished, tmp_path, monkeypatch):
     write_json(path, [record | {"model": "another"} for record in read_json(path)])
     model = cpsd_lib.load_model("finished")
     assert model.thresholds is None and model.calibration is None
-    assert model.config.thresholds_from == "0.5 for every class: 05_evaluation has not scored this model"
+    assert model.config.tuned_on == "none: 05_evaluation has not scored this model"
     with pytest.raises(ValueError, match="no calibrated probabilities: none: 05_evaluation has not"):
         model.predict([], calibrated=True)
     assert main(["export", "finished", "--to", str(tmp_path / "folder")]) == 0

@@ -157,11 +157,11 @@ def test_an_option_of_another_form_is_refused_by_the_command_line(words, capsys)
 
 def test_without_tuned_thresholds_0_5_is_used_with_a_note_and_tuned_is_refused(photos, capsys, monkeypatch):
     real = cpsd_lib.load_model("finished")
-    real.thresholds, why = None, "0.5 for every class: the run held out no training images"
-    real.config = real.config.model_copy(update={"thresholds": None, "thresholds_from": why})
+    real.thresholds, why = None, "none: the run held out no training images"
+    real.config = real.config.model_copy(update={"thresholds": None, "tuned_on": why})
     predicting.label_photos(real, ["photos/00.png"])
-    assert f"threshold {why}" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"no tuned thresholds, but 0.5 for every class.*take --threshold 0.5 or top3"):
+    assert f"threshold 0.5 for every class, tuned on: {why}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"no tuned thresholds, tuned on: none.*take --threshold 0.5 or top3"):
         predicting.label_photos(real, ["photos/00.png"], threshold="tuned")
 
 
