@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cpsd_lib.data.augment.randaugment import DRAWS, GREY, move, rand_augment
+from cpsd_lib.data.augment.randaugment import DRAWS, GREY, rand_augment
 
 VIEWS_VERSION = 1  # of this folder: raised when a change of its code changes a pixel of a view
 
@@ -144,6 +144,13 @@ def _cutout(view, recipe, centre, colour):
         return view.masked_fill(mask, GREY)
     fill = move(np.floor(colour * 256), view, view.dtype)[:, :, None, None]
     return torch.where(mask, fill, view)
+
+
+def move(array, images, dtype=None):
+    """Return a numpy array as a tensor on the images' device, without waiting for a GPU."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = tensor.pin_memory() if images.is_cuda else tensor  # else the copy is not asynchronous
+    return tensor.to(images.device, dtype, non_blocking=True)
 
 
 def _unit(view):
