@@ -10,7 +10,8 @@ from matplotlib.cm import ScalarMappable
 from cpsd_lib.data import test_view
 from cpsd_lib.evaluation import class_activation, map_kinds
 from cpsd_lib.training import predict
-from cpsd_lib.viz.explorer import Explorer, Picture
+from cpsd_lib.viz.explorer import Explorer
+from cpsd_lib.viz.plots import panels
 from cpsd_lib.viz.plots_evidence import MAP, overlay
 
 MOST_MAPS = 3  # beside the picture; more would be too small to see
@@ -82,14 +83,14 @@ def cam_browser(models, images, indices, targets, names, start=None):
 
 
 def draw_maps(image, maps, captions, headline):
-    """Return the PNG of an image uint8 [3, S, S] and up to three maps [K, S, S] in [0, 1] over its grey copy, captions [K]."""
-    picture = Picture(13.5, 4.2)
+    """Return the figure of an image uint8 [3, S, S] and up to three maps [K, S, S] in [0, 1] over its grey copy, captions [K]."""
+    figure, axes = panels(1, MOST_MAPS + 1, 13.5, 4.2)
     shown = [np.moveaxis(np.asarray(image), 0, -1), *(overlay(image, heat, 0.75) for heat in maps)]
-    for place, (pixels, caption) in enumerate(zip(shown, ["the picture", *captions], strict=True)):
-        axis = picture.figure.add_axes((0.01 + 0.235 * place, 0.02, 0.225, 0.77))
+    for axis, pixels, caption in zip(axes[0], shown, ["the picture", *captions], strict=False):
         axis.imshow(pixels)
         axis.set_title(caption, loc="left", fontsize=10)
+    for axis in axes[0]:
         axis.axis("off")
-    bar = picture.figure.add_axes((0.952, 0.02, 0.012, 0.77))
-    picture.figure.colorbar(ScalarMappable(cmap=MAP), cax=bar).ax.set_title("map", fontsize=11)
-    return picture.png([], headline)
+    figure.colorbar(ScalarMappable(cmap=MAP), ax=axes, shrink=0.85, aspect=30, label="map")
+    figure.suptitle(headline, x=0.01, ha="left", fontsize=13)
+    return figure

@@ -41,25 +41,32 @@ def panels(rows, columns, width, height, **options):
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
 
 
+def graph_by_part(axis, affinity, partition, **look):
+    """Return a graph [C, C] drawn as an image, classes ordered by part, parts outlined, the diagonal empty; look: of imshow."""
+    order = [c for part in partition.parts for c in part]
+    off_diagonal = affinity[np.ix_(order, order)].astype(float)
+    np.fill_diagonal(off_diagonal, np.nan)
+    axis.grid(visible=False)  # would cross the empty diagonal
+    axis.set(xticks=[], yticks=[])
+    edges = np.cumsum([0, *map(len, partition.parts)]) - 0.5
+    for low, high in pairwise(edges):
+        frame = {"fill": False, "edgecolor": DIS, "linewidth": 2, "clip_on": False}
+        axis.add_patch(plt.Rectangle((low, low), high - low, high - low, **frame))
+    return axis.imshow(off_diagonal, cmap="viridis", interpolation="nearest", **look)
+
+
 def affinity_by_part(affinities, partitions, names, titles):
-    """One heatmap a branch, classes ordered by part and parts outlined; affinities, partitions: lists of one length."""
+    """One `graph_by_part` a branch; affinities, partitions: lists of one length."""
     count = len(affinities)
     figure, axes = plt.subplots(1, count, figsize=(5.4 * count + 0.6, 5.8), squeeze=False)
     for axis, affinity, partition, title in zip(axes[0], affinities, partitions, titles, strict=True):
-        order = [c for part in partition.parts for c in part]
-        off_diagonal = affinity[np.ix_(order, order)].astype(float).copy()
-        np.fill_diagonal(off_diagonal, np.nan)
-        ticks = [names[c] for c in order] if len(order) <= 30 else False
-        bar = {"shrink": 0.7, "label": "affinity"}
-        sns.heatmap(
-            off_diagonal, ax=axis, cmap="viridis", square=True, xticklabels=ticks, yticklabels=ticks, cbar_kws=bar
-        )
-        axis.grid(visible=False)  # would cross the empty diagonal
-        edges = [0, *np.cumsum([len(part) for part in partition.parts])]
-        for low, high in pairwise(edges):
-            axis.add_patch(plt.Rectangle((low, low), high - low, high - low, fill=False, edgecolor=DIS, linewidth=2.5))
+        image = graph_by_part(axis, affinity, partition)
+        figure.colorbar(image, ax=axis, shrink=0.7, label="affinity")
         axis.set(title=title, xlabel="class, ordered by part", ylabel="class, ordered by part")
-        axis.tick_params(labelsize=9)
+        if len(names) <= 30:
+            ticks = {"ticks": range(len(names)), "labels": [names[c] for part in partition.parts for c in part]}
+            axis.set_xticks(**ticks, rotation=90, fontsize=9)
+            axis.set_yticks(**ticks, fontsize=9)
     return figure
 
 
