@@ -1,6 +1,6 @@
 """The CAM browser: where a model looks for the classes of an image."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import ipywidgets
 import numpy as np
@@ -34,20 +34,7 @@ def cam_browser(models, images, indices, targets, names, start=None):
         raise ValueError(f"targets are {targets.shape} for {len(images)} images and {len(names)} names")
     names = list(names)
 
-    # What was there before costs a drawing only; 64 times three maps of 448 pixels are 150 MB.
-    @lru_cache(512)
-    def probabilities_of(image, model):
-        return predict(models[model], np.array(images[indices[image]])[None])[0]
-
-    @lru_cache
-    def kind_of(model):
-        return map_kinds(models[model], images.shape[-1])[0]
-
-    @lru_cache(64)
-    def maps_of(image, model, classes):
-        device = next(models[model].parameters()).device
-        view = test_view(torch.from_numpy(np.array(images[indices[image]])[None]).to(device))
-        return class_activation(models[model], view, classes)[0].cpu().numpy()
+    kind_of = lru_cache(lambda model: map_kinds(models[model], images.shape[-1])[0])
 
     def draw(image, shown, model):
         if model not in models or shown not in (None, *names) or not 0 <= image < len(indices):
@@ -56,29 +43,28 @@ def cam_browser(models, images, indices, targets, names, start=None):
                 f"models {', '.join(models)}, classes {', '.join(names[:10])} ..."
             )
         labels = np.flatnonzero(targets[indices[image]] == 1).tolist()
-        probabilities = probabilities_of(image, model)
+        pixels = np.array(images[indices[image]])
+        probabilities = predict(models[model], pixels[None])[0]
         classes = labels[:MOST_MAPS] or [int(probabilities.argmax())]
         classes = classes if shown is None else [names.index(shown)]
         numbers = {"classes": [names[c] for c in classes], "probabilities": [float(probabilities[c]) for c in classes]}
         numbers["labels"] = [names[c] for c in labels]
-        maps = maps_of(image, model, tuple(classes))
+        view = test_view(torch.from_numpy(pixels[None]).to(next(models[model].parameters()).device))
+        maps = class_activation(models[model], view, classes)[0].cpu().numpy()
         captions = [
             f"{names[c]}: {probabilities[c]:.2f}, {LABEL[int(targets[indices[image], c])]}{'' if m.any() else ', map all 0'}"
             for c, m in zip(classes, maps, strict=True)
         ]
         headline = f"model {model}, its maps of {kind_of(model)}; image {indices[image]}, its labels: "
         headline += ", ".join(numbers["labels"]) or "none"
-        return draw_maps(images[indices[image]], maps, captions, headline), numbers
+        return draw_maps(pixels, maps, captions, headline), numbers
 
-    def controls(_):
-        return {
-            "image": ipywidgets.IntSlider(min=0, max=len(indices) - 1, description="image"),
-            "shown": ipywidgets.Dropdown(
-                options=[("labels of the image", None), *zip(names, names, strict=True)], description="class"
-            ),
-            "model": ipywidgets.Dropdown(options=list(models), description="model"),
-        }
-
+    classes = [("labels of the image", None), *zip(names, names, strict=True)]
+    controls = {
+        "image": partial(ipywidgets.IntSlider, min=0, max=len(indices) - 1, description="image"),
+        "shown": partial(ipywidgets.Dropdown, options=classes, description="class"),
+        "model": partial(ipywidgets.Dropdown, options=list(models), description="model"),
+    }
     return Explorer(draw, {"image": 0, "shown": None, "model": next(iter(models))}, start, controls)
 
 

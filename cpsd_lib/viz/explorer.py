@@ -2,7 +2,7 @@
 
 import base64
 import io
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from html import escape
 from textwrap import shorten
 
@@ -24,17 +24,18 @@ def front_end():
 class Explorer:
     """Settings, the picture and the numbers they give, and (made when first shown) the widget that changes them.
 
-    draw: called with the settings as keywords, returns (figure of pyplot, numbers dict). defaults: {setting: value}; start: those
-    that begin otherwise, or None. make_controls: called with the settings, returns {setting: widget with a `value`}.
-    buttons: {label: function of this Explorer that returns a message or None}. live: settings that go
-    back to these values whenever a control moves.
+    draw: called with the settings as keywords, returns (figure of pyplot, numbers dict); a setting that was there before is
+    not drawn again. defaults: {setting: value}; start: those that begin otherwise, or None. controls: {setting: function of a
+    value that makes its widget}. buttons: {label: function of this Explorer that returns a message or None}. live: settings
+    that go back to these values whenever a control moves.
 
     After a change, `settings`, `numbers` and `png` are the new ones. In a notebook it shows itself: the last line of a
     cell, or display().
     """
 
-    def __init__(self, draw, defaults, start, make_controls, buttons=None, live=None):
-        self._draw, self._make_controls, self._buttons, self._live = draw, make_controls, buttons or {}, live or {}
+    def __init__(self, draw, defaults, start, controls, buttons=None, live=None):
+        self._draw = lru_cache(256)(partial(_png, draw))  # pictures of 0.2 MB
+        self._controls, self._buttons, self._live = controls, buttons or {}, live or {}
         self.settings = defaults
         self.set(**start or {})
 
@@ -42,14 +43,9 @@ class Explorer:
         """Change settings and draw, controls stay as they are; ValueError for what cannot be drawn: nothing has changed."""
         if changes.keys() - self.settings.keys():
             raise ValueError(f"settings are {', '.join(self.settings)}; got {', '.join(changes)}")
-        settings, buffer = self.settings | changes, io.BytesIO()
-        # A class may be called "US$ or $": that is no formula. Closed, no backend shows the figure a second time.
-        with plt.rc_context({"text.parse_math": False}), plt.ioff():
-            figure, self.numbers = self._draw(**settings)
-            # savefig's own compression takes longer than all the drawing; at level 1 the file is a third larger.
-            figure.savefig(buffer, format="png", dpi="figure", pil_kwargs={"compress_level": 1})
-            plt.close(figure)
-        self.settings, self.png = settings, buffer.getvalue()
+        settings = self.settings | changes
+        self.png, self.numbers = self._draw(**settings)
+        self.settings = settings
         if "widget" in self.__dict__:
             self.widget.children[-1].value = self.png
 
@@ -61,9 +57,8 @@ class Explorer:
     @cached_property
     def controls(self):
         """The ipywidgets that change a setting each, {setting: widget}."""
-        controls = self._make_controls(self.settings)
+        controls = {name: make(value=self.settings[name]) for name, make in self._controls.items()}
         for name, control in controls.items():
-            control.value = self.settings[name]
             control.observe(
                 lambda change, name=name: self._try(lambda: self.set(**self._live | {name: change.new})), names="value"
             )
@@ -107,6 +102,18 @@ class Explorer:
         # The picture goes along in any case: for GitHub, nbviewer and nbconvert, which cannot show the widget.
         plain = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
         return self.widget._repr_mimebundle_() | plain if front_end() else plain
+
+
+def _png(draw, **settings):
+    """Return (PNG bytes, numbers) of a drawing."""
+    buffer = io.BytesIO()
+    # A class may be called "US$ or $": that is no formula. Closed, no backend shows the figure a second time.
+    with plt.rc_context({"text.parse_math": False}), plt.ioff():
+        figure, numbers = draw(**settings)
+        # savefig's own compression takes longer than all the drawing; at level 1 the file is a third larger.
+        figure.savefig(buffer, format="png", dpi="figure", pil_kwargs={"compress_level": 1})
+        plt.close(figure)
+    return buffer.getvalue(), numbers
 
 
 def name_rows(axis, names):

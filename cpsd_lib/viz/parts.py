@@ -1,6 +1,6 @@
 """The partition explorer: what the branch, k, the exponent and the seed do to the parts."""
 
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
 import ipywidgets
@@ -33,20 +33,10 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
     if len(names) != len(occurrence):
         raise ValueError(f"{len(names)} names for {len(occurrence)} classes; pass the names of the same label table")
 
-    # A setting that was there before costs a drawing only; 512 graphs of 80 classes are 30 MB.
-    @lru_cache(512)
-    def graph_of(branch, exponent):
-        affinity = graph.affinity(counts, occurrence, branch, exponent, self_loops)
-        return affinity, embedding(affinity)
-
-    @lru_cache(512)
-    def cut_of(branch, k, exponent, seed, refine):
-        return cut(graph_of(branch, exponent)[0], k, seed, refine)
-
     def draw(branch, k, exponent, seed, refine):
         exponent = round(exponent, 6)  # a slider says 0.31000000000000005; the exported name says 0.31
-        affinity, points = graph_of(branch, exponent)
-        partition = cut_of(branch, k, exponent, seed, refine)
+        affinity = graph.affinity(counts, occurrence, branch, exponent, self_loops)
+        partition = cut(affinity, k, seed, refine)
         numbers = partition_numbers(affinity, partition)
         other = compare.get(branch) if isinstance(compare, dict) else compare
         if other is not None:
@@ -58,24 +48,23 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
         summary = f"Ncut {numbers['Ncut']:.4f};  parts of {sizes} classes;  singletons {numbers['singletons']}{agree}"
         figure = canvas(title, summary)
         draw_graph(figure, affinity, partition, names)
-        draw_points(figure, partition, _spread(points), names)
+        draw_points(figure, partition, _spread(embedding(affinity)), names)
         return figure, numbers | {"partition": partition}
 
-    def controls(settings):
-        branches = [(title, name) for name, (title, _) in BRANCHES.items()]
-        most = min(len(names), max(MOST_PARTS, settings["k"]))
-        limits = {"min": min(0.05, settings["exponent"]), "max": max(2.0, settings["exponent"]), "step": 0.01}
-        return {
-            "branch": ipywidgets.ToggleButtons(options=branches, style={"button_width": "auto"}),
-            "k": ipywidgets.IntSlider(min=1, max=most, description="parts k"),
-            "exponent": ipywidgets.FloatSlider(**limits, description="exponent p"),
-            "seed": ipywidgets.BoundedIntText(min=0, max=2**31 - 1, description="seed", layout={"width": "160px"}),
-        }
-
+    defaults = {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": False}
+    first = defaults | (start or {})
+    branches = [(title, name) for name, (title, _) in BRANCHES.items()]
+    most = min(len(names), max(MOST_PARTS, first["k"]))
+    limits = {"min": min(0.05, first["exponent"]), "max": max(2.0, first["exponent"]), "step": 0.01}
+    controls = {
+        "branch": partial(ipywidgets.ToggleButtons, options=branches, style={"button_width": "auto"}),
+        "k": partial(ipywidgets.IntSlider, min=1, max=most, description="parts k"),
+        "exponent": partial(ipywidgets.FloatSlider, **limits, description="exponent p"),
+        "seed": partial(ipywidgets.BoundedIntText, min=0, max=2**31 - 1, description="seed", layout={"width": "160px"}),
+    }
     buttons = {"refine": lambda explorer: explorer.set(refine=True)}
     if folder is not None:
         buttons["export"] = lambda explorer: export(explorer, folder)
-    defaults = {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": False}
     return Explorer(draw, defaults, start, controls, buttons, live={"refine": False})
 
 

@@ -1,5 +1,7 @@
 """The threshold explorer: precision, recall and F1 as the threshold moves."""
 
+from functools import partial
+
 import ipywidgets
 import numpy as np
 
@@ -58,14 +60,11 @@ def threshold_explorer(scores, targets, names, start=None):
         figure.legend(loc="upper right", bbox_to_anchor=(0.99, 1.0), ncols=3, fontsize=11, frameon=False)
         return figure, numbers | scores
 
-    def controls(_):
-        return {
-            "threshold": ipywidgets.FloatSlider(min=0, max=1, step=0.01, description="threshold"),
-            "shown": ipywidgets.Dropdown(
-                options=[("all classes", None), *zip(names, names, strict=True)], description="class"
-            ),
-        }
-
+    classes = [("all classes", None), *zip(names, names, strict=True)]
+    controls = {
+        "threshold": partial(ipywidgets.FloatSlider, min=0, max=1, step=0.01, description="threshold"),
+        "shown": partial(ipywidgets.Dropdown, options=classes, description="class"),
+    }
     return Explorer(draw, {"threshold": 0.5, "shown": None}, start, controls)
 
 
