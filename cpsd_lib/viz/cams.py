@@ -70,7 +70,7 @@ def cam_browser(models, images, indices, targets, names, start=None):
 
 def draw_maps(image, maps, captions, headline):
     """Return the figure of an image uint8 [3, S, S] and up to three maps [K, S, S] in [0, 1] over its grey copy, captions [K]."""
-    figure, axes = panels(1, MOST_MAPS + 1, 13.5, 4.2)
+    figure, axes = panels(1, MOST_MAPS + 1, 13.5, 4.2, headline)
     shown = [np.moveaxis(np.asarray(image), 0, -1), *(overlay(image, heat, 0.75) for heat in maps)]
     for axis, pixels, caption in zip(axes[0], shown, ["the picture", *captions], strict=False):
         axis.imshow(pixels)
@@ -78,5 +78,4 @@ def draw_maps(image, maps, captions, headline):
     for axis in axes[0]:
         axis.axis("off")
     figure.colorbar(ScalarMappable(cmap=MAP), ax=axes, shrink=0.85, aspect=30, label="map")
-    figure.suptitle(headline, x=0.01, ha="left", fontsize=13)
     return figure

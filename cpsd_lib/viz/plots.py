@@ -36,9 +36,12 @@ def save(figure, path):
     return figure
 
 
-def panels(rows, columns, width, height, **options):
-    """Return (figure, axes [rows, columns]) of width x height inches; options: of plt.subplots."""
-    return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
+def panels(rows, columns, width, height, title=None, **options):
+    """Return (figure, axes [rows, columns]) of width x height inches with a title above all; options: of plt.subplots."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+    return figure, axes
 
 
 def graph_by_part(axis, affinity, partition, **look):
@@ -57,8 +60,7 @@ def graph_by_part(axis, affinity, partition, **look):
 
 def affinity_by_part(affinities, partitions, names, titles):
     """One `graph_by_part` a branch; affinities, partitions: lists of one length."""
-    count = len(affinities)
-    figure, axes = plt.subplots(1, count, figsize=(5.4 * count + 0.6, 5.8), squeeze=False)
+    figure, axes = panels(1, len(affinities), 5.4 * len(affinities) + 0.6, 5.8)
     for axis, affinity, partition, title in zip(axes[0], affinities, partitions, titles, strict=True):
         image = graph_by_part(axis, affinity, partition)
         figure.colorbar(image, ax=axis, shrink=0.7, label="affinity")
@@ -110,14 +112,12 @@ def components(scores, title, xlabel, against=None):
 
 def pictures(images, captions, title, columns=6):
     """A sheet of images uint8 [n, 3, S, S] or float in [0, 1] with a caption each."""
-    count = len(images)
-    rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.0 * columns, 2.4 * rows + 0.45), squeeze=False)
+    rows = -(-len(images) // columns)
+    figure, axes = panels(rows, columns, 2.0 * columns, 2.4 * rows + 0.45, title)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(np.moveaxis(np.asarray(image), 0, -1))
         # matplotlib's own wrapping takes dollars for formulas, whatever the style says.
         axis.set_title(textwrap.fill(caption, 26), fontsize=10, loc="center")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     return figure
