@@ -86,30 +86,20 @@ def shares_inside(tables, title):
 # ---- gains, cost, calibration ----------------------------------------------------------------------------------------
 
 
-def rank_correlations(gain, properties):
-    """Return {label: Spearman's result} of the classes' gain [C] with each of their properties {label: values [C]}.
-
-    A class whose gain is NaN is left out; where all gains, or all values of a property, are alike the result is None.
-    """
-    known, correlations = ~np.isnan(gain), {}
-    for label, values in properties.items():
-        both = np.asarray(values)[known], gain[known]
-        correlations[label] = spearmanr(*both) if all(len(set(one)) > 1 for one in both) else None
-    return correlations
-
-
 def gain_against(gain, properties, title):
-    """Dots, one a class: its gain in AP over each of its properties {label: values [C]}, with `rank_correlations`.
+    """Return dots, one a class, its gain in AP over each of its properties {label: values [C]}, and {label: Spearman's result}.
 
-    gain [C] in AP points, NaN for a class without a score.
+    gain [C] in AP points; a class whose gain is NaN is left out. Where all gains, or all values of a property, are alike the
+    result is None.
     """
-    known, correlations = ~np.isnan(gain), rank_correlations(gain, properties)
+    known, ranks = ~np.isnan(gain), {}
     figure, axes = panels(1, len(properties), 5.6 * len(properties), 4.2, title, sharey=True)
     for axis, (label, values) in zip(axes[0], properties.items(), strict=True):
+        both = np.asarray(values)[known], gain[known]
+        rank = ranks[label] = spearmanr(*both) if all(len(set(one)) > 1 for one in both) else None
         axis.axhline(0, color=GREY, linewidth=1.5)
-        axis.plot(np.asarray(values)[known], gain[known], "o", color=CPSD, alpha=0.8, markersize=7)
-        rank = correlations[label]
+        axis.plot(*both, "o", color=CPSD, alpha=0.8, markersize=7)
         text = f"rank correlation {rank.statistic:+.2f} (p = {rank.pvalue:.2f})" if rank else "all classes alike"
         axis.set(xlabel=label, title=text)
     axes[0][0].set_ylabel("gain (AP points)")
-    return figure
+    return figure, ranks
