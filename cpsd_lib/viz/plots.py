@@ -53,7 +53,7 @@ def graph_by_part(axis, affinity, partition, **look):
     axis.set(xticks=[], yticks=[])
     edges = np.cumsum([0, *map(len, partition.parts)]) - 0.5
     for low, high in pairwise(edges):
-        frame = {"fill": False, "edgecolor": DIS, "linewidth": 2, "clip_on": False}
+        frame = {"fill": False, "edgecolor": DIS, "linewidth": 2.5, "clip_on": False}
         axis.add_patch(plt.Rectangle((low, low), high - low, high - low, **frame))
     return axis.imshow(off_diagonal, cmap="viridis", interpolation="nearest", **look)
 

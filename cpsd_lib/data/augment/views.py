@@ -94,13 +94,13 @@ def train_view(images, recipe, seed, epoch, indices):
     if recipe.rand_augment:
         view = view if view.dtype == torch.uint8 else view.round().to(torch.uint8)
         view = rand_augment(view, drawn("rand_augment", DRAWS))
-    return _unit(view)
+    return view.float() / 255
 
 
 def test_view(images):
     """Return images uint8 [B, 3, S, S] as float32 in [0, 1], unchanged otherwise; ValueError for other types and shapes."""
     _check(images)
-    return _unit(images)
+    return images.float() / 255
 
 
 test_view.__test__ = False  # its name would make pytest collect it
@@ -151,10 +151,6 @@ def move(array, images, dtype=None):
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     tensor = tensor.pin_memory() if images.is_cuda else tensor  # else the copy is not asynchronous
     return tensor.to(images.device, dtype, non_blocking=True)
-
-
-def _unit(view):
-    return view.float() / 255
 
 
 def _mix(bits):
