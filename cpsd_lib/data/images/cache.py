@@ -90,7 +90,9 @@ def _decode_all(images, state_file, pixels, state, desc):
     if state["done"] == 0:
         state_file.unlink(missing_ok=True)  # first: it must not vouch for the empty pixels that come next
         if pixels:
-            _allocate(pixels, _length(state))
+            support.need_space(pixels.parent, _length(state), "the decoded images")
+            with open(pixels, "wb") as file:
+                file.truncate(_length(state))
     state["holder"] = f"process {os.getpid()} on {socket.gethostname()}"
 
     def commit():
@@ -133,12 +135,6 @@ def _write(load, indices, shape, path):
                 file.seek(index * pixels.nbytes)
                 file.write(np.ascontiguousarray(pixels))
     return bad, len(indices)
-
-
-def _allocate(path, length):
-    support.need_space(path.parent, length, "the decoded images")
-    with open(path, "wb") as file:
-        file.truncate(length)
 
 
 def check_bad(bad, names, policy):

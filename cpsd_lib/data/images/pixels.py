@@ -15,7 +15,7 @@ from cpsd_lib.support import cores
 
 CHUNK = 8  # images a task: handing one over costs about a millisecond, decoding one 0.3 (170 px) to 30 ms (12 Mpx)
 AHEAD = 32  # chunks, at least: decoded while the caller works on an earlier one, and then held in memory
-POOL_SECONDS = 4.0  # less work than this is done before worker processes have started
+POOL_SECONDS = 4.0  # of decoding here, then worker processes take over: they need about as long to start
 
 
 def take(images, indices):
@@ -48,7 +48,7 @@ class OnTheFly:
     def __init__(self, load, count, size, workers=None):
         self.shape, self._load = (count, 3, size, size), load
         self._workers, self._pool = workers or cores(), None
-        self._seconds, self._chunks = 0.0, 0  # spent in this process, before there is a pool
+        self._seconds = 0.0  # spent in this process, before there is a pool
 
     def __len__(self):
         return self.shape[0]
@@ -65,15 +65,13 @@ class OnTheFly:
         Raises RuntimeError when a worker process dies, and what `load` and `work` raise.
         """
         chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
-        for done, chunk in enumerate(chunks):
-            left = self._seconds * (1 + (len(chunks) - done) / max(1, self._chunks))  # at the pace so far
-            if len(chunks) > 1 and self._workers > 1 and (self._pool or (self._chunks and left > POOL_SECONDS)):
-                break
+        alone = self._workers == 1 or len(chunks) == 1
+        while chunks and (alone or self._seconds <= POOL_SECONDS):
             begun = time.monotonic()
-            result = work(self._load, chunk, *arguments)
-            self._seconds, self._chunks = self._seconds + time.monotonic() - begun, self._chunks + 1
+            result = work(self._load, chunks.pop(0), *arguments)
+            self._seconds += time.monotonic() - begun
             yield result
-        else:
+        if not chunks:
             return
         if self._pool is None:
             # Spawned, not forked: torch's threads may be alive in this process, and a fork would copy their locks.
@@ -81,7 +79,7 @@ class OnTheFly:
             self._pool = ProcessPoolExecutor(self._workers, spawn, _start_worker, (self._load,))
         ahead = deque()
         try:
-            for chunk in chunks[done:]:
+            for chunk in chunks:
                 ahead.append(self._pool.submit(_work, (work, chunk, arguments)))
                 if len(ahead) > max(AHEAD, 2 * self._workers):
                     yield ahead.popleft().result()
