@@ -239,8 +239,8 @@ def test_the_cost_card_and_the_data_say_how_many_images_have_no_labels(outputs, 
 def test_an_ensembles_activation_maps_are_the_mean_of_its_models(outputs):
     (merged,) = load_teachers(few(), 0, ["ensemble"]).values()
     images = torch.rand(2, 3, 16, 16)
-    maps = [[gradient_map(model, images, c).relu() for c in (3, 5)] for model in merged.experts]
-    mean = torch.stack([torch.stack(of_model, 1) for of_model in maps]).mean(0)
+    maps = [[gradient_map(model, images, c) for c in (3, 5)] for model in merged.experts]
+    mean = torch.stack([torch.stack(of_model, 1) for of_model in maps]).mean(0).relu()
     found, expected = class_activation(merged, images, [3, 5]), functional.interpolate(mean, (16, 16), mode="bilinear")
     highest = expected.amax((2, 3), keepdim=True).clamp(min=1e-9)
     assert torch.allclose(found, expected / highest, atol=1e-4)
