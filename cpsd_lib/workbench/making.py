@@ -21,9 +21,8 @@ from cpsd_lib.workbench.recipes import (
     student_training,
     teacher_model,
     teacher_tasks,
-    teacher_training,
 )
-from cpsd_lib.workbench.rows import ROWS, branches_matched, branches_of, views_of
+from cpsd_lib.workbench.rows import ROWS, branches_matched, branches_of, trained_together, views_of
 from cpsd_lib.workbench.run import load_partitions, student_indices, training_indices
 from cpsd_lib.workbench.store import key_of
 
@@ -38,12 +37,7 @@ def train_teachers(run, seed):
     branches, frozen_stages = branches_of(run.params.student.rows), run.params.teachers.frozen_stages
     if frozen_stages:
         check_split(build(teacher_model(run), run.dataset.table.names), frozen_stages, run.params.data.size)
-    groups = {}  # together train those of one schedule; the parts that start from the baseline after it
-    for branch in branches:
-        training = teacher_training(run, branch)
-        alone = branch if branch in ("equal_compute", "wide") else ""
-        groups.setdefault((alone, training.start), []).append(branch)
-    for together in groups.values():
+    for together in trained_together(branches, run.params.teachers.start):
         tasks = {branch: teacher_tasks(run, seed, branch) for branch in together}
         longer = {"equal_compute": ", longer", "wide": ", wider"}.get(together[0], "")
         what = f"seed {seed}: {counted(sum(map(len, tasks.values())), 'teacher')}{longer}"

@@ -17,8 +17,8 @@ from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Superv
 from cpsd_lib.support import digest, pick_precision, sha256
 from cpsd_lib.teachers import Ensemble, PartTeachers
 from cpsd_lib.training import TRAINING_VERSION, PseudoLabels
-from cpsd_lib.workbench.cost import equal_epochs, own_part, relative_flop, work_of
-from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, branch_weights
+from cpsd_lib.workbench.cost import equal_epochs, meta_model, own_part, work_of
+from cpsd_lib.workbench.rows import EQUAL, FROM_MODEL, ROWS, branch_weights
 from cpsd_lib.workbench.run import load_partitions, student_indices, training_indices
 from cpsd_lib.workbench.store import code_of, key_of
 
@@ -68,7 +68,8 @@ def work_in_baselines(run):
     teachers, wide, size, table = run.params.teachers, 1.0, run.params.data.size, run.dataset.table
     rows = run.params.student.rows
     if run.params.wide_model:
-        wide = relative_flop(run.params.wide_model, teacher_model(run), len(table.names), size)
+        models = (meta_model(one, len(table.names), size) for one in (run.params.wide_model, teacher_model(run)))
+        wide = next(models).flop / next(models).flop
     works = {row: work_of(row, teachers, run.params.student, *_sizes(run), wide) for row in rows}
     return {row: work / teachers.trained_epochs for row, work in works.items()}
 
@@ -95,7 +96,7 @@ def teacher_training(run, branch):
 
 def student_training(run, row):
     """Return how a row's student is trained: the baseline of CPSD's compute as the baseline is, which is a teacher."""
-    if row != "baseline_equal_compute":
+    if row != EQUAL:
         return run.params.student
     teachers = teacher_training(run, "whole").model_dump(exclude={"frozen_stages", "more_epochs"})
     return run.params.student.model_copy(

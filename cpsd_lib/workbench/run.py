@@ -217,14 +217,19 @@ def label_graph(run, branch, exponent=None, self_loops=None):
     return graph.affinity(counts, occurrence, branch, exponent, self_loops)
 
 
+def check_k(k, num_classes):
+    """Raise ParameterError for more parts than classes."""
+    if k > num_classes:
+        only = counted(num_classes, "class", "classes")
+        raise ParameterError(f"partition.k is {k}, but the data set has only {only}")
+
+
 def check_cut(params, table):
     """Raise ParameterError for more parts than classes, or rows of CGP where no two classes of a LabelTable ever co-occur."""
     settings, rows = params.partition, params.student.rows
     if settings.use_released:
         return
-    if settings.k > len(table.names):
-        only = counted(len(table.names), "class", "classes")
-        raise ParameterError(f"partition.k is {settings.k}, but the data set has only {only}")
+    check_k(settings.k, len(table.names))
     cgp = [row for row in rows if "co" in ROWS[row].teachers]
     counts, _ = graph.cooccurrence(table.targets[table.indices("train")])
     if cgp and not counts.any() and params.data.kind != "labels":
