@@ -86,8 +86,8 @@ def _params_file(folder, job):
 
 def _environment(grid):
     roots = {"CPSD_ROOT": str(repo_root()), "CPSD_OUTPUTS": str(outputs_root())}
-    # The bars of a job would fill its log with a line every half second.
-    return roots | {"OMP_NUM_THREADS": str(grid.threads_a_job), "TQDM_DISABLE": "1"}
+    # The bars of a job would fill its log with a line every half second, and what it says last is why it stopped.
+    return roots | {"OMP_NUM_THREADS": str(grid.threads_a_job), "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def _write_results(grid, folder, done, count):
