@@ -126,6 +126,6 @@ def _check_data(source, overrides):
     data = workbench.data_on_disk(params.data)
     from cpsd_lib.data import check_data
 
-    checked = check_data(data.settings(), workbench.outputs_root() / params.name)
+    checked = check_data(data, workbench.outputs_root() / params.name)
     print("\n".join(checked.lines))
     return 0 if checked.trainable else 1

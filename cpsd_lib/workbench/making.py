@@ -115,7 +115,7 @@ def _make_models(run, seed, tasks, what, soft=None, stored_views=None, images=No
         records = fit(
             learners,
             _batches(run, training, seed, indices, stored_views, soft),
-            training.training(),
+            training,
             folder,
             seed=seed,
             validation=validation,

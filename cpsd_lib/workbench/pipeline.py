@@ -128,7 +128,7 @@ def stage_fingerprint(name, params, previous):
     values = params.model_dump(mode="json")
     return {
         "params": digest([_value(values, section) for section in sections]),
-        "data": signature(params.data.settings()),
+        "data": signature(params.data),
         "files": {name: _content(_value(values, name)) for name in FILES if name.partition(".")[0] in sections},
         "notebook": digest(_code_of(repo_root() / "notebooks" / f"{name}.ipynb")),
         "before": previous,

@@ -207,7 +207,7 @@ def _task(run, settings, training, class_indices, objective, seed, about=(), *, 
 
 
 def _settings(training, device):
-    settings = asdict(training.training())
+    settings = asdict(training)
     del settings["checkpoint_seconds"]  # changes no result
     return settings | {"precision": str(pick_precision(training.precision, device))}
 

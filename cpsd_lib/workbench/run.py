@@ -72,7 +72,7 @@ class Run:
     @cached_property
     def dataset(self):
         """The Dataset, decoded on first use into a cache that all runs share."""
-        return open_dataset(self.params.data.settings(), outputs_root() / ".cache")
+        return open_dataset(self.params.data, outputs_root() / ".cache")
 
     @property
     def described(self):

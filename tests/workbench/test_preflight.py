@@ -64,8 +64,8 @@ def test_what_can_train_passes(tmp_path):
 def test_class_names_are_read_without_an_image(tmp_path):
     root = coco(tmp_path / "coco", images=False)
     params = load_params("coco_resnet101", {"data.root": str(root)})
-    assert read_source(params.data.settings()).table.names == list(COCO_CLASSES)
-    assert read_source(tiny().data.settings()).table.names[0] == "car"
+    assert read_source(params.data).table.names == list(COCO_CLASSES)
+    assert read_source(tiny().data).table.names[0] == "car"
 
 
 def test_vectors_that_lack_a_class_of_the_data_are_refused(tmp_path):

@@ -155,7 +155,7 @@ def pseudo_training(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)
     targets = np.random.default_rng(1).integers(0, 2, (24, 2)).astype(np.int8)
     targets[12:] = -1
-    settings = load_params("tiny", {"train.epochs": 4, "train.checkpoint_seconds": 0}).student.training()
+    settings = load_params("tiny", {"train.epochs": 4, "train.checkpoint_seconds": 0}).student
 
     def train(folder=None, warmup=1, stop=None):
         torch.manual_seed(0)

@@ -94,7 +94,7 @@ def measured_speed(job, threads, seconds=2.0):
     )
 
     def seconds_of_steps(count):
-        settings = replace(training.training(), epochs=count, stop_after=None, compile=False)
+        settings = training.model_copy(update={"epochs": count, "stop_after": None, "compile": False})
         began = time.perf_counter()
         fit(model, batches, settings, objective=Supervised(asl=training.asl), desc="measuring the speed")
         return time.perf_counter() - began
