@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -109,7 +109,7 @@ def equal_epochs(teachers, student, k, own=1.0, images=1.0):
 # ---- the cost of a run -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cost:
     """What a run costs: compute in EFLOP (1e18 FLOP, a multiply-add is 2) over all seeds, memory in GiB (2**30 bytes)."""
 
@@ -118,17 +118,17 @@ class Cost:
     student: MetaModel  # over all classes
     teacher: MetaModel  # over all classes
     seeds: int
-    teachers: int  # models a seed, trained side by side (but for the one of equal compute)
-    students: int  # models a seed, trained one after the other
     teacher_batch: int  # images
     student_batch: int  # images
-    teacher_gib: float  # GPU memory while the teachers train; 0 when there is none
-    student_gib: float  # GPU memory while a student trains; 0 when there is none
+    teachers: int = 0  # models a seed
+    students: int = 0  # models a seed, trained one after the other
+    teacher_gib: float = 0.0  # GPU memory while the teachers train that do so side by side
+    student_gib: float = 0.0  # GPU memory while a student trains
     # EFLOP of: teachers; soft targets (logits once and stored, embeddings anew in every batch); students; validation, which
     # chooses the epoch; evaluation on the test splits.
-    stages: dict
-    trained_images: int  # forward and backward passes of one image through one model
-    cpsd_baselines: float | None  # + CPSD from scratch, in trainings of one baseline; None: not among the rows
+    stages: dict = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    trained_images: int = 0  # forward and backward passes of one image through one model
+    cpsd_baselines: float | None = None  # + CPSD from scratch, in trainings of one baseline; None: not among the rows
 
     @property
     def eflop(self):
@@ -183,17 +183,17 @@ def estimate(params, num_classes, train_images, test_images, device=None, unlabe
     )
     of_unit = {"teacher epochs": teachers, "labelled epochs": labelled, "student epochs": students}
     images_of = {unit: seen.epoch for unit, seen in of_unit.items()} | {"views": train_images + unlabelled}
-    seeds, stages, trained_images = 1 if released else params.seeds, dict.fromkeys(STAGES, 0.0), 0
-    counts, peaks = {"teachers": 0, "students": 0}, {"teachers": 0, "students": 0}  # models, bytes
+    seeds, batches = 1 if released else params.seeds, (teachers.batch, students.batch)
+    cost = Cost(params.model.name, num_classes, student, teacher, seeds, *batches)
     embedded = [one.counts.values() for one in load if (one.step, one.unit) == (1, "student epochs")]
     beside = max([sum(n for n, _ in models) for models in embedded], default=0)  # while a student trains
     if released or "baseline" in rows:
-        stages["evaluation"] = seeds * student.flop * test_images / 1e18
+        cost.stages["evaluation"] += seeds * student.flop * test_images / 1e18
     for one in load:
         seen, taught = of_unit.get(one.unit), one.stage == "students"
         model = student if taught else wide if "wide" in one.counts else teacher
         flop = seeds * model.flop / 1e18
-        stages[one.stage] += flop * one.forwards(own) * images_of[one.unit]
+        cost.stages[one.stage] += flop * one.forwards(own) * images_of[one.unit]
         if one.step == 1:
             continue
         # To choose an epoch, and at last on test; the baseline, a teacher of the student's own model, is a row of the table.
@@ -201,37 +201,24 @@ def estimate(params, num_classes, train_images, test_images, device=None, unlabe
         scored = {name: (n, test_images) for name, (n, _) in one.counts.items()}
         if not params.teacher_model:
             scored.pop("whole", None)
-        stages["validation"] += flop * replace(one, step=1, counts=looked).forwards(own)
-        stages["evaluation"] += flop * replace(one, step=1, counts=scored).forwards(own)
-        trained_images += seeds * sum(n * epochs * seen.epoch for n, epochs in one.counts.values())
+        cost.stages["validation"] += flop * replace(one, step=1, counts=looked).forwards(own)
+        cost.stages["evaluation"] += flop * replace(one, step=1, counts=scored).forwards(own)
+        cost.trained_images += seeds * sum(n * epochs * seen.epoch for n, epochs in one.counts.values())
         count = sum(n for n, _ in one.counts.values())
-        counts[one.stage] += count
+        if taught:
+            cost.students += count
+            cost.student_gib = max(cost.student_gib, (beside * tail.weights + seen.bytes(student, 1)) / 2**30)
+            continue
+        cost.teachers += count
+        needed = seen.bytes(model, count)
         if tail is not teacher and one.counts.keys() <= PARTS:
             needed = seen.bytes(tail, count) + 2 * teacher.weights  # of the trunk, and of the baseline it was cut from
-        else:
-            needed = seen.bytes(model, count) + (beside * tail.weights if taught else 0)
-        peaks[one.stage] = max(peaks[one.stage], needed)
-    baselines = None
+        cost.teacher_gib = max(cost.teacher_gib, needed / 2**30)
     if "cpsd" in rows:
         more = 1 + unlabelled / train_images
-        baselines = work_of("cpsd", params.teachers, params.student, parts["co"], own, more)
-        baselines /= params.teachers.trained_epochs
-    return Cost(
-        name=params.model.name,
-        num_classes=num_classes,
-        student=student,
-        teacher=teacher,
-        seeds=seeds,
-        teachers=counts["teachers"],
-        students=counts["students"],
-        teacher_batch=teachers.batch,
-        student_batch=students.batch,
-        teacher_gib=peaks["teachers"] / 2**30,
-        student_gib=peaks["students"] / 2**30,
-        stages=stages,
-        trained_images=trained_images,
-        cpsd_baselines=baselines,
-    )
+        work = work_of("cpsd", params.teachers, params.student, parts["co"], own, more)
+        cost.cpsd_baselines = work / params.teachers.trained_epochs
+    return cost
 
 
 def own_part(settings, num_classes, size, frozen_stages):

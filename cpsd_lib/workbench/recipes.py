@@ -37,9 +37,8 @@ class ModelTask:
     training: object  # TrainParams
     class_indices: list
     objective: object
-    seed: int
-    member: int  # 0, 1, 2 ... of an ensemble
-    start: tuple  # (key of the trained baseline, frozen stages), or ()
+    images: np.ndarray  # indices of those it trains on
+    selection: np.ndarray | None  # indices of those that select its epoch
 
     @cached_property
     def key(self):
@@ -48,7 +47,7 @@ class ModelTask:
     @property
     def draws(self):
         """What its random start and its dropout derive from: never its name, never who trains beside it."""
-        return self.seed, self.recipe["classes"], self.member
+        return self.recipe["seed"], self.recipe["classes"], self.recipe["member"]
 
 
 def teacher_model(run, branch="whole"):
@@ -105,12 +104,12 @@ def student_training(run, row):
 
 
 def teacher_tasks(run, seed, branch):
-    """Return the ModelTasks of a branch's teachers, by part in order."""
+    """Return the ModelTasks of a branch's teachers, by part in order; that of "whole" is the baseline."""
     training, partitions = teacher_training(run, branch), load_partitions(run, run.dataset.key)
     parts = partitions[branch].parts
     start = ()
     if training.start == "baseline":
-        start = (baseline_task(run, seed).key, training.frozen_stages)
+        start = (teacher_tasks(run, seed, "whole")[0].key, training.frozen_stages)
     if branch == "ensemble":  # as many as the teachers of both branches of CPSD
         parts = parts * (len(partitions["co"]) + len(partitions["dis"]))
     model, members = teacher_model(run, branch), [parts[:number].count(part) for number, part in enumerate(parts)]
@@ -118,11 +117,6 @@ def teacher_tasks(run, seed, branch):
         _task(run, model, training, part, None, seed, member=member, start=start)
         for part, member in zip(parts, members, strict=True)
     ]
-
-
-def baseline_task(run, seed):
-    """Return the ModelTask of the teacher over all classes, which is the baseline."""
-    return teacher_tasks(run, seed, "whole")[0]
 
 
 def student_task(run, seed, row):
@@ -139,7 +133,7 @@ def student_task(run, seed, row):
         objective = MultiLabelDistillation(weights, method, mld, cd, id_, training.asl)
     soft = {branch: soft_recipe(run, seed, branch) for branch in weights}
     classes = list(range(len(run.dataset.table.names)))
-    start = (baseline_task(run, seed).key, 0) if training.start == "baseline" else ()
+    start = (teacher_tasks(run, seed, "whole")[0].key, 0) if training.start == "baseline" else ()
     about = {"soft": soft or None}
     if ROWS[row].uses_unlabelled and len(run.dataset.table.indices(UNLABELLED)):
         about["images"] = student_indices(run, row, seed)
@@ -156,11 +150,11 @@ def pseudo_labels(run, seed):
     return PseudoLabels(table.indices(UNLABELLED), shares, max(1, round(WARMUP * training.epochs)))
 
 
-def soft_recipe(run, seed, branch, number=None):
-    """Return the recipe of a branch's soft targets of one view of all training images; without a number: of any view."""
+def soft_recipe(run, seed, branch):
+    """Return the recipe of a branch's soft targets of all training images, of any view; that of one has its "number" too."""
     training = run.params.student
     experts = [[task.key, task.recipe["classes"]] for task in teacher_tasks(run, seed, branch)]
-    recipe = {
+    return {
         "kind": "soft_targets",
         "experts": experts,
         "data": run.dataset.key,
@@ -171,7 +165,6 @@ def soft_recipe(run, seed, branch, number=None):
         "code": code_of(Ensemble if branch == "ensemble" else PartTeachers),
         "versions": VERSIONS,
     }
-    return recipe if number is None else recipe | {"number": number}
 
 
 def _task(run, settings, training, class_indices, objective, seed, about=(), *, member=0, start=(), views=None):
@@ -183,6 +176,8 @@ def _task(run, settings, training, class_indices, objective, seed, about=(), *, 
     described = {
         field.name: getattr(objective, field.name) for field in fields(objective) if field.name != "class_indices"
     }
+    described_training = asdict(training) | {"precision": str(pick_precision(training.precision, run.device))}
+    del described_training["checkpoint_seconds"]  # changes no result
     recipe = {
         "kind": "model",
         "data": run.dataset.key,
@@ -193,23 +188,17 @@ def _task(run, settings, training, class_indices, objective, seed, about=(), *, 
         "raw_too": run.params.protocol == "paper",
         "classes": [run.dataset.table.names[c] for c in class_indices],
         "architecture": architecture(settings),
-        "training": _settings(training, run.device),
+        "training": described_training,
         "batches": {"size": training.batch_size, "view": asdict(VIEWS[training.view]), "stored_views": views},
         "objective": {"name": type(objective).__name__} | described,
         "soft": about.pop("soft", None),
-        "start": list(start),
+        "start": list(start),  # key of the trained baseline, frozen stages; or nothing
         "seed": seed,
-        "member": member,
+        "member": member,  # 0, 1, 2 ... of an ensemble
         "code": code_of(type(objective)),
         "versions": VERSIONS,
     } | about
-    return ModelTask(recipe, settings, training, list(class_indices), objective, seed, member, start)
-
-
-def _settings(training, device):
-    settings = asdict(training)
-    del settings["checkpoint_seconds"]  # changes no result
-    return settings | {"precision": str(pick_precision(training.precision, device))}
+    return ModelTask(recipe, settings, training, list(class_indices), objective, indices, selection)
 
 
 def architecture(settings):
