@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,7 +95,7 @@ def test_what_an_earlier_job_trains_by_the_same_parameters_takes_a_later_one_no_
 
 def test_the_plan_names_the_jobs_and_the_time(outputs, monkeypatch, capsys):
     jobs = planned(vary={"student.match": ["mse", "kl", "mld"]})
-    jobs[2] = replace(jobs[2], left=[])
+    jobs[2].left = []
     monkeypatch.setattr(plan, "measured_speed", lambda *_: 2e9)
     plan.print_plan(asked(vary={"student.match": ["mse", "kl", "mld"]}), jobs, 1, None)
     lines = capsys.readouterr().out.splitlines()

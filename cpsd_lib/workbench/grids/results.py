@@ -31,12 +31,11 @@ def collect(jobs):
         if not (run.folder / "evaluation" / "metrics.json").exists():
             continue  # labels without images are not scored
         values = {"job": job.name} | {key: _cell(value) for key, value in job.varied.items()}
-        records, figures = load_records(run), published(job.params)
+        records = load_records(run)
         lines = pd.DataFrame(values, records.index).join(records[["row", "split", "seed", *SCORES]])
         lines["commit"] = read_json(run.folder / "manifest.json")["stages"]["05_evaluation"]["commit"]
-        for name in SCORES[:3]:
-            of_paper = {row: figures_of_row.get(name, np.nan) for row, figures_of_row in figures.items()}
-            lines[f"paper {name}"] = lines["row"].map(of_paper).where(lines["split"] == "test").astype(float)
+        paper = pd.DataFrame(published(job.params), SCORES[:3], dtype=float).T.reindex(lines["row"]).to_numpy()
+        lines[list(PAPER)] = np.where(lines[["split"]] == "test", paper, np.nan)
         found.append(lines)
     frame = pd.concat(found, ignore_index=True) if found else None
     return None if frame is None else frame.drop(columns=[name for name in PAPER if frame[name].isna().all()])
