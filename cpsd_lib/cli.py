@@ -101,7 +101,7 @@ def _targets(source, overrides):
 
 
 def _store(action):
-    store, outputs = workbench.default_store(), workbench.outputs_root()
+    store, outputs = workbench.Store(), workbench.outputs_root()
     if action == "clean":
         print(f"{memory(workbench.clean(store, outputs) / 2**30)} freed: what no run in {outputs} uses")
         return 0

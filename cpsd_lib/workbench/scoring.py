@@ -15,7 +15,7 @@ from cpsd_lib.viz import plots
 from cpsd_lib.workbench.making import load_student, load_teachers, row_key
 from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.rows import FROM_MODEL, TITLES, baseline_of, branches_of, branches_trained
-from cpsd_lib.workbench.run import MissingStage, held_out_indices
+from cpsd_lib.workbench.run import MissingStage, held_out_indices, left_by
 
 SPLITS = ("test", "test_shifted")
 
@@ -148,10 +148,7 @@ def caveat(run):
 
 def load_records(run):
     """Return metrics.json as a DataFrame; MissingStage when 05_evaluation has not run."""
-    path = run.folder / "evaluation" / "metrics.json"
-    if not path.exists():
-        raise MissingStage(f"no scores in {path.parent}; run 05_evaluation first")
-    return pd.DataFrame(read_json(path))
+    return pd.DataFrame(read_json(left_by("05_evaluation", run.folder / "evaluation" / "metrics.json")))
 
 
 def load_per_class(run):
@@ -159,9 +156,7 @@ def load_per_class(run):
 
     MissingStage when 05_evaluation has not run; ValueError when it scored other classes than the run's data set has.
     """
-    path, names = run.folder / "evaluation" / "per_class.csv", run.described["class_names"]
-    if not path.exists():
-        raise MissingStage(f"no scores in {path.parent}; run 05_evaluation first")
+    path, names = left_by("05_evaluation", run.folder / "evaluation" / "per_class.csv"), run.described["class_names"]
     lines = pd.read_csv(path, dtype={"class": str}, keep_default_na=False, na_values={"ap": [""]})
     if list(dict.fromkeys(lines["class"])) != names:
         raise ValueError(f"{path} holds other classes than the {len(names)} of the data set; run 05_evaluation again")

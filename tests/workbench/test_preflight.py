@@ -116,6 +116,6 @@ def test_numbers_of_parts_beyond_the_classes_are_said_to_be_left_out_of_the_stud
 
 def test_the_run_prints_its_remarks_before_it_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path))
-    monkeypatch.setattr(pipeline, "_execute", lambda *_: (_ for _ in ()).throw(pipeline.StageFailed("stopped here")))
+    monkeypatch.setattr(pipeline, "_execute", lambda *_: (_ for _ in ()).throw(pipeline.Stopped("stopped here")))
     assert cli.main(["run", "tiny", "data.images=100", "partition.study_k=[25]"]) == 1
     assert "k = 25 left out" in capsys.readouterr().out
