@@ -89,13 +89,13 @@ def resolve(raw, paths=True):
     raw.pop("train", None)
     shared = {name: value for name, value in sections["train"].items() if name in TrainParams.model_fields}
     faults += [_unknown(("train", str(name)), TrainParams) for name in sections["train"] if name not in shared]
-    usual = {name: recipe["train"] | recipe[name] | shared for name in ("teachers", "student")}
+    usual = {name: recipe["train"] | recipe.get(name, {}) | shared for name in ("teachers", "student")}
     method = method_sections(raw.get("method"), usual["teachers"] | sections["teachers"])
     for name in usual:
         raw[name] = usual[name] | method[name] | sections[name]
     for name in MODELS:
         if sections[name] or name == "model":
-            raw[name] = recipe["model"] | sections[name]
+            raw[name] = recipe.get("model", {}) | sections[name]
     try:
         params = Params.model_validate(raw, context={"paths": paths})
     except ValidationError as error:
