@@ -56,13 +56,8 @@ def load_params(source, overrides=None, paths=True):
         raise ParameterError(f"{source} is a grid, many runs in one file; run it by: cpsd grid {source}")
     for key, value in (overrides or {}).items():
         # A section is laid over the file's name by name, as `extends` does it.
-        names = (
-            {f"{key}.{name}": one for name, one in value.items()}
-            if isinstance(value, dict) and key in _SECTIONS
-            else {}
-        )
-        for name, one in (names or {key: value}).items():
-            set_dotted(raw, name, one)
+        section = raw.get(key)
+        set_dotted(raw, key, section | value if isinstance(section, dict) and isinstance(value, dict) else value)
     return resolve(raw, paths)
 
 
