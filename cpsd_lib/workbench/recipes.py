@@ -134,12 +134,9 @@ def student_task(run, seed, row):
     soft = {branch: soft_recipe(run, seed, branch) for branch in weights}
     classes = list(range(len(run.dataset.table.names)))
     start = (teacher_tasks(run, seed, "whole")[0].key, 0) if training.start == "baseline" else ()
-    about = {"soft": soft or None}
-    if ROWS[row].uses_unlabelled and len(run.dataset.table.indices(UNLABELLED)):
-        about["images"] = student_indices(run, row, seed)
-    if ROWS[row].method == "pseudo":
-        about["pseudo"] = pseudo_labels(run, seed).described
-    return _task(run, run.params.model, training, classes, objective, seed, about, start=start, views=training.views)
+    pseudo = pseudo_labels(run, seed).described if ROWS[row].method == "pseudo" else None
+    model = run.params.model
+    return _task(run, model, training, classes, objective, seed, start=start, row=row, soft=soft, pseudo=pseudo)
 
 
 def pseudo_labels(run, seed):
@@ -167,10 +164,11 @@ def soft_recipe(run, seed, branch):
     }
 
 
-def _task(run, settings, training, class_indices, objective, seed, about=(), *, member=0, start=(), views=None):
-    about = dict(about)  # what only some have; an entry that is not there changes no key
+def _task(
+    run, settings, training, class_indices, objective, seed, *, member=0, start=(), row=None, soft=None, pseudo=None
+):
     indices, selection = training_indices(run, training, seed)
-    indices = about.pop("images", indices)
+    indices = student_indices(run, row, seed) if row else indices
     if objective is None:
         objective = Supervised(torch.tensor(class_indices, device=run.device), training.asl)
     described = {
@@ -189,15 +187,19 @@ def _task(run, settings, training, class_indices, objective, seed, about=(), *, 
         "classes": [run.dataset.table.names[c] for c in class_indices],
         "architecture": architecture(settings),
         "training": described_training,
-        "batches": {"size": training.batch_size, "view": asdict(VIEWS[training.view]), "stored_views": views},
+        "batches": {
+            "size": training.batch_size,
+            "view": asdict(VIEWS[training.view]),
+            "stored_views": training.views if row else None,
+        },
         "objective": {"name": type(objective).__name__} | described,
-        "soft": about.pop("soft", None),
+        "soft": soft or None,
         "start": list(start),  # key of the trained baseline, frozen stages; or nothing
         "seed": seed,
         "member": member,  # 0, 1, 2 ... of an ensemble
         "code": code_of(type(objective)),
         "versions": VERSIONS,
-    } | about
+    } | ({"pseudo": pseudo} if pseudo else {})  # an entry that is not there changes no key
     return ModelTask(recipe, settings, training, list(class_indices), objective, indices, selection)
 
 
