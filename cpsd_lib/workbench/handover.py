@@ -107,7 +107,7 @@ def export(run, row, seed, to, form="cpsd"):
 def _trial_images(run, size, count=8):
     """Return (uint8 tensor [n, 3, size, size], what they are): test images of the run, or random pixels."""
     try:
-        data = data_on_disk(run.params.data).settings()
+        data = data_on_disk(run.params.data)
         source = read_source(data)
         indices = source.table.indices("test")[:count].tolist()
         load = source.load if data.kind == "scenes" else lambda i: decode(source.paths[i], size, data.max_pixels)

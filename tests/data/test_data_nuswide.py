@@ -167,7 +167,7 @@ def test_a_split_without_any_image_on_disk_says_where_they_are_looked_for_and_no
     (root / "Flickr" / "zoo" / "0009_9.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"none of 2 test images is on disk, expected .*0004_4\.jpg and so on"):
         opened(root)
-    lines = check_data(DataParams(kind="nuswide", root=str(root)).settings(), tmp_path).lines
+    lines = check_data(DataParams(kind="nuswide", root=str(root)), tmp_path).lines
     assert "no image is in split 'test', expected at least one" in lines[-1] and "2 images are not on disk" in lines[-1]
     assert "rows" not in lines[-1]
 

@@ -61,7 +61,7 @@ def test_difficult_objects_may_count_in_one_split_alone_and_the_key_changes_with
     assert targets[1, person] == -1 and targets[3, train] == 1
     keys = [
         open_dataset(
-            DataParams(kind="voc2007", root=str(root), size=16, difficult=difficult).settings(), root.parent / "cache"
+            DataParams(kind="voc2007", root=str(root), size=16, difficult=difficult), root.parent / "cache"
         ).key
         for difficult in (True, {"train": True, "test": True}, {"train": True, "test": False}, False)
     ]
@@ -76,7 +76,7 @@ def test_difficult_that_is_not_one_or_each_split_is_refused_with_the_two_ways(ro
     ):
         load_params("tiny", words)
     words["data.difficult"] = {"train": True, "test": False}
-    assert load_params("tiny", words).data.settings().difficult == {"train": True, "test": False}
+    assert load_params("tiny", words).data.difficult == {"train": True, "test": False}
 
 
 def test_other_classes_are_refused_with_the_command_that_imports_them(root):

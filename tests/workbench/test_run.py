@@ -27,8 +27,9 @@ from cpsd_lib.cli import main
 from cpsd_lib.support import read_json, sha256
 from cpsd_lib.workbench import pipeline
 from cpsd_lib.workbench.loading import load_params
-from cpsd_lib.workbench.pipeline import STAGES, Held, StageFailed
+from cpsd_lib.workbench.pipeline import STAGES
 from cpsd_lib.workbench.run import open_run
+from cpsd_lib.workbench.yaml_files import Stopped
 
 REPO = Path(__file__).resolve().parents[2]
 ALL = list(STAGES)
@@ -240,7 +241,7 @@ def test_a_failed_stage_is_named_with_its_error_and_notebook_and_has_no_entry(ro
         raise error
 
     stand.before["03_teachers"] = fails
-    with pytest.raises(StageFailed) as caught:
+    with pytest.raises(Stopped) as caught:
         stand.run()
     assert words in str(caught.value) and str(root / "outputs" / "tiny" / "03_teachers.ipynb") in str(caught.value)
     assert list(manifest(root)["stages"]) == ALL[:2]
@@ -268,7 +269,7 @@ def test_a_failure_leaves_the_environment_and_the_lock_as_they_were(root, stand)
 
 def test_a_second_run_on_one_folder_is_told_who_holds_it(root, stand, capsys):
     def meanwhile(_):
-        with pytest.raises(Held) as caught:
+        with pytest.raises(Stopped) as caught:
             pipeline.run_stages("tiny")
         said.append(str(caught.value))
 

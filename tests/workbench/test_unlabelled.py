@@ -110,7 +110,7 @@ def test_soft_targets_cover_the_unlabelled_images_and_are_what_the_teachers_comp
 def test_an_ensemble_has_as_many_whole_models_as_both_branches_have_teachers_and_answers_with_their_mean(outputs):
     run = few()
     tasks = teacher_tasks(run, 0, "ensemble")
-    assert [task.member for task in tasks] == [0, 1, 2, 3] and len({task.key for task in tasks}) == 4
+    assert [task.recipe["member"] for task in tasks] == [0, 1, 2, 3] and len({task.key for task in tasks}) == 4
     assert tasks[0].key == row_key(run, 0, "baseline")
     (merged,) = load_teachers(run, 0, ["ensemble"]).values()
     images = torch.rand(3, 3, 16, 16)
@@ -157,7 +157,7 @@ def pseudo_training(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)
     targets = np.random.default_rng(1).integers(0, 2, (24, 2)).astype(np.int8)
     targets[12:] = -1
-    settings = load_params("tiny", {"train.epochs": 4, "train.checkpoint_seconds": 0}).student.training()
+    settings = load_params("tiny", {"train.epochs": 4, "train.checkpoint_seconds": 0}).student
 
     def train(folder=None, stop=None):
         torch.manual_seed(0)
