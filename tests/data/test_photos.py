@@ -11,7 +11,7 @@ from small_copies import picture
 
 from cpsd_lib.data import BadImage, decode, decode_batches, decode_picture, find_photos
 from cpsd_lib.data.images import pixels
-from cpsd_lib.data.images.pixels import AHEAD, CHUNK, OnTheFly
+from cpsd_lib.data.images.pixels import AHEAD, CHUNK, POOL_SECONDS, OnTheFly
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_worker_processes_stay_a_bounded_number_of_images_ahead_of_who_reads_the
             return done
 
     images = OnTheFly(None, 10_000, 8, workers=2)
-    images._pool = pool = Pool()
+    images._pool, images._seconds = pool, _ = Pool(), POOL_SECONDS + 1
     chunks = images.in_chunks(None, range(10_000))
     for read in range(1, 100):
         assert next(chunks)[0] == (read - 1) * CHUNK

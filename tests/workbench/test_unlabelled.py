@@ -189,7 +189,7 @@ def test_images_without_labels_get_those_of_the_moving_average_and_the_others_ke
 
 def test_a_student_of_pseudo_labels_starts_from_the_trained_baseline_and_pays_for_it(outputs):
     run = few()
-    assert student_task(run, 0, "cap").start == (row_key(run, 0, "baseline"), 0)
+    assert student_task(run, 0, "cap").recipe["start"] == [row_key(run, 0, "baseline"), 0]
     seconds = {r["row"]: r["seconds"] for r in evaluate(run)}
     own = run.store.record("model", row_key(run, 0, "cap"))["about"]["seconds"]
     assert seconds["cap"] == pytest.approx(seconds["baseline"] + own)
