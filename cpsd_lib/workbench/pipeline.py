@@ -67,18 +67,19 @@ def run_stages(source, overrides=None):
     error and path. Killed at any moment, the same call goes on where it was.
     """
     params = load_params(source, overrides)
-    left = stages_left(params)
+    left, names = stages_left(params), stages_of(params)
     if left:  # one that is refused leaves no folder, and an old one as it was
         check_run(params)
-        print("".join(f"{line}\n" for line in remarks(params, left[0])), end="", flush=True)
+        print("".join(f"{line}\n" for line in remarks(params, next(iter(left)))), end="", flush=True)
     opened = Run(params)
     with one_runner(opened.folder), _ctrl_c_gets_through():
         manifest, path = read_manifest(opened.folder), opened.folder / "manifest.json"
-        for name, fingerprint, fresh in _walk(opened, manifest["stages"]):
-            if fresh:
+        for name, fingerprint, why in _walk(opened, manifest["stages"]):
+            if why is None:
                 entry = manifest["stages"][name]
                 print(f"{name}: done ({entry['seconds']:.0f} s on {entry['finished']})")
                 continue
+            print(f"[{names.index(name) + 1}/{len(names)}] {name} ...{f' again: {why}' if why else ''}", flush=True)
             save_params(opened)  # what is executed reads them
             if manifest["stages"].pop(name, None):
                 write_json(path, manifest)
@@ -92,19 +93,30 @@ def run_stages(source, overrides=None):
 
 
 def stages_left(params):
-    """Return the names of a run's stages that are not done and fresh, in order: what `cpsd run` would do."""
+    """Return {name: why it is done again, '' where it was never done} of a run's stages that `cpsd run` would do, in order."""
     entries = read_manifest(outputs_root() / params.name)["stages"]
-    return [name for name, _, fresh in _walk(Run(params), entries) if not fresh]
+    return {name: why for name, _, why in _walk(Run(params), entries) if why is not None}
 
 
 def _walk(run, entries):
-    """Yield (stage, fingerprint, whether it is done and fresh) in order; entries: those of the manifest, by now."""
+    """Yield (stage, fingerprint, None where it is done and fresh, else why not) in order; entries: the manifest's, by now."""
     previous = None
     for name in stages_of(run.params):
         fingerprint, entry = stage_fingerprint(name, run.params, previous), entries.get(name)
-        yield name, fingerprint, bool(entry) and entry["fingerprint"] == fingerprint and outputs_are_there(run, entry)
+        yield name, fingerprint, _why(run, entry, fingerprint) if entry else ""
         entry = entries.get(name)  # it may have been made
         previous = digest([fingerprint, entry["outputs"], entry["keys"]]) if entry else None
+
+
+CHANGED = {"params": "its parameters", "data": "the data", "files": "a file that its parameters name"}
+CHANGED |= {"notebook": "its notebook", "before": "what it builds on"}
+
+
+def _why(run, entry, fingerprint):
+    changed = [what for part, what in CHANGED.items() if entry["fingerprint"].get(part) != fingerprint[part]]
+    if changed:
+        return f"{' and '.join(changed)} changed"
+    return None if outputs_are_there(run, entry) else "what it left is not there unchanged"
 
 
 def stage_fingerprint(name, params, previous):

@@ -151,6 +151,20 @@ def test_every_stage_leaves_at_least_one_file_in_the_manifest(root, stand):
         assert {"seconds", "finished", "seed", "versions", "hardware", "commit", "fingerprint"} <= set(entry)
 
 
+def test_each_stage_is_announced_with_its_number_and_why_it_is_done_again(root, stand, capsys):
+    stand.run()
+    assert "[3/7] 03_teachers ...\n" in capsys.readouterr().out
+    stand.run(student__alpha=0.3)
+    said = capsys.readouterr().out
+    assert "[4/7] 04_student ... again: its parameters changed\n" in said and "[3/7]" not in said
+    edit_notebook(root / "notebooks" / "06_explanation.ipynb", "code")
+    stand.run(student__alpha=0.3)
+    assert "[6/7] 06_explanation ... again: its notebook changed" in capsys.readouterr().out
+    next((root / "outputs" / "tiny" / "evaluation").glob("metrics.json")).write_text("altered")
+    stand.run(student__alpha=0.3)
+    assert "[5/7] 05_evaluation ... again: what it left is not there unchanged" in capsys.readouterr().out
+
+
 def edit_notebook(path, kind):
     notebook = read_json(path)
     cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == kind)

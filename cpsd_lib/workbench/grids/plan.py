@@ -34,7 +34,7 @@ def look_at(jobs, here=True):
             device = pick_device(job.params.device) if here else None
             there = counts(job.params.data)
             job.cost = estimate(job.params, there.classes, there.train, there.test, device, there.unlabelled)
-            job.left = stages_left(job.params)
+            job.left = list(stages_left(job.params))
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(job.slug)
     refuse(faults, len(jobs))
