@@ -1,11 +1,13 @@
 """Figures that more than one place needs, in one colour-blind-safe style that a projector can show."""
 
 import textwrap
+import warnings
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib import font_manager
 from matplotlib.ticker import LogFormatter
 
 from cpsd_lib.support import atomic
@@ -25,6 +27,16 @@ ROW_COLOURS |= {
 }
 ROW_COLOURS |= {"+ class-aware pseudo-labels": "#882222"}
 ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "released checkpoint": GREY}
+# Where they are installed, for class names in other scripts than the first font's.
+FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Malgun Gothic")
+FONTS += (
+    "Noto Sans Arabic",
+    "Noto Sans Hebrew",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Arial Unicode MS",
+    "Noto Emoji",
+)
 
 
 def use_style():
@@ -33,6 +45,17 @@ def use_style():
     plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "axes.titlesize": 12, "font.size": 11})
     plt.rcParams.update({"axes.titlelocation": "left", "figure.constrained_layout.use": True})
     plt.rcParams["text.parse_math"] = False  # a class may be called "US$ or $": that is no formula
+    installed = set(font_manager.get_font_names())
+    plt.rcParams["font.family"] = ["sans-serif", *(name for name in FONTS if name in installed)]
+    warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # 01_data says so once, see `undrawn`
+
+
+def undrawn(names):
+    """Return the letters of some names that no font of the figures has, which they show as boxes (list of str)."""
+    found = (font_manager.FontProperties(family=family) for family in plt.rcParams["font.family"])
+    fonts = [font_manager.get_font(font_manager.findfont(one)) for one in found]
+    letters = sorted({letter for name in names for letter in name if not letter.isspace()})
+    return [letter for letter in letters if not any(font.get_char_index(ord(letter)) for font in fonts)]
 
 
 def save(figure, path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cpsd_lib.evaluation import summarise_shares
-from cpsd_lib.viz import plots_evidence
+from cpsd_lib.viz import plots, plots_evidence
 
 SPECK = np.random.default_rng(0)
 
@@ -95,3 +95,12 @@ def test_classes_that_are_all_alike_are_drawn_and_named_so():
     assert "all classes alike" in (second.get_title("left"), second.get_title())
     assert first.get_xlabel() == "images" and len(first.lines[1].get_xdata()) == 3
     plt.close(figure)
+
+
+def test_letters_that_no_font_draws_are_named_and_drawing_them_warns_of_nothing(tmp_path):
+    plots.use_style()
+    assert plots.undrawn(["café", "naïve cat", "Ω $"]) == []
+    assert plots.undrawn(["\U000e0041", "cat"]) == ["\U000e0041"]  # a tag, which has no picture in any font
+    figure, axis = plt.subplots()
+    axis.set_title("\U000e0041")
+    plots.save(figure, tmp_path / "a.png")
