@@ -4,9 +4,8 @@ Images are resized on both sides and never cropped, so a fraction of the origina
 """
 
 import xml.etree.ElementTree as ElementTree
-from pathlib import PurePosixPath
 
-from cpsd_lib.data.readers.coco2014 import FOLDERS, INSTANCES, INSTANCES_FORM, load_json, without_outline
+from cpsd_lib.data.readers.coco2014 import FOLDERS, INSTANCES, base_names, coco_json
 
 
 def boxes_of(dataset, indices):
@@ -87,13 +86,12 @@ def _coco_boxes(source, indices):
 
 
 def _instances_boxes(path, names, index_of):
-    content = load_json(path, dict, INSTANCES_FORM, object_hook=without_outline)
-    column = {category["id"]: names.index(category["name"]) for category in content["categories"]}
-    images = {image["id"]: image for image in content["images"]}
-    for annotation in content["annotations"]:
-        image = images[annotation["image_id"]]
-        index = index_of.get(PurePosixPath(image["file_name"].replace("\\", "/")).name)
-        if index is not None:
+    images, annotations, categories = coco_json(path)
+    known = zip(images, base_names(path, images), strict=True)
+    wanted = {image["id"]: (image, index_of[file]) for image, file in known if file in index_of}
+    for annotation in annotations:
+        if annotation["image_id"] in wanted:
+            image, index = wanted[annotation["image_id"]]
             left, top, width, height = annotation["bbox"]
             box = _fractions(left, top, left + width, top + height, image["width"], image["height"])
-            yield index, column[annotation["category_id"]], box
+            yield index, names.index(categories[annotation["category_id"]]), box

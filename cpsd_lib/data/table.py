@@ -74,6 +74,10 @@ class LabelTable:
             raise ValueError(f"unknown split {split!r}, expected one of {', '.join((*SPLITS, UNLABELLED, SKIPPED))}")
         return np.flatnonzero(self.split == split).astype(np.int64)
 
+    def counts(self):
+        """Return {split: how many of its images hold each class [C]} of the splits with labels that have images."""
+        return {s: (self.targets[self.split == s] == 1).sum(axis=0) for s in SPLITS if s in self.split}
+
     def skip(self, indices):
         """Return the same table with these images in split "skipped"; all other images and all indices stay."""
         split = self.split.copy()

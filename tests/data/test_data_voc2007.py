@@ -114,7 +114,7 @@ def test_a_wrong_list_is_refused(root, text, parts):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        (voc_xml("000005", [("chair", 0)])[:-20], ["broken XML files", "000005.xml: ", "unpack"]),
+        (voc_xml("000005", [("chair", 0)])[:-20], ["broken XML files", "000005.xml: ", "expected one <annotation>"]),
         ("", ["broken XML files"]),
         ("<html></html>", ["it is a <html>, expected an <annotation>"]),
         (voc_xml("000005", [("chiar", 0)]), ["unknown class", "000005.xml: 'chiar' (did you mean 'chair'?)"]),

@@ -1,5 +1,6 @@
 """PASCAL VOC 2007 in 20 classes: one XML file an image, trainval to learn from and test to test on."""
 
+import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -72,18 +73,11 @@ def _ids(path):
 def _targets(folder, ids, difficult):
     files = [f"{image_id}.xml" for image_id in ids]
     common.need_all(folder, files, (path.name for path in folder.glob("*.xml")), "XML")
-    targets, objects, broken = np.zeros((len(files), len(CLASSES)), np.int8), [], []
-    for file in files:
-        try:
-            objects.append(objects_of(folder / file))
-        except (ElementTree.ParseError, ValueError) as error:
-            broken.append(f"{file}: {error}")
-    common.refuse(
-        folder, broken, "broken XML files, expected one <annotation> with its <object>s: unpack the archive again"
-    )
+    objects = objects_of([folder / file for file in files])
     names = [(file, name) for file, pairs in zip(files, objects, strict=True) for name, _ in pairs]
     expected = f"objects of an unknown class, expected the {len(CLASSES)} of VOC 2007"
     common.refuse_unknown(folder, names, CLASSES, f"{expected}. {common.how_to_import(folder.parent, 'voc')}")
+    targets = np.zeros((len(files), len(CLASSES)), np.int8)
     for index, pairs in enumerate(objects):
         # Plain objects last: one of them makes its class present, however many difficult ones stand beside it.
         for name, hard in sorted(pairs, key=lambda pair: not pair[1]):
@@ -91,15 +85,23 @@ def _targets(folder, ids, difficult):
     return targets
 
 
-def objects_of(path):
-    """Return the (class name, whether it is difficult) of each object in an XML file."""
-    root = ElementTree.fromstring(path.read_bytes())
-    if root.tag != "annotation":
-        raise ValueError(f"it is a <{root.tag}>, expected an <annotation>")
-    pairs = []
-    for element in root.findall("object"):
-        difficult = element.findtext("difficult", "0").strip()
-        if difficult not in ("0", "1"):
-            raise ValueError(f"<difficult> is {difficult!r}, expected 0 or 1")
-        pairs.append((element.findtext("name", "").strip(), difficult == "1"))
-    return pairs
+def objects_of(paths):
+    """Return for each of the XML files, of any classes, the (class name, whether it is difficult) of its objects."""
+    objects, broken, folder = [], [], os.path.commonpath([path.parent for path in paths])
+    for path in paths:
+        try:
+            root = ElementTree.fromstring(path.read_bytes())
+            if root.tag != "annotation":
+                raise ValueError(f"it is a <{root.tag}>, expected an <annotation>")
+            objects.append([_object(element) for element in root.findall("object")])
+        except (ElementTree.ParseError, ValueError) as error:
+            broken.append(f"{path.relative_to(folder)}: {error}")
+    common.refuse(folder, broken, "broken XML files, expected one <annotation> with its <object>s in each")
+    return objects
+
+
+def _object(element):
+    difficult = element.findtext("difficult", "0").strip()
+    if difficult not in ("0", "1"):
+        raise ValueError(f"<difficult> is {difficult!r}, expected 0 or 1")
+    return element.findtext("name", "").strip(), difficult == "1"
