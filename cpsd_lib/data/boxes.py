@@ -87,7 +87,7 @@ def _coco_boxes(source, indices):
 
 def _instances_boxes(path, names, index_of):
     images, annotations, categories = coco_json(path)
-    known = zip(images, base_names(path, images), strict=True)
+    known = zip(images, base_names(images), strict=True)
     wanted = {image["id"]: (image, index_of[file]) for image, file in known if file in index_of}
     for annotation in annotations:
         if annotation["image_id"] in wanted:

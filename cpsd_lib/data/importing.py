@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
+from os.path import relpath
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,8 @@ def _rows(settings, source, places, files, sources, labels, unknown=None, more=N
     labels, unknown: frozensets of class names. more: a DataFrame of what else is written of each photo, its group and the
     split that is given among it; both are '' where there is none.
     """
-    rows = pd.DataFrame({"place": list(places), "file": list(files), "source": list(sources)}, dtype=object)
-    rows["labels"] = pd.Series(list(labels), dtype=object)
+    rows = {"place": [*places], "file": [*files], "source": [*sources], "labels": [*labels]}
+    rows = pd.DataFrame(rows, dtype=object)
     rows["unknown"] = pd.Series(len(rows) * [frozenset()] if unknown is None else unknown, dtype=object)
     more, (how, name) = pd.DataFrame() if more is None else more, settings.split_by
     by_column = how == "column" or (not how and "split" in more)  # a column `split` is taken unasked
@@ -94,14 +95,14 @@ def _tables(settings, source, lines):
     paths = paths or [path for path in sorted(source.iterdir()) if path.suffix.lower() in (".csv", ".tsv", ".parquet")]
     if len({path.name for path in paths}) != 1:
         raise ValueError(f"{source} holds {len(paths)} tables, expected one: give its file. {listed(paths)}".strip())
-    tables = [_parquet(path) if path.suffix.lower() == ".parquet" else _text_table(path) for path in paths]
-    path, names = paths[0], tables[0].columns
-    for other, table in zip(paths, tables, strict=True):
-        wrong = sorted(set(table) ^ set(names))
-        common.refuse(other, wrong, f"its columns are not those of {path}, expected the same")
-    sources = [path for path, table in zip(paths, tables, strict=True) for _ in table.index]
-    table, file = pd.concat(tables), settings.file or names[0]
-    places = [f"{os.path.relpath(path, source.parent)}, line {n}" for path, n in zip(sources, table.index, strict=True)]
+    read = {True: _parquet, False: _text_table}
+    table = pd.concat({path: read[path.suffix.lower() == ".parquet"](path) for path in paths})
+    common.refuse(
+        source, table.columns[table.isna().any()], "columns that not all tables have, expected the same in each"
+    )
+    path, names, file = paths[0], table.columns, settings.file or table.columns[0]
+    places = [f"{relpath(path, source.parent)}, line {n}" for path, n in table.index]
+    sources = table.index.get_level_values(0)
     columns = settings.columns or (":" if path.name == ROBOFLOW and not settings.labels else None)
     if bool(settings.labels) == bool(columns):
         shown = listed(map(repr, names))
@@ -156,13 +157,11 @@ def _of_cells(path, cells, separator, places):
         try:
             names = ast.literal_eval(cell or "[]")
         except (ValueError, SyntaxError):
-            names = None
-        if not isinstance(names, list) or re.search(
-            r"['\"]\s+['\"]", cell
-        ):  # numpy's ['a' 'b'] would be the one name ab
-            wrong.append(f"{place}: {cell:.80}")
-            continue
-        labels.append(frozenset(str(name).strip() for name in names) - {""})
+            names = ()
+        # Of numpy's ['a' 'b'] Python makes the one name ab.
+        right = isinstance(names, list) and not re.search(r"['\"]\s+['\"]", cell)
+        wrong += [] if right else [f"{place}: {cell:.80}"]
+        labels.append(frozenset(str(name).strip() for name in (names if right else ())) - {""})
     common.refuse(path, wrong, "other cells are lists, expected one such as ['cat', 'dog'] in each")
     return labels
 
@@ -198,22 +197,22 @@ def _coco(settings, source, lines):
     paths = [path for path in paths if path.name.startswith(("instances_", "_annotations."))] or paths
     if not paths:
         raise FileNotFoundError(f"{source} holds no JSON file, expected {FORM}")
-    rows, known = zip(*(_coco_file(path, settings, lines) for path in paths), strict=True)
-    return pd.concat(rows, ignore_index=True), frozenset().union(*known)
-
-
-def _coco_file(path, settings, lines):
-    images, objects, names = coco_json(path)
-    if settings.no_crowd:
-        crowd = sum(one.get("iscrowd") == 1 for one in objects)
-        lines.append(f"dropped: {counted(crowd, 'object')} marked as a crowd in {path.name}")
-        objects = [one for one in objects if one.get("iscrowd") != 1]
-    labels = {image["id"]: set() for image in images}
-    for one in objects:
-        labels[one["image_id"]].add(names[one["category_id"]])
-    places, files = (f"{path.name}, image {id}" for id in labels), (image["file_name"] for image in images)
-    labels, more = map(frozenset, labels.values()), pd.DataFrame(images)
-    return _rows(settings, path, places, files, len(images) * [path], labels, more=more), names.values()
+    images, places, sources, labels, known, crowds = [], [], [], [], set(), 0
+    for path in paths:
+        of_file, objects, names = coco_json(path)
+        held = {image["id"]: set() for image in of_file}
+        for one in objects:
+            crowd = settings.no_crowd and one.get("iscrowd") == 1
+            crowds += crowd
+            held[one["image_id"]] |= set() if crowd else {names[one["category_id"]]}
+        images += of_file
+        places += [f"{path.name}, image {id}" for id in held]
+        sources += len(held) * [path]
+        labels += map(frozenset, held.values())
+        known.update(names.values())
+    lines += [f"dropped: {counted(crowds, 'object')} marked as a crowd"] if settings.no_crowd else []
+    files, more = (image["file_name"] for image in images), pd.DataFrame(images)
+    return _rows(settings, source, places, files, sources, labels, more=more), known
 
 
 def _voc(settings, source, lines):
@@ -256,8 +255,8 @@ def _with_paths(rows, suffix, home, photos, lines):
         ]
         near = exact[:1] or alike.get(common.forms(name.rpartition("/")[2])[0], [])
         if len(near) > 1:  # the one that lies beside its label file, or in a folder of the same split
-            beside = [path for path in near if path.parent == source.parent]
-            near = beside or [path for path in near if _split_of(path.parent, home) == _split_of(source, home)] or near
+            beside, split = [path for path in near if path.parent == source.parent], _split_of(relpath(source, home))
+            near = beside or [path for path in near if _split_of(relpath(path.parent, home)) == split] or near
         several += [f"{place}: {name}: {listed(near, shown=3)}"] if len(near) > 1 else []
         missing += [] if near else [f"{file} ({place})"]
         loose |= {near[0]: name} if near and not exact and "/" in name else {}
@@ -276,14 +275,10 @@ def _with_paths(rows, suffix, home, photos, lines):
     return rows.assign(path=pd.Series(paths, rows.index, dtype=object)).dropna(subset="path")
 
 
-def _word(text):
-    """Return the split that a text names (train_val is train), '' for none."""
-    return next((WORDS[word] for word in re.findall("[a-z]+", text.lower()) if word in WORDS), "")
-
-
-def _split_of(path, home):
-    """Return the split that a part of `path` below `home` names, the last one that does; '' for none."""
-    return next(filter(None, map(_word, reversed(os.path.relpath(path, home).split(os.sep)))), "")
+def _split_of(text):
+    """Return the split that a text or a path names, the last one that it does; '' for none."""
+    words = re.findall("[a-z]+", str(text).lower().replace("train_val", "trainval"))
+    return next((WORDS[word] for word in reversed(words) if word in WORDS), "")
 
 
 def _lists(folder):
@@ -292,7 +287,7 @@ def _lists(folder):
     for path in [*folder.glob("*.txt"), *folder.glob("ImageSets/Main/*.txt")]:
         if LISTS.fullmatch(path.name):
             for name in common.read_names(path, "one file name a line"):
-                splits[Path(name).stem].add(_word(path.stem))
+                splits[Path(name).stem].add(_split_of(path.stem))
     both = sorted(name for name, words in splits.items() if "test" in words and len(words) > 1)
     common.refuse(folder, both, "names in the list of test and in another one, expected each in one")
     return {name: max(words) for name, words in splits.items()}  # val, where trainval has it as well
@@ -302,12 +297,14 @@ def _with_splits(settings, source, rows, root, home, lines):
     """Return the rows with their `split`, '' in all of them where it will be drawn; val is test where there is no test."""
     how = settings.split_by[0] or ("column" if rows.given.any() else "files")
     if how == "column":
-        split = [text if text in SPLITS else _word(text) for text in rows.given]
+        split = [text if text in SPLITS else _split_of(text) for text in rows.given]
     elif how == "files":
-        by_list, folders = _lists(root), settings.kind == "folders"  # a photo's folder is its label there, maybe "test"
+        by_list = _lists(root)
+        # A photo's folder is its label in kind folders, maybe "test"; the label file's name says more than the photo's.
+        where = rows.path.map(lambda path: "" if settings.kind == "folders" else relpath(path.parent, home))
         split = [
-            by_list.get(path.stem) or _split_of(labels, root) or ("" if folders else _split_of(path.parent, home))
-            for labels, path in zip(rows.source, rows.path, strict=True)
+            by_list.get(path.stem) or _split_of(relpath(labels, root)) or _split_of(folder)
+            for labels, path, folder in zip(rows.source, rows.path, where, strict=True)
         ]
     if how == "random" or (not settings.split and how == "files" and not {"train"} < set(split) <= {*SPLITS}):
         return rows.assign(split="")

@@ -51,17 +51,16 @@ class LabelTable:
             raise ValueError(f"images of split '{UNLABELLED}' have labels, expected none (or split 'train'): {named}")
         # Wide enough for every split: numpy would cut "skipped" to "skipp" in an array of 5 letters.
         split = np.where(~known & (split == "train") & (len(names) > 0), UNLABELLED, split).astype("U12")
-        for what, values in (("class", [_visible(name, "NFC") for name in names]), ("file", files)):
+        for what, given, values in (
+            ("class", names, [_visible(name, "NFC") for name in names]),
+            ("file", files, files),
+        ):
             if "" in values:
                 raise ValueError(f"{what} number {values.index('')} has an empty name, expected a name")
             twice = [value for value, times in Counter(values).items() if times > 1]
             if twice:
-                written = [ascii(name) for name, value in zip(names, values, strict=False) if value in twice]
-                how = (
-                    ""
-                    if what == "file" or len(set(written)) == 1
-                    else f" (written {listed(written)}: write them alike)"
-                )
+                written = [ascii(name) for name, value in zip(given, values, strict=True) if value in twice]
+                how = f" (written {listed(written)}: write them alike)" if len(set(written)) > len(twice) else ""
                 raise ValueError(f"{what} names must be unique, these occur more than once: {listed(twice)}{how}")
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "files", files)

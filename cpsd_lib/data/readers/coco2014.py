@@ -53,7 +53,7 @@ def read_coco2014(root):
             files, targets = _read_short(path, common.first_existing(root, SIDECARS))
         order = np.argsort(files)
         splits[split] = [files[index] for index in order], targets[order], root / folder
-    return common.join_splits(root, COCO_CLASSES, splits, "coco2014", listed, LABELLED, _image_id)
+    return common.join_splits(COCO_CLASSES, splits, "coco2014", listed, LABELLED)
 
 
 def _load_json(path, kind, what, **options):
@@ -110,12 +110,8 @@ def _read_instances(path):
     """Return (file names, targets int8 [N, 80]) of all images, labelled or not."""
     images, annotations, names = coco_json(path)
     _check_classes(path, [*names.values()])
-    files = base_names(path, images)
-    # The file name says the id, too; short forms have nothing else.
-    pairs = [(file, image["id"]) for file, image in zip(files, images, strict=True)]
-    differ = [f"{file}: id {id}" for file, id in pairs if _image_id(file) not in (id, file)]
-    common.refuse(path, differ, "the number in an image's file name is not its id, expected both to agree")
-    index = {id: place for place, (_, id) in enumerate(pairs)}
+    files = base_names(images)
+    index = {image["id"]: place for place, image in enumerate(images)}
     column = {id: COCO_CLASSES.index(name) for id, name in names.items()}
     targets = np.zeros((len(files), len(COCO_CLASSES)), np.int8)
     at = [index[one["image_id"]] for one in annotations], [column[one["category_id"]] for one in annotations]
@@ -146,7 +142,7 @@ def _read_short(path, sidecar):
     if not records:
         raise ValueError(f"{path} lists no image, expected {form}")
     _fields(path, "image", records, "file_name", str)
-    files, labels = base_names(path, records), _fields(path, "image", records, "labels", list)
+    files, labels = base_names(records), _fields(path, "image", records, "labels", list)
     numbers = range(len(COCO_CLASSES))
     wrong = [
         f"{file}: {held!r:.80}"
@@ -175,15 +171,6 @@ def _by_id(fact):
     )
 
 
-def base_names(path, records):
-    """Return the file name of each record without its folders: `train2014/x.jpg` and `coco\\\\train2014\\\\x.jpg` are x.jpg."""
-    files = [PurePosixPath(record["file_name"].replace("\\", "/")).name for record in records]
-    common.refuse(path, (f"number {n}" for n, file in enumerate(files) if file in ("", "..")), "expected a file name")
-    common.refuse_repeats(path, files, "image file")  # the name alone is unique in COCO
-    return files
-
-
-def _image_id(file):
-    """Return the number at the end of COCO_val2014_000000000042.jpg, or the name itself when it ends otherwise."""
-    digits = file.rpartition(".")[0].rpartition("_")[2]
-    return int(digits) if digits.isdecimal() else file
+def base_names(records):
+    """Return the file name of each record without its folders, unique in COCO: coco\\\\train2014\\\\x.jpg is x.jpg."""
+    return [PurePosixPath(record["file_name"].replace("\\", "/")).name for record in records]

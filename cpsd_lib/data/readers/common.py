@@ -30,18 +30,12 @@ class LabelledFiles:
         return replace(self, table=self.table.take(indices), paths=paths)
 
 
-def join_splits(root, names, splits, kind, listed, labelled=None, image_id=str):
+def join_splits(names, splits, kind, listed, labelled=None):
     """Return the LabelledFiles of {split: (files [n], targets [n, C], their folder)}, one split after the other.
 
     listed, labelled: how many images, and images with a label, the published data set has in each split; other counts are
-    notes. With `labelled`, images without a label are left out, as the published count leaves them out. image_id: what an
-    image is known by, given its file name; ValueError for one that is in two splits.
+    notes. With `labelled`, images without a label are left out, as the published count leaves them out.
     """
-    ids = [{str(image_id(file)) for file in files} for files, _, _ in splits.values()]
-    expected = (
-        "the same image id is in train and in test, expected each in one: take the lists of the original download"
-    )
-    refuse(root, sorted(set.intersection(*ids)), expected)
     files = [file for files, _, _ in splits.values() for file in files]
     paths = [folder / file for files, _, folder in splits.values() for file in files]
     targets = np.concatenate([targets for _, targets, _ in splits.values()])

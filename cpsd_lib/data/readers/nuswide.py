@@ -37,13 +37,12 @@ def read_nuswide(root):
         for split in WORD
     }
     splits = {split: (files, _targets(labels, names, split, len(files)), folder) for split, files in listed.items()}
-    return common.join_splits(root, names, splits, "nuswide", LISTED, LABELLED)
+    return common.join_splits(names, splits, "nuswide", LISTED, LABELLED)
 
 
 def _concepts(root):
     path = common.first_existing(root, CONCEPT_FILES, "list of concepts")
     names = common.read_names(path, f"the {CONCEPTS} concepts of NUS-WIDE, one a line")
-    common.refuse_repeats(path, names, "concept")
     if len(names) != CONCEPTS:
         raise ValueError(f"{path} names {len(names)} concepts, expected the {CONCEPTS} of NUS-WIDE, one a line")
     return sorted(names)
@@ -55,11 +54,7 @@ def _label_folder(root, names):
         expected = f"Labels_<concept>_{{Train,Test}}.txt in {' or '.join(LABELS)}"
         raise FileNotFoundError(f"{root} holds no label files, expected {expected}")
     expected = {f"Labels_{name}_{word}.txt" for name in names for word in WORD.values()}
-    present = {path.name for path in folder.glob("Labels_*.txt")}
-    common.need_all(folder, expected, present, "label")
-    common.refuse(
-        folder, sorted(present - expected), "label files of concepts that are not in Concepts81.txt, expected none"
-    )
+    common.need_all(folder, expected, (path.name for path in folder.glob("Labels_*.txt")), "label")
     return folder
 
 
@@ -70,7 +65,6 @@ def _image_list(root, split):
     files = [_relative(line) for line in lines]
     wrong = [line for line, file in zip(lines, files, strict=True) if not file]
     common.refuse(path, wrong, "expected file names inside the image folder, as in actor\\0001_2124494179.jpg")
-    common.refuse_repeats(path, files, "image")
     return files
 
 

@@ -2,7 +2,6 @@
 
 import os
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import numpy as np
 
@@ -40,25 +39,12 @@ def read_voc2007(root, difficult=True):
         present = difficult[split] if isinstance(difficult, dict) else difficult
         targets = _targets(home / "Annotations", ids, present)
         splits[split] = [f"{image_id}.jpg" for image_id in ids], targets, home / "JPEGImages"
-    return common.join_splits(root, CLASSES, splits, "voc2007", LISTED)
-
-
-def fetch_voc2007(root):
-    """Download VOC 2007 (900 MB) from its home and unpack it into root/VOCdevkit; returns `root` as data.root wants it.
-
-    Never called by a run: call it once by hand, when online. Raises what torchvision's download raises.
-    """
-    from torchvision.datasets import VOCDetection
-
-    Path(root).mkdir(parents=True, exist_ok=True)
-    for path in LISTS.values():
-        VOCDetection(str(root), year="2007", image_set=Path(path).stem, download=True)
-    return Path(root)
+    return common.join_splits(CLASSES, splits, "voc2007", LISTED)
 
 
 def _home(root, split):
     choices = [f"{name}/{LISTS[split]}".removeprefix("./") for name in FOLDERS[split]]
-    what = "list of VOC 2007 (unpack both archives, or call readers.voc2007.fetch_voc2007 when online)"
+    what = "list of VOC 2007 (unpack both archives, or let torchvision.datasets.VOCDetection fetch them)"
     return common.first_existing(root, choices, what).parents[2]
 
 
@@ -66,7 +52,6 @@ def _ids(path):
     ids = common.read_names(path, "one image id a line, as in 000005")
     wrong = [repr(image_id) for image_id in ids if not image_id.replace("_", "").isalnum()]
     common.refuse(path, wrong, "expected one image id a line, as in 000005, and nothing else")
-    common.refuse_repeats(path, ids, "image id")
     return ids
 
 
