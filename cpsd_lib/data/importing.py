@@ -179,16 +179,12 @@ def _of_columns(path, table, columns, others, places, lines):
     wrong = [f"{places[n]}, column {span.columns[c]!r}: {span.iat[n, c]!r}" for n, c in np.argwhere(values == 2)]
     common.refuse(path, wrong, f"expected 0, 1, -1 or nothing in the columns {columns}")
     minus = "unknown" if (values == 0).any() else "absent"
-    meaning = {
-        "1 present": values == 1,
-        "0 absent": values == 0,
-        f"-1 {minus}": values == -1,
-        "blank unknown": np.isnan(values),
-    }
+    present, blank, names = values == 1, np.isnan(values), span.columns.to_numpy(object)
+    meaning = {"1 present": present, "0 absent": values == 0, f"-1 {minus}": values == -1, "blank unknown": blank}
     held = [words for words, where in meaning.items() if where.any()]
     lines.append(f"{counted(span.shape[1], 'column')}: {', '.join(held)}")
-    unknown, names = np.isnan(values) | (values == -1) & (minus == "unknown"), span.columns.to_numpy(object)
-    return names, *([frozenset(names[row]) for row in mask] for mask in (values == 1, unknown))
+    unknown = blank | (values == -1) & (minus == "unknown")
+    return names, *([frozenset(names[row]) for row in mask] for mask in (present, unknown))
 
 
 def _coco(settings, source, lines):
@@ -202,9 +198,10 @@ def _coco(settings, source, lines):
         of_file, objects, names = coco_json(path)
         held = {image["id"]: set() for image in of_file}
         for one in objects:
-            crowd = settings.no_crowd and one.get("iscrowd") == 1
-            crowds += crowd
-            held[one["image_id"]] |= set() if crowd else {names[one["category_id"]]}
+            if settings.no_crowd and one.get("iscrowd") == 1:
+                crowds += 1
+            else:
+                held[one["image_id"]].add(names[one["category_id"]])
         images += of_file
         places += [f"{path.name}, image {id}" for id in held]
         sources += len(held) * [path]
