@@ -20,17 +20,14 @@ def boxes_of(dataset, indices):
     if outside:
         raise ValueError(f"there are no images {outside[:5]}; give some of 0..{count - 1}")
     read = {"scenes": _scenes_boxes, "voc2007": _voc_boxes, "coco2014": _coco_boxes}.get(dataset.kind)
-    try:
-        every = [*read(dataset.source, indices)] if read else None
-    except FileNotFoundError:  # the short form of COCO says no boxes
-        every = None
-    if every is None:
-        return None
     boxes = {index: {} for index in indices}
-    for index, c, box in every:
-        if box[0] < box[2] and box[1] < box[3]:  # COCO has a few of no area, which say nothing
-            boxes[index].setdefault(c, []).append(box)
-    return boxes
+    try:
+        for index, c, box in read(dataset.source, indices) if read else ():
+            if box[0] < box[2] and box[1] < box[3]:  # COCO has a few of no area, which say nothing
+                boxes[index].setdefault(c, []).append(box)
+    except FileNotFoundError:  # COCO's short form has no boxes
+        return None
+    return boxes if read else None
 
 
 def _fractions(left, top, right, bottom, width, height):

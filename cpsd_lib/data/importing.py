@@ -293,19 +293,22 @@ def _lists(folder):
 def _with_splits(settings, source, rows, root, home, lines):
     """Return the rows with their `split`, '' in all of them where it will be drawn; val is test where there is no test."""
     how = settings.split_by[0] or ("column" if rows.given.any() else "files")
+    if how == "random":
+        return rows.assign(split="")
     if how == "column":
+        where = "a column"
         split = [text if text in SPLITS else _split_of(text) for text in rows.given]
-    elif how == "files":
+    else:
+        where = "the names of lists, label files and folders"
         by_list = _lists(root)
         # A photo's folder is its label in kind folders, maybe "test"; the label file's name says more than the photo's.
-        where = rows.path.map(lambda path: "" if settings.kind == "folders" else relpath(path.parent, home))
+        folders = rows.path.map(lambda path: "" if settings.kind == "folders" else relpath(path.parent, home))
         split = [
             by_list.get(path.stem) or _split_of(relpath(labels, root)) or _split_of(folder)
-            for labels, path, folder in zip(rows.source, rows.path, where, strict=True)
+            for labels, path, folder in zip(rows.source, rows.path, folders, strict=True)
         ]
-    if how == "random" or (not settings.split and how == "files" and not {"train"} < set(split) <= {*SPLITS}):
-        return rows.assign(split="")
-    where = {"column": "a column", "files": "the names of lists, label files and folders"}[how]
+        if not settings.split and not {"train"} < set(split) <= {*SPLITS}:
+            return rows.assign(split="")
     written = zip(rows.place, rows.given, split, strict=True)
     unnamed = [f"{place} {given!r}".removesuffix(" ''") for place, given, name in written if not name]
     common.refuse(source, unnamed, f"expected train, val or test in {where}, or give --split random:0.2")

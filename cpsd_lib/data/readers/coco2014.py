@@ -120,7 +120,6 @@ def _read_instances(path):
 
 
 def _check_classes(path, names):
-    common.refuse_repeats(path, names, "class")
     wrong = [f"unknown: {common.nearest(name, COCO_CLASSES)}" for name in names if name not in COCO_CLASSES]
     wrong += [f"not in it: {name}" for name in COCO_CLASSES if name not in names]
     expected = f"it has {len(names)} classes, expected exactly the {len(COCO_CLASSES)} of MS-COCO 2014"
@@ -137,10 +136,7 @@ def _read_short(path, sidecar):
         _check_classes(sidecar, names)
         if names != COCO_CLASSES:
             raise ValueError(_by_id(f"{sidecar} says so"))
-    form = "the short form: a list of {file_name, labels: [class numbers]}"
-    records = _load_json(path, list, form)
-    if not records:
-        raise ValueError(f"{path} lists no image, expected {form}")
+    records = _load_json(path, list, "the short form: a list of {file_name, labels: [class numbers]}")
     _fields(path, "image", records, "file_name", str)
     files, labels = base_names(records), _fields(path, "image", records, "labels", list)
     numbers = range(len(COCO_CLASSES))
