@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections import defaultdict
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -99,15 +99,15 @@ def _file_names(path, lines, rows):
     files = [PurePosixPath(row["file_name"].replace("\\", "/")) for row in rows]
     outside, places = [], defaultdict(list)
     for line, row, file in zip(lines, rows, files, strict=True):
-        places[file].append(f"{line} ({row['split']})")
-        if not file.parts or file.is_absolute() or ".." in file.parts or PureWindowsPath(file).drive:
+        places[str(file)].append(f"{line} ({row['split']})")
+        if not file.parts or file.is_absolute() or ".." in file.parts or re.match("[A-Za-z]:", file.parts[0]):
             outside.append(f"{line}: {row['file_name']}")
     expected = "expected a file name inside the image folder in column 'file_name': relative, without '..'"
     common.refuse(path, outside, expected)
     twice = (f"{file}: {listed(lines)}" for file, lines in places.items() if len(lines) > 1)
     expected = "one line a file, in one split (a test on seen photos says nothing), its labels joined by ';'"
     common.refuse(path, twice, f"duplicate file name, expected {expected}")
-    return [str(file) for file in files]
+    return [*places]
 
 
 def _targets(path, lines, rows, separator):
@@ -120,7 +120,8 @@ def _targets(path, lines, rows, separator):
     common.refuse(path, both, "the same class is in 'labels' and in 'unknown', expected it in one of them")
     names = sorted(frozenset().union(*every))
     column = {name: number for number, name in enumerate(names)}
-    targets = np.array([len(names) * [-(row["split"] == UNLABELLED)] for row in rows], np.int8)
+    targets = np.zeros((len(rows), len(names)), np.int8)
+    targets[[row["split"] == UNLABELLED for row in rows]] = -1
     for index in range(len(rows)):
         targets[index, [column[name] for name in present[index]]] = 1
         targets[index, [column[name] for name in unknown[index]]] = -1
