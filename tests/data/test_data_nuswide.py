@@ -69,7 +69,7 @@ def test_a_missing_concept_file_or_a_wrong_number_of_concepts_is_refused(root):
 
 def test_missing_label_files_are_named(root):
     (root / "TrainTestLabels" / "Labels_sky_Test.txt").rename(root / "TrainTestLabels" / "Labels_heaven_Test.txt")
-    refused(root, "1 of 162 label files are missing: Labels_sky_Test.txt", error=FileNotFoundError)
+    refused(root, "Labels_sky_Test.txt", error=FileNotFoundError)
     for path in (root / "TrainTestLabels").iterdir():
         path.unlink()
     refused(root, "no label files", "Groundtruth/TrainTestLabels", error=FileNotFoundError)
@@ -98,8 +98,6 @@ def test_a_label_file_that_does_not_fit_its_list_is_refused_with_file_and_line(r
     [
         ("Train", lambda lines: [*lines[:-1], lines[0]], ["file names must be unique", "actor/0001_2124494179.jpg"]),
         ("Test", lambda lines: [lines[0], "actor/0003_3.jpg"], ["file names must be unique", "actor/0003_3.jpg"]),
-        ("Test", lambda lines: [lines[0], "..\\x.jpg"], ["inside the image folder", "..\\x.jpg"]),
-        ("Test", lambda lines: [lines[0], "D:\\x.jpg"], ["inside the image folder"]),
         ("Test", lambda lines: [], ["TestImagelist.txt is empty"]),
         ("Test", lambda lines: lines[:1], ["has 2 lines, expected 1"]),
     ],

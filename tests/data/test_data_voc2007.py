@@ -101,8 +101,8 @@ def test_a_missing_half_says_which_list_is_looked_for_and_how_to_get_it(root, tm
     [
         ("000005\n000005\n", ["file names must be unique", "000005.jpg"]),
         ("000005\n000001\n", ["file names must be unique", "000001.jpg"]),
-        ("000005 1\n000007 -1\n", ["one image id a line", "'000005 1'"]),
-        ("../000005\n", ["one image id a line"]),
+        ("000005 1\n000007 -1\n", ["missing or broken XML files", "000005 1.xml"]),
+        ("../000005\n", ["missing or broken XML files", "../000005.xml"]),
         ("\n", ["trainval.txt is empty"]),
     ],
 )
@@ -114,8 +114,11 @@ def test_a_wrong_list_is_refused(root, text, parts):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        (voc_xml("000005", [("chair", 0)])[:-20], ["broken XML files", "000005.xml: ", "expected one <annotation>"]),
-        ("", ["broken XML files"]),
+        (
+            voc_xml("000005", [("chair", 0)])[:-20],
+            ["missing or broken XML files", "000005.xml: ", "expected one <annotation>"],
+        ),
+        ("", ["missing or broken XML files"]),
         ("<html></html>", ["it is a <html>, expected an <annotation>"]),
         (voc_xml("000005", [("chiar", 0)]), ["unknown class", "000005.xml: 'chiar' (did you mean 'chair'?)"]),
         (voc_xml("000005", [("", 0)]), ["unknown class", "000005.xml: ''"]),
@@ -129,7 +132,7 @@ def test_a_wrong_xml_file_is_named_with_what_was_expected(root, text, parts):
 
 def test_missing_xml_files_are_counted_and_named(root):
     (root / MERGED / "Annotations" / "000007.xml").unlink()
-    refused(root, "1 of 2 XML files are missing: 000007.xml", error=FileNotFoundError)
+    refused(root, "missing or broken XML files", "1 found", "000007.xml: ", "No such file")
 
 
 def test_an_object_without_the_word_difficult_is_a_plain_one(root):

@@ -85,14 +85,6 @@ def refuse_repeats(path, names, what):
     refuse(path, twice, f"the same {what} is listed more than once, expected once")
 
 
-def need_all(folder, names, present, what):
-    """Raise FileNotFoundError that counts those of the files `names` in `folder` that are not `present`."""
-    missing = sorted(set(names) - set(present))
-    if missing:
-        shown = listed(missing, shown=5)
-        raise FileNotFoundError(f"{folder}: {len(missing)} of {len(names)} {what} files are missing: {shown}")
-
-
 NOT_COMPARABLE = "are not the papers'"  # a note with these words goes beside every figure
 
 

@@ -29,7 +29,7 @@ def read_nuswide(root):
     """
     root = common.need_folder(root)
     names = _concepts(root)
-    labels = _label_folder(root, names)
+    labels = _label_folder(root)
     folder = common.first_existing(root, IMAGES, "folder of images")
     flat = set(os.listdir(folder))  # some mirrors have no folders of words: their base names are unique
     listed = {
@@ -48,24 +48,18 @@ def _concepts(root):
     return sorted(names)
 
 
-def _label_folder(root, names):
+def _label_folder(root):
     folder = next((root / name for name in LABELS if any((root / name).glob("Labels_*_Train.txt"))), None)
     if folder is None:
         expected = f"Labels_<concept>_{{Train,Test}}.txt in {' or '.join(LABELS)}"
         raise FileNotFoundError(f"{root} holds no label files, expected {expected}")
-    expected = {f"Labels_{name}_{word}.txt" for name in names for word in WORD.values()}
-    common.need_all(folder, expected, (path.name for path in folder.glob("Labels_*.txt")), "label")
     return folder
 
 
 def _image_list(root, split):
     choices = [f"{folder}/{WORD[split]}Imagelist.txt".removeprefix("./") for folder in LISTS]
     path = common.first_existing(root, choices, f"image list of split '{split}'")
-    lines = common.read_names(path, "one image a line, as in actor\\0001_2124494179.jpg")
-    files = [_relative(line) for line in lines]
-    wrong = [line for line, file in zip(lines, files, strict=True) if not file]
-    common.refuse(path, wrong, "expected file names inside the image folder, as in actor\\0001_2124494179.jpg")
-    return files
+    return [_relative(line) for line in common.read_names(path, "one image a line, as in actor\\0001_2124494179.jpg")]
 
 
 def _relative(line):
@@ -73,8 +67,7 @@ def _relative(line):
     parts = [part for part in line.replace("\\", "/").split("/") if part not in ("", ".")]
     if "Flickr" in parts:
         parts = parts[len(parts) - parts[::-1].index("Flickr") :]
-    inside = parts and ".." not in parts and not parts[0].endswith(":")
-    return "/".join(parts) if inside else ""
+    return "/".join(parts)
 
 
 def _targets(folder, names, split, count):

@@ -28,14 +28,14 @@ def read_voc2007(root, difficult=True):
 
     `difficult`: whether a class of which an image holds only difficult objects counts as present there; if not, it is
     unknown (-1), as in VOC's own scoring, which passes over such images. One bool, or {"train": bool, "test": bool}.
-    Raises FileNotFoundError for a missing folder, list or XML file, ValueError for one that is broken or names an unknown
-    class.
+    Raises FileNotFoundError for a missing folder or list, ValueError for XML files that are missing, broken or name an
+    unknown class.
     """
     root = common.need_folder(root)
     homes = {split: _home(root, split) for split in LISTS}
     splits = {}
     for split, home in homes.items():
-        ids = _ids(home / LISTS[split])
+        ids = common.read_names(home / LISTS[split], "one image id a line, as in 000005")
         present = difficult[split] if isinstance(difficult, dict) else difficult
         targets = _targets(home / "Annotations", ids, present)
         splits[split] = [f"{image_id}.jpg" for image_id in ids], targets, home / "JPEGImages"
@@ -48,16 +48,8 @@ def _home(root, split):
     return common.first_existing(root, choices, what).parents[2]
 
 
-def _ids(path):
-    ids = common.read_names(path, "one image id a line, as in 000005")
-    wrong = [repr(image_id) for image_id in ids if not image_id.replace("_", "").isalnum()]
-    common.refuse(path, wrong, "expected one image id a line, as in 000005, and nothing else")
-    return ids
-
-
 def _targets(folder, ids, difficult):
     files = [f"{image_id}.xml" for image_id in ids]
-    common.need_all(folder, files, (path.name for path in folder.glob("*.xml")), "XML")
     objects = objects_of([folder / file for file in files])
     names = [(file, name) for file, pairs in zip(files, objects, strict=True) for name, _ in pairs]
     expected = f"objects of an unknown class, expected the {len(CLASSES)} of VOC 2007"
@@ -79,9 +71,9 @@ def objects_of(paths):
             if root.tag != "annotation":
                 raise ValueError(f"it is a <{root.tag}>, expected an <annotation>")
             objects.append([_object(element) for element in root.findall("object")])
-        except (ElementTree.ParseError, ValueError) as error:
+        except (ElementTree.ParseError, ValueError, OSError) as error:
             broken.append(f"{path.relative_to(folder)}: {error}")
-    common.refuse(folder, broken, "broken XML files, expected one <annotation> with its <object>s in each")
+    common.refuse(folder, broken, "missing or broken XML files, expected one <annotation> with its <object>s in each")
     return objects
 
 
