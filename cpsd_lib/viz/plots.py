@@ -52,7 +52,7 @@ def use_style():
 
 def undrawn(names):
     """Return the letters of some names that no font of the figures has, which they show as boxes (list of str)."""
-    found = (font_manager.FontProperties(family=family) for family in plt.rcParams["font.family"])
+    found = (font_manager.FontProperties(family=[family]) for family in plt.rcParams["font.family"])
     fonts = [font_manager.get_font(font_manager.findfont(one)) for one in found]
     letters = sorted({letter for name in names for letter in name if not letter.isspace()})
     return [letter for letter in letters if not any(font.get_char_index(ord(letter)) for font in fonts)]
