@@ -174,7 +174,7 @@ def _targets(params, overrides):
 
 
 def _store(action):
-    store, outputs = workbench.default_store(), workbench.outputs_root()
+    store, outputs = workbench.Store(), workbench.outputs_root()
     if action == "clean":
         print(f"{memory(workbench.clean(store, outputs) / 2**30)} freed: what no run in {outputs} uses")
         return
@@ -205,7 +205,7 @@ def _check_data(params, overrides):
     data = workbench.data_on_disk(params.data)
     from cpsd_lib.data import check_data
 
-    checked = check_data(data.settings(), workbench.outputs_root() / params.name)
+    checked = check_data(data, workbench.outputs_root() / params.name)
     if checked.trainable:
         try:
             workbench.check_count(params, checked.table)

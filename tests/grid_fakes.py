@@ -1,11 +1,13 @@
-"""What a grid's jobs do in tests, in processes of their own: `python -m grid_fakes params`, the fake named by GRID_FAKE."""
+"""What a grid's jobs do in tests, in processes of their own: `python -m grid_fakes run params`, the fake named by GRID_FAKE."""
 
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
+from cpsd_lib import cli
 from cpsd_lib.workbench.grids import engines
 
 
@@ -41,10 +43,11 @@ def sleepy(params):
 def refusing(params):
     """A job that is done, or says why not, as its parameters' file name wants it."""
     if "2" in Path(params).name:
-        return "04_student stopped: no room\nits notebook: somewhere"
+        print("stopped: what an earlier stage said\n\n04_student stopped: no room\nits notebook: somewhere")
+        return 1
     if "3" in Path(params).name:
         os._exit(7)
-    return None
+    return 0
 
 
 def without_kernels(params):
@@ -65,10 +68,10 @@ def without_kernels(params):
         note(folder.parent, f"{folder.name} {Path(notebook).stem}")
 
     pipeline.papermill.execute_notebook = execute
-    return engines.run_job(params)
+    return cli.main(["run", params])
 
 
 if __name__ == "__main__":
-    engines.answer_with(
-        {"sleepy": sleepy, "refusing": refusing, "without_kernels": without_kernels}[os.environ["GRID_FAKE"]]
-    )
+    engines.end_with_the_grid()
+    do = {"sleepy": sleepy, "refusing": refusing, "without_kernels": without_kernels}[os.environ["GRID_FAKE"]]
+    sys.exit(do(sys.argv[2]))

@@ -4,9 +4,8 @@ Images are resized on both sides and never cropped, so a fraction of the origina
 """
 
 import xml.etree.ElementTree as ElementTree
-from pathlib import PurePosixPath
 
-from cpsd_lib.data.readers.coco2014 import FOLDERS, INSTANCES, INSTANCES_FORM, load_json, without_outline
+from cpsd_lib.data.readers.coco2014 import FOLDERS, INSTANCES, base_names, coco_json
 
 
 def boxes_of(dataset, indices):
@@ -21,14 +20,14 @@ def boxes_of(dataset, indices):
     if outside:
         raise ValueError(f"there are no images {outside[:5]}; give some of 0..{count - 1}")
     read = {"scenes": _scenes_boxes, "voc2007": _voc_boxes, "coco2014": _coco_boxes}.get(dataset.kind)
-    every = read(dataset.source, indices) if read else None
-    if every is None:
-        return None
     boxes = {index: {} for index in indices}
-    for index, c, box in every:
-        if box[0] < box[2] and box[1] < box[3]:  # COCO has a few of no area, which say nothing
-            boxes[index].setdefault(c, []).append(box)
-    return boxes
+    try:
+        for index, c, box in read(dataset.source, indices) if read else ():
+            if box[0] < box[2] and box[1] < box[3]:  # COCO has a few of no area, which say nothing
+                boxes[index].setdefault(c, []).append(box)
+    except FileNotFoundError:  # COCO's short form has no boxes
+        return None
+    return boxes if read else None
 
 
 def _fractions(left, top, right, bottom, width, height):
@@ -50,50 +49,34 @@ def _voc_boxes(source, indices):
         path = source.paths[index].parents[1] / "Annotations" / f"{source.paths[index].stem}.xml"
         try:
             root = ElementTree.fromstring(path.read_bytes())
-            size = _number(root, "size/width"), _number(root, "size/height")
+            size = [float(root.findtext(f"size/{side}")) for side in ("width", "height")]
             for thing in root.findall("object"):
                 # Pixels count from 1, and the last one is inside.
-                sides = ("xmin", "ymin", "xmax", "ymax")
-                left, top, right, bottom = (_number(thing, f"bndbox/{side}") for side in sides)
+                sides = (thing.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+                left, top, right, bottom = map(float, sides)
                 c = source.table.names.index(thing.findtext("name", "").strip())
                 yield index, c, _fractions(left - 1, top - 1, right, bottom, *size)
-        except (ElementTree.ParseError, ValueError, ZeroDivisionError) as error:
+        except (ElementTree.ParseError, TypeError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{path}: its boxes cannot be read ({error}): unpack the archive again") from None
 
 
-def _number(element, path):
-    text = element.findtext(path)
-    if text is None:
-        raise ValueError(f"it has no <{path.replace('/', '><')}>")
-    return float(text)
-
-
 def _coco_boxes(source, indices):
-    """None when the instances JSON of one of the images is not there. It is read anew at each call: 10 s for train."""
-    boxes = []
+    """FileNotFoundError where the instances JSON is not there. It is read anew at each call: 10 s for train."""
     for split, folder in FOLDERS.items():
         index_of = {source.table.files[i]: i for i in indices if source.paths[i].parent.name == folder}
         if not index_of:
             continue
         path = source.paths[next(iter(index_of.values()))].parents[1] / INSTANCES[split]
-        if not path.exists():
-            return None
+        images, annotations, categories = coco_json(path)
+        known = zip(images, base_names(images), strict=True)
+        wanted = {image["id"]: (image, index_of[file]) for image, file in known if file in index_of}
         try:
-            boxes += _instances_boxes(path, source.table.names, index_of)
+            for annotation in annotations:
+                if annotation["image_id"] in wanted:
+                    image, index = wanted[annotation["image_id"]]
+                    left, top, width, height = annotation["bbox"]
+                    box = _fractions(left, top, left + width, top + height, image["width"], image["height"])
+                    yield index, source.table.names.index(categories[annotation["category_id"]]), box
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             name = type(error).__name__
             raise ValueError(f"{path}: its boxes cannot be read ({name}: {error}): unpack the archive again") from None
-    return boxes
-
-
-def _instances_boxes(path, names, index_of):
-    content = load_json(path, dict, INSTANCES_FORM, object_hook=without_outline)
-    column = {category["id"]: names.index(category["name"]) for category in content["categories"]}
-    images = {image["id"]: image for image in content["images"]}
-    for annotation in content["annotations"]:
-        image = images[annotation["image_id"]]
-        index = index_of.get(PurePosixPath(image["file_name"].replace("\\", "/")).name)
-        if index is not None:
-            left, top, width, height = annotation["bbox"]
-            box = _fractions(left, top, left + width, top + height, image["width"], image["height"])
-            yield index, column[annotation["category_id"]], box

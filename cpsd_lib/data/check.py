@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cpsd_lib.data.dataset import PUBLISHED, choose, needed_splits, read_source
 from cpsd_lib.data.readers.common import hints, missing_files
-from cpsd_lib.data.table import SPLITS, UNLABELLED, LabelTable, check_splits, listed
+from cpsd_lib.data.table import UNLABELLED, LabelTable, check_splits, listed
 from cpsd_lib.support import counted, memory, write_text
 
 MISSING = "missing_files.txt"
@@ -39,7 +39,7 @@ def check_data(data, folder):
     except ValueError as error:
         faults.append(f"{error} ({not_on_disk})" if missing else str(error))
     lines = [f"{data.kind}: {counted(len(table.files), 'image')}, {counted(len(table.names), 'class', 'classes')}"]
-    counts = {split: (table.targets[table.split == split] == 1).sum(axis=0) for split in SPLITS if split in table.split}
+    counts = table.counts()
     for split, labels in counts.items():
         images, total = len(table.indices(split)), labels.sum()
         per_image = f"{counted(total, 'label')}, {total / images:.2f} an image"
@@ -47,7 +47,7 @@ def check_data(data, folder):
         lines.append(f"  {split}: {counted(images, 'image')}, {per_image}; {gone} not on disk")
     if unlabelled := len(table.indices(UNLABELLED)):
         lines.append(f"  {UNLABELLED}: {counted(unlabelled, 'image')}, for students to learn on from their teachers")
-    lines += [*_missing_lines(table, paths, missing, folder), *frequency_lines(table.names, counts)]
+    lines += [*_missing_lines(table, paths, missing, folder), *frequency_lines(table)]
     lines += [f"note: {note}" for note in notes]
     lines += [f"read from {Path(data.root).absolute()}"] if data.root else []
     if faults:
@@ -74,14 +74,11 @@ def _missing_lines(table, paths, missing, folder):
     return [f"not on disk: {len(missing):,} of {counted(len(paths), 'image')}: {names}; all are named in {path}"]
 
 
-def frequency_lines(names, counts):
-    """Return a table of how many images of each split hold each class, the most frequent of the first split first.
-
-    counts: {split: how many hold each class [C]}.
-    """
-    width = max(map(len, names), default=0)
+def frequency_lines(table):
+    """Return a table of how many images of each split hold each class, the most frequent of the first split first."""
+    counts, width = table.counts(), max(map(len, table.names), default=0)
     first = next(iter(counts.values()), [])
-    order = sorted(range(len(first)), key=lambda c: -first[c])
     head = f"  {'class':{width}}" + "".join(f"{split:>14}" for split in counts)
-    lines = [f"  {names[c]:{width}}" + "".join(f"{labels[c]:>14,}" for labels in counts.values()) for c in order]
+    order = sorted(range(len(first)), key=lambda c: -first[c])
+    lines = [f"  {table.names[c]:{width}}" + "".join(f"{held[c]:>14,}" for held in counts.values()) for c in order]
     return ["images that hold each class:", head, *lines]

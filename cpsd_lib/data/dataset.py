@@ -17,7 +17,7 @@ from cpsd_lib.data.images.digests import file_digests, file_states, overlap
 from cpsd_lib.data.images.pixels import OnTheFly
 from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
 from cpsd_lib.data.readers.common import hints, missing_files
-from cpsd_lib.data.readers.csv import image_paths, read_csv
+from cpsd_lib.data.readers.csv import read_csv
 from cpsd_lib.data.scenes.scenes import Scenes
 from cpsd_lib.data.table import UNLABELLED, LabelTable, check_splits, listed
 from cpsd_lib.support import counted, digest, sha256
@@ -235,7 +235,7 @@ def signature(data):
         return digest([names, file_states([f"{data.root}/{name}" for name in names])])
     annotations = Path(data.root) / data.annotations
     try:
-        paths = image_paths(data.root, data.annotations, data.image_folder, data.unnamed)
+        paths = read_source(data).paths
     except (ValueError, OSError):
         paths = []  # labels that cannot be read are refused by 01_data, which says why
     return digest([file_states(paths), sha256(annotations) if annotations.is_file() else None])

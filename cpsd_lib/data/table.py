@@ -51,17 +51,16 @@ class LabelTable:
             raise ValueError(f"images of split '{UNLABELLED}' have labels, expected none (or split 'train'): {named}")
         # Wide enough for every split: numpy would cut "skipped" to "skipp" in an array of 5 letters.
         split = np.where(~known & (split == "train") & (len(names) > 0), UNLABELLED, split).astype("U12")
-        for what, values in (("class", [_visible(name, "NFC") for name in names]), ("file", files)):
+        for what, given, values in (
+            ("class", names, [_visible(name, "NFC") for name in names]),
+            ("file", files, files),
+        ):
             if "" in values:
                 raise ValueError(f"{what} number {values.index('')} has an empty name, expected a name")
             twice = [value for value, times in Counter(values).items() if times > 1]
             if twice:
-                written = [ascii(name) for name, value in zip(names, values, strict=False) if value in twice]
-                how = (
-                    ""
-                    if what == "file" or len(set(written)) == 1
-                    else f" (written {listed(written)}: write them alike)"
-                )
+                written = [ascii(name) for name, value in zip(given, values, strict=True) if value in twice]
+                how = f" (written {listed(written)}: write them alike)" if len(set(written)) > len(twice) else ""
                 raise ValueError(f"{what} names must be unique, these occur more than once: {listed(twice)}{how}")
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "files", files)
@@ -73,6 +72,10 @@ class LabelTable:
         if split not in (*SPLITS, UNLABELLED, SKIPPED):
             raise ValueError(f"unknown split {split!r}, expected one of {', '.join((*SPLITS, UNLABELLED, SKIPPED))}")
         return np.flatnonzero(self.split == split).astype(np.int64)
+
+    def counts(self):
+        """Return {split: how many of its images hold each class [C]} of the splits with labels that have images."""
+        return {s: (self.targets[self.split == s] == 1).sum(axis=0) for s in SPLITS if s in self.split}
 
     def skip(self, indices):
         """Return the same table with these images in split "skipped"; all other images and all indices stay."""

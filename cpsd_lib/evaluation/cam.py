@@ -20,22 +20,18 @@ def class_activation(model, images, classes):
     """Return a map [B, K, H, W] float32 in [0, 1] for each of K `classes` in images [B, 3, H, W], H = W, float in [0, 1].
 
     model: a Classifier, or PartTeachers, whose map of a class is that of the expert of its part; it is run in eval mode.
-    The positive part of `gradient_maps` is enlarged to the image (bilinear) and divided by its own maximum: maps of two
+    The positive part of `gradient_map` is enlarged to the image (bilinear) and divided by its own maximum: maps of two
     classes or two models compare in place, not in height, and a map that is nowhere positive is all 0.
     Raises ValueError for a class the model does not have, and for other images.
     """
-
-    def maps_of(expert, columns):
-        maps = gradient_maps(expert, images, columns).relu()
-        return functional.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)
-
-    maps = _by_expert(model, images, classes, maps_of)
+    maps = _by_class(model, images, classes, gradient_map).relu()
+    maps = functional.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)
     highest = maps.amax((2, 3), keepdim=True)
     return torch.where(highest > 0, maps / highest, 0.0)
 
 
-def gradient_maps(expert, images, columns):
-    """Return Grad-CAM before its ReLU, [B, K, h, w], of K `columns` of a Classifier in eval mode.
+def gradient_map(expert, images, column):
+    """Return Grad-CAM before its ReLU, [B, h, w], of a column of a Classifier in eval mode.
 
     The last features weighed by the mean over the places of the logit's gradient (Selvaraju et al. 2017), which is what each
     place adds to the logit where `map_kinds` says "activation" (Zhou et al. 2016). A classifier that reads a class token
@@ -43,15 +39,15 @@ def gradient_maps(expert, images, columns):
     """
     # Maps are small and their gradients smaller: the caller's bfloat16 is not for them.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-        maps = _weighed(expert, images, columns, expert.last)
-        if getattr(expert.backbone, "num_prefix_tokens", 0) and not maps.any():
+        result = _weighed(expert, images, column, expert.last)
+        if getattr(expert.backbone, "num_prefix_tokens", 0) and not result.any():
             last_block = expert.backbone.get_submodule(expert.backbone.feature_info[-1]["module"])
-            maps = _weighed(expert, images, columns, last_block)
-    return maps
+            result = _weighed(expert, images, column, last_block)
+    return result
 
 
-def _weighed(expert, images, columns, layer):
-    """Return `gradient_maps` of what a layer of the expert reads."""
+def _weighed(expert, images, column, layer):
+    """Return `gradient_map` of what a layer of the expert reads."""
     read = []
 
     def keep(module, inputs):
@@ -67,10 +63,9 @@ def _weighed(expert, images, columns, layer):
     with layer.register_forward_pre_hook(keep):
         output = functional_call(expert, state, (images,))
     # In eval mode no image sees another, so one sum has the gradients of all.
-    sums = output.logits.sum(0)
-    gradients = [torch.autograd.grad(sums[column], read, retain_graph=True)[0] for column in columns]
-    features, *gradients = (_places(expert, x, images, output.features) for x in [read[0].detach(), *gradients])
-    return torch.stack([(gradient.mean((2, 3), keepdim=True) * features).sum(1) for gradient in gradients], 1)
+    gradients = torch.autograd.grad(output.logits[:, column].sum(), read)
+    features, gradient = (_places(expert, x, images, output.features) for x in (read[0].detach(), *gradients))
+    return (gradient.mean((2, 3), keepdim=True) * features).sum(1)
 
 
 def _places(expert, x, images, features):
@@ -86,7 +81,7 @@ def attention_maps(model, images, classes):
     Raises ValueError for a head without class queries, a class the model does not have, and images of another form.
     """
 
-    def maps_of(expert, columns):
+    def map_of(expert, images, column):
         layer, weights = _class_attention(expert.head), []
         if layer is None:
             raise ValueError(
@@ -99,9 +94,9 @@ def attention_maps(model, images, classes):
             layer.register_forward_hook(lambda module, inputs, output: weights.append(output[1])),
         ):
             features = expert(images).features
-        return weights[0][:, columns].unflatten(2, features.shape[2:]).float()
+        return weights[0][:, column].unflatten(1, features.shape[2:]).float()
 
-    return _by_expert(model, images, classes, maps_of)
+    return _by_class(model, images, classes, map_of)
 
 
 def _class_attention(head):
@@ -130,24 +125,24 @@ def map_kinds(model, size):
     return [ACTIVATION if exact else GRADIENT]
 
 
-def _by_expert(model, images, classes, maps_of):
-    """Return the maps [B, K, h, w] of maps_of(expert, its columns), each class from who knows it, or their mean."""
+def _by_class(model, images, classes, map_of):
+    """Return the maps [B, K, h, w] of map_of(expert, images, its column), each class from who knows it, or their mean."""
     _check_images(images)
-    experts = _experts(model)
-    known = len({c for _, part in experts for c in part})
-    classes = [index(c) for c in classes]
-    outside = [c for c in classes if not 0 <= c < known]
+    experts = {}
+    for expert, part in _experts(model):
+        for column, c in enumerate(part):
+            experts.setdefault(c, []).append((expert, column))
+    classes, maps = [index(c) for c in classes], []
+    outside = [c for c in classes if c not in experts]
     if outside or not classes:
-        raise ValueError(f"classes {outside or classes} are not there; give some of 0..{known - 1}")
-    of_class = {c: [] for c in classes}
-    for expert, part in experts:
-        wanted = [c for c in dict.fromkeys(classes) if c in part]
-        if wanted:
+        raise ValueError(f"classes {outside or classes} are not there; give some of 0..{len(experts) - 1}")
+    for c in classes:
+        of_class = []
+        for expert, column in experts[c]:
             with in_mode(expert, training=False), torch.no_grad():
-                maps = maps_of(expert, [part.index(c) for c in wanted])
-            for place, c in enumerate(wanted):
-                of_class[c].append(maps[:, place])
-    return torch.stack([torch.stack(of_class[c]).mean(0) for c in classes], 1)
+                of_class.append(map_of(expert, images, column))
+        maps.append(torch.stack(of_class).mean(0))
+    return torch.stack(maps, 1)
 
 
 def _check_images(images):

@@ -4,7 +4,7 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cpsd_lib.models.classifier import trial_images
 from cpsd_lib.models.trunk import Tail
@@ -23,10 +23,7 @@ def fold_batch_norm(model, size):
     folded, images = _copied(model), trial_images(size, next(model.parameters()).device)
     names = {module: name for name, module in folded.named_modules()}
     for conv, norm in _pairs(folded, images):
-        weight, bias = fuse_conv_bn_weights(
-            *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        )
-        conv.weight, conv.bias = weight, bias
+        folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
         # timm's norms bring their activation along.
         after = nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)))
         folded.set_submodule(names[norm], after)

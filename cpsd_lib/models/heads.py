@@ -168,19 +168,14 @@ class _AttentionLayer(nn.Module):
 
     def __init__(self, dim, heads, hidden, dropout=0.1):
         super().__init__()
-        self.attention = _attention(dim, heads, dropout)
+        self.attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True)
+        nn.init.xavier_uniform_(self.attention.out_proj.weight)  # as its other weights, and as DETR does
         self.norm, self.feed_forward = nn.LayerNorm(dim), _FeedForward(dim, hidden, dropout)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens, queries, keys, values):
         attended = self.attention(tokens + queries, keys, values, need_weights=False)[0]
         return self.feed_forward(self.norm(tokens + self.dropout(attended)))
-
-
-def _attention(dim, heads, dropout):
-    attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True)
-    nn.init.xavier_uniform_(attention.out_proj.weight)  # as its other weights, and as DETR does
-    return attention
 
 
 class MLDecoder(nn.Module):

@@ -10,25 +10,24 @@ from cpsd_lib.data import listed
 
 
 def read_label_vectors(source, class_names):
-    """Return vectors [C, V] for a .npz or a GloVe text file; None and "learned" are returned as they are.
+    """Return vectors float32 [C, V] for an .npz or a GloVe text file; None and "learned" are returned as they are.
 
-    Raises FileNotFoundError for no file, ValueError for a class the file has no vector for.
+    An .npz has `class_names` [n] and `vectors` [n, V]. A text file has lines `word number number ...`: a class of several words
+    is their mean, compared in lower case.
+    Raises FileNotFoundError for no file, ValueError that names each missing word and its class, or what is wrong in the file.
     """
     if source in (None, "learned"):
         return source
-    return (read_npz if Path(source).suffix == ".npz" else read_glove)(source, class_names)
-
-
-def read_glove(path, class_names):
-    """Return vectors float32 [C, V] from lines `word number number ...`; a class of several words is their mean.
-
-    Words are compared in lower case. Raises FileNotFoundError for no file, ValueError that names each missing word and its
-    class, or a line that is no vector.
-    """
-    words = [re.findall(r"[^\s_\-/]+", name.lower()) for name in class_names]
-    if not all(words):
-        raise ValueError(f"class number {[bool(found) for found in words].index(False)} has a name without words")
-    vectors = _read_words(_file(path), {word for found in words for word in found})
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"no label vectors at {path}; give a GloVe text file or an .npz")
+    if path.suffix == ".npz":
+        words, vectors = [[name] for name in class_names], _read_npz(path)
+    else:
+        words = [re.findall(r"[^\s_\-/]+", name.lower()) for name in class_names]
+        if not all(words):
+            raise ValueError(f"class number {[bool(found) for found in words].index(False)} has a name without words")
+        vectors = _read_words(path, {word for found in words for word in found})
     missing = [
         f"{word!r} (class {name!r})"
         for name, found in zip(class_names, words, strict=True)
@@ -64,12 +63,7 @@ def _read_words(path, wanted):
     return vectors
 
 
-def read_npz(path, class_names):
-    """Return rows float32 [C, V] of an .npz with `class_names` [n] and `vectors` [n, V], by name, in our order.
-
-    Raises FileNotFoundError for no file, ValueError for other contents, or names the file lacks or has twice.
-    """
-    _file(path)
+def _read_npz(path):
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             found, vectors = file["class_names"].tolist(), np.asarray(file["vectors"], dtype=np.float32)
@@ -80,13 +74,4 @@ def read_npz(path, class_names):
     twice = {name for name in found if found.count(name) > 1}
     if twice:
         raise ValueError(f"{path} has more than one vector for {listed(sorted(twice))}")
-    missing = [repr(name) for name in class_names if name not in found]
-    if missing:
-        raise ValueError(f"{path} has no vector for {len(missing)} classes: {listed(missing)}")
-    return vectors[[found.index(name) for name in class_names]]
-
-
-def _file(path):
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no label vectors at {path}; give a GloVe text file or an .npz")
-    return path
+    return dict(zip(found, vectors, strict=True))

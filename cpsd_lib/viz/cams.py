@@ -1,6 +1,6 @@
 """The CAM browser: where a model looks for the classes of an image."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import ipywidgets
 import numpy as np
@@ -10,7 +10,8 @@ from matplotlib.cm import ScalarMappable
 from cpsd_lib.data import test_view
 from cpsd_lib.evaluation import class_activation, map_kinds
 from cpsd_lib.training import predict
-from cpsd_lib.viz.explorer import Explorer, Picture
+from cpsd_lib.viz.explorer import Explorer
+from cpsd_lib.viz.plots import panels
 from cpsd_lib.viz.plots_evidence import MAP, overlay
 
 MOST_MAPS = 3  # beside the picture; more would be too small to see
@@ -33,20 +34,7 @@ def cam_browser(models, images, indices, targets, names, start=None):
         raise ValueError(f"targets are {targets.shape} for {len(images)} images and {len(names)} names")
     names = list(names)
 
-    # What was there before costs a drawing only; 64 times three maps of 448 pixels are 150 MB.
-    @lru_cache(512)
-    def probabilities_of(image, model):
-        return predict(models[model], np.array(images[indices[image]])[None])[0]
-
-    @lru_cache
-    def kind_of(model):
-        return map_kinds(models[model], images.shape[-1])[0]
-
-    @lru_cache(64)
-    def maps_of(image, model, classes):
-        device = next(models[model].parameters()).device
-        view = test_view(torch.from_numpy(np.array(images[indices[image]])[None]).to(device))
-        return class_activation(models[model], view, classes)[0].cpu().numpy()
+    kind_of = lru_cache(lambda model: map_kinds(models[model], images.shape[-1])[0])
 
     def draw(image, shown, model):
         if model not in models or shown not in (None, *names) or not 0 <= image < len(indices):
@@ -55,41 +43,39 @@ def cam_browser(models, images, indices, targets, names, start=None):
                 f"models {', '.join(models)}, classes {', '.join(names[:10])} ..."
             )
         labels = np.flatnonzero(targets[indices[image]] == 1).tolist()
-        probabilities = probabilities_of(image, model)
+        pixels = np.array(images[indices[image]])
+        probabilities = predict(models[model], pixels[None])[0]
         classes = labels[:MOST_MAPS] or [int(probabilities.argmax())]
         classes = classes if shown is None else [names.index(shown)]
         numbers = {"classes": [names[c] for c in classes], "probabilities": [float(probabilities[c]) for c in classes]}
         numbers["labels"] = [names[c] for c in labels]
-        maps = maps_of(image, model, tuple(classes))
+        view = test_view(torch.from_numpy(pixels[None]).to(next(models[model].parameters()).device))
+        maps = class_activation(models[model], view, classes)[0].cpu().numpy()
         captions = [
             f"{names[c]}: {probabilities[c]:.2f}, {LABEL[int(targets[indices[image], c])]}{'' if m.any() else ', map all 0'}"
             for c, m in zip(classes, maps, strict=True)
         ]
         headline = f"model {model}, its maps of {kind_of(model)}; image {indices[image]}, its labels: "
         headline += ", ".join(numbers["labels"]) or "none"
-        return draw_maps(images[indices[image]], maps, captions, headline), numbers
+        return draw_maps(pixels, maps, captions, headline), numbers
 
-    def controls(_):
-        return {
-            "image": ipywidgets.IntSlider(min=0, max=len(indices) - 1, description="image"),
-            "shown": ipywidgets.Dropdown(
-                options=[("labels of the image", None), *zip(names, names, strict=True)], description="class"
-            ),
-            "model": ipywidgets.Dropdown(options=list(models), description="model"),
-        }
-
+    classes = [("labels of the image", None), *zip(names, names, strict=True)]
+    controls = {
+        "image": partial(ipywidgets.IntSlider, min=0, max=len(indices) - 1, description="image"),
+        "shown": partial(ipywidgets.Dropdown, options=classes, description="class"),
+        "model": partial(ipywidgets.Dropdown, options=list(models), description="model"),
+    }
     return Explorer(draw, {"image": 0, "shown": None, "model": next(iter(models))}, start, controls)
 
 
 def draw_maps(image, maps, captions, headline):
-    """Return the PNG of an image uint8 [3, S, S] and up to three maps [K, S, S] in [0, 1] over its grey copy, captions [K]."""
-    picture = Picture(13.5, 4.2)
+    """Return the figure of an image uint8 [3, S, S] and up to three maps [K, S, S] in [0, 1] over its grey copy, captions [K]."""
+    figure, axes = panels(1, MOST_MAPS + 1, 13.5, 4.2, headline)
     shown = [np.moveaxis(np.asarray(image), 0, -1), *(overlay(image, heat, 0.75) for heat in maps)]
-    for place, (pixels, caption) in enumerate(zip(shown, ["the picture", *captions], strict=True)):
-        axis = picture.figure.add_axes((0.01 + 0.235 * place, 0.02, 0.225, 0.77))
+    for axis, pixels, caption in zip(axes[0], shown, ["the picture", *captions], strict=False):
         axis.imshow(pixels)
         axis.set_title(caption, loc="left", fontsize=10)
+    for axis in axes[0]:
         axis.axis("off")
-    bar = picture.figure.add_axes((0.952, 0.02, 0.012, 0.77))
-    picture.figure.colorbar(ScalarMappable(cmap=MAP), cax=bar).ax.set_title("map", fontsize=11)
-    return picture.png([], headline)
+    figure.colorbar(ScalarMappable(cmap=MAP), ax=axes, shrink=0.85, aspect=30, label="map")
+    return figure

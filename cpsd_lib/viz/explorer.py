@@ -2,21 +2,15 @@
 
 import base64
 import io
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from html import escape
 from textwrap import shorten
 
 import ipywidgets
-import numpy as np
+import matplotlib.pyplot as plt
 from IPython import get_ipython
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from PIL import Image
 
 from cpsd_lib.support import atomic
-
-DPI = 100
 
 
 def front_end():
@@ -30,17 +24,18 @@ def front_end():
 class Explorer:
     """Settings, the picture and the numbers they give, and (made when first shown) the widget that changes them.
 
-    draw: called with the settings as keywords, returns (PNG bytes, numbers dict). defaults: {setting: value}; start: those
-    that begin otherwise, or None. make_controls: called with the settings, returns {setting: widget with a `value`}.
-    buttons: {label: function of this Explorer that returns a message or None}. live: settings that go
-    back to these values whenever a control moves.
+    draw: called with the settings as keywords, returns (figure of pyplot, numbers dict); a setting that was there before is
+    not drawn again. defaults: {setting: value}; start: those that begin otherwise, or None. controls: {setting: function of a
+    value that makes its widget}. buttons: {label: function of this Explorer that returns a message or None}. live: settings
+    that go back to these values whenever a control moves.
 
     After a change, `settings`, `numbers` and `png` are the new ones. In a notebook it shows itself: the last line of a
     cell, or display().
     """
 
-    def __init__(self, draw, defaults, start, make_controls, buttons=None, live=None):
-        self._draw, self._make_controls, self._buttons, self._live = draw, make_controls, buttons or {}, live or {}
+    def __init__(self, draw, defaults, start, controls, buttons=None, live=None):
+        self._draw = lru_cache(256)(partial(_png, draw))  # pictures of 0.2 MB
+        self._controls, self._buttons, self._live = controls, buttons or {}, live or {}
         self.settings = defaults
         self.set(**start or {})
 
@@ -62,9 +57,8 @@ class Explorer:
     @cached_property
     def controls(self):
         """The ipywidgets that change a setting each, {setting: widget}."""
-        controls = self._make_controls(self.settings)
+        controls = {name: make(value=self.settings[name]) for name, make in self._controls.items()}
         for name, control in controls.items():
-            control.value = self.settings[name]
             control.observe(
                 lambda change, name=name: self._try(lambda: self.set(**self._live | {name: change.new})), names="value"
             )
@@ -110,41 +104,28 @@ class Explorer:
         return self.widget._repr_mimebundle_() | plain if front_end() else plain
 
 
-def label_size(inches, count):
-    """Return the size in points of `count` names one below the other in so many inches; None where nobody could read them."""
-    size = min(9, 0.9 * 72 * inches / count)
-    return size if size >= 4 else None
-
-
-class Picture:
-    """A figure in which only some artists change: the rest is drawn once and kept (matplotlib's blitting).
-
-    80 classes with their names, drawn anew, take 0.9 s; kept, 0.1 s. No pyplot knows the figure: nothing shows it twice and
-    nothing must close it. Size in inches.
-    """
-
-    def __init__(self, width, height):
-        self.figure = Figure(figsize=(width, height), dpi=DPI, layout="none")
-        self._canvas, self._rest = FigureCanvasAgg(self.figure), None
-        self._title = self.figure.text(0.01, 1 - 0.24 / height, "", fontsize=13, va="center")
-        self._summary = self.figure.text(0.01, 1 - 0.54 / height, "", fontsize=11, va="center")
-
-    def png(self, moving, title="", summary=""):
-        """Draw the artists `moving` and two lines of text over the rest of the figure and return the whole as a PNG."""
-        self._title.set_text(title)
-        self._summary.set_text(summary)
-        moving = [*moving, self._title, self._summary]
-        for text in self.figure.findobj(Text):
-            text.set_parse_math(False)  # a class may be called "US$ or $": that is no formula
-        for artist in moving:
-            artist.set_animated(True)  # leaves it out of draw() and of savefig: the PNG is the whole picture
-        if self._rest is None:
-            self._canvas.draw()
-            self._rest = self._canvas.copy_from_bbox(self.figure.bbox)
-        self._canvas.restore_region(self._rest)
-        for artist in sorted(moving, key=lambda artist: artist.get_zorder()):
-            artist.draw(self._canvas.get_renderer())
-        buffer = io.BytesIO()
+def _png(draw, **settings):
+    """Return (PNG bytes, numbers) of a drawing."""
+    buffer = io.BytesIO()
+    # A class may be called "US$ or $": that is no formula. Closed, no backend shows the figure a second time.
+    with plt.rc_context({"text.parse_math": False}), plt.ioff():
+        figure, numbers = draw(**settings)
         # savefig's own compression takes longer than all the drawing; at level 1 the file is a third larger.
-        Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB").save(buffer, "png", compress_level=1)
-        return buffer.getvalue()
+        figure.savefig(buffer, format="png", dpi="figure", pil_kwargs={"compress_level": 1})
+        plt.close(figure)
+    return buffer.getvalue(), numbers
+
+
+def name_rows(axis, names):
+    """Write names [n] one below the other at the left of an axis, at 0 to n - 1; none where nobody could read them."""
+    size = min(9, 0.9 * 72 * axis.get_position().height * axis.figure.get_figheight() / len(names))
+    for row, name in enumerate(names if size >= 4 else ()):  # ticks would take three times as long
+        axis.text(-0.022, row, name, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=size)
+
+
+def canvas(title, summary):
+    """Return a new figure with a title and a line of text above where its axes will be."""
+    figure = plt.figure(figsize=(13.5, 8), dpi=100, layout="none")
+    figure.text(0.01, 0.97, title, fontsize=13, va="center")
+    figure.text(0.01, 0.9325, summary, fontsize=11, va="center")
+    return figure

@@ -1,11 +1,13 @@
 """Figures that more than one place needs, in one colour-blind-safe style that a projector can show."""
 
 import textwrap
+import warnings
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib import font_manager
 from matplotlib.ticker import LogFormatter
 
 from cpsd_lib.support import atomic
@@ -25,6 +27,16 @@ ROW_COLOURS |= {
 }
 ROW_COLOURS |= {"+ class-aware pseudo-labels": "#882222"}
 ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "released checkpoint": GREY}
+# Where they are installed, for class names in other scripts than the first font's.
+FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Malgun Gothic")
+FONTS += (
+    "Noto Sans Arabic",
+    "Noto Sans Hebrew",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Arial Unicode MS",
+    "Noto Emoji",
+)
 
 
 def use_style():
@@ -33,6 +45,17 @@ def use_style():
     plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "axes.titlesize": 12, "font.size": 11})
     plt.rcParams.update({"axes.titlelocation": "left", "figure.constrained_layout.use": True})
     plt.rcParams["text.parse_math"] = False  # a class may be called "US$ or $": that is no formula
+    installed = set(font_manager.get_font_names())
+    plt.rcParams["font.family"] = ["sans-serif", *(name for name in FONTS if name in installed)]
+    warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # 01_data says so once, see `undrawn`
+
+
+def undrawn(names):
+    """Return the letters of some names that no font of the figures has, which they show as boxes (list of str)."""
+    found = (font_manager.FontProperties(family=[family]) for family in plt.rcParams["font.family"])
+    fonts = [font_manager.get_font(font_manager.findfont(one)) for one in found]
+    letters = sorted({letter for name in names for letter in name if not letter.isspace()})
+    return [letter for letter in letters if not any(font.get_char_index(ord(letter)) for font in fonts)]
 
 
 def save(figure, path):
@@ -43,30 +66,39 @@ def save(figure, path):
     return figure
 
 
-def panels(rows, columns, width, height, **options):
-    """Return (figure, axes [rows, columns]) of width x height inches; options: of plt.subplots."""
-    return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
+def panels(rows, columns, width, height, title=None, **options):
+    """Return (figure, axes [rows, columns]) of width x height inches with a title above all; options: of plt.subplots."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+    return figure, axes
+
+
+def graph_by_part(axis, affinity, partition, **look):
+    """Return a graph [C, C] drawn as an image, classes ordered by part, parts outlined, the diagonal empty; look: of imshow."""
+    order = [c for part in partition.parts for c in part]
+    off_diagonal = affinity[np.ix_(order, order)].astype(float)
+    np.fill_diagonal(off_diagonal, np.nan)
+    axis.grid(visible=False)  # would cross the empty diagonal
+    axis.set(xticks=[], yticks=[])
+    edges = np.cumsum([0, *map(len, partition.parts)]) - 0.5
+    for low, high in pairwise(edges):
+        frame = {"fill": False, "edgecolor": DIS, "linewidth": 2.5, "clip_on": False}
+        axis.add_patch(plt.Rectangle((low, low), high - low, high - low, **frame))
+    return axis.imshow(off_diagonal, cmap="viridis", interpolation="nearest", **look)
 
 
 def affinity_by_part(affinities, partitions, names, titles):
-    """One heatmap a branch, classes ordered by part and parts outlined; affinities, partitions: lists of one length."""
-    count = len(affinities)
-    figure, axes = plt.subplots(1, count, figsize=(5.4 * count + 0.6, 5.8), squeeze=False)
+    """One `graph_by_part` a branch; affinities, partitions: lists of one length."""
+    figure, axes = panels(1, len(affinities), 5.4 * len(affinities) + 0.6, 5.8)
     for axis, affinity, partition, title in zip(axes[0], affinities, partitions, titles, strict=True):
-        order = [c for part in partition.parts for c in part]
-        off_diagonal = affinity[np.ix_(order, order)].astype(float).copy()
-        np.fill_diagonal(off_diagonal, np.nan)
-        ticks = [names[c] for c in order] if len(order) <= 30 else False
-        bar = {"shrink": 0.7, "label": "affinity"}
-        sns.heatmap(
-            off_diagonal, ax=axis, cmap="viridis", square=True, xticklabels=ticks, yticklabels=ticks, cbar_kws=bar
-        )
-        axis.grid(visible=False)  # would cross the empty diagonal
-        edges = [0, *np.cumsum([len(part) for part in partition.parts])]
-        for low, high in pairwise(edges):
-            axis.add_patch(plt.Rectangle((low, low), high - low, high - low, fill=False, edgecolor=DIS, linewidth=2.5))
+        image = graph_by_part(axis, affinity, partition)
+        figure.colorbar(image, ax=axis, shrink=0.7, label="affinity")
         axis.set(title=title, xlabel="class, ordered by part", ylabel="class, ordered by part")
-        axis.tick_params(labelsize=9)
+        if len(names) <= 30:
+            ticks = {"ticks": range(len(names)), "labels": [names[c] for part in partition.parts for c in part]}
+            axis.set_xticks(**ticks, rotation=90, fontsize=9)
+            axis.set_yticks(**ticks, fontsize=9)
     return figure
 
 
@@ -110,14 +142,12 @@ def components(scores, title, xlabel, against=None):
 
 def pictures(images, captions, title, columns=6):
     """A sheet of images uint8 [n, 3, S, S] or float in [0, 1] with a caption each."""
-    count = len(images)
-    rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.0 * columns, 2.4 * rows + 0.45), squeeze=False)
+    rows = -(-len(images) // columns)
+    figure, axes = panels(rows, columns, 2.0 * columns, 2.4 * rows + 0.45, title)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(np.moveaxis(np.asarray(image), 0, -1))
         # matplotlib's own wrapping takes dollars for formulas, whatever the style says.
         axis.set_title(textwrap.fill(caption, 26), fontsize=10, loc="center")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     return figure

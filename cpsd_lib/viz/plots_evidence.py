@@ -37,7 +37,7 @@ def looking(images, words, maps, captions, boxes, title):
     lines = {"picture": (np.moveaxis(np.asarray(images), 1, -1), words)}
     for name, heats in maps.items():
         lines[name] = ([overlay(image, heat) for image, heat in zip(images, heats, strict=True)], captions[name])
-    figure, axes = panels(len(lines), count, 1.62 * count + 2.2, 1.78 * len(lines) + 0.4)
+    figure, axes = panels(len(lines), count, 1.62 * count + 2.2, 1.78 * len(lines) + 0.4, title)
     for line, (name, (pictures, texts)) in zip(axes, lines.items(), strict=True):
         for axis, pixels, text, sides in zip(line, pictures, texts, boxes or [[]] * count, strict=True):
             axis.imshow(pixels, extent=(0, size, size, 0))
@@ -50,7 +50,6 @@ def looking(images, words, maps, captions, boxes, title):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=12, color=colour, fontweight="bold")
     bar = figure.colorbar(ScalarMappable(cmap=MAP), ax=axes[1:], shrink=0.5, aspect=30)
     bar.set_label("map / its own maximum")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
     return figure
 
 
@@ -60,7 +59,8 @@ def shares_inside(tables, title):
     tables {split: DataFrame of localisation.summarise with a line a (seed, strategy, map)}.
     """
     lines = list(dict.fromkeys(next(iter(tables.values())).index.droplevel("seed")))
-    figure, axes = panels(1, len(tables), 5.6 * len(tables) + 1.6, 0.5 * len(lines) + 2.2, sharex=True, sharey=True)
+    width, height = 5.6 * len(tables) + 1.6, 0.5 * len(lines) + 2.2
+    figure, axes = panels(1, len(tables), width, height, title, sharex=True, sharey=True)
     for axis, (split, table) in zip(axes[0], tables.items(), strict=True):
         for place, (strategy, kind) in enumerate(lines):
             seeds = table.xs((strategy, kind), level=("strategy", "map"))
@@ -80,38 +80,26 @@ def shares_inside(tables, title):
     axes[0, 0].set_ylim(len(lines) - 0.4, -0.6)
     texts = ["chance: the area of the boxes", "the best that maps of so few places could do"]
     figure.legend([chance, best], texts, loc="outside lower center", ncol=2, fontsize=10)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
     return figure
 
 
 # ---- gains, cost, calibration ----------------------------------------------------------------------------------------
 
 
-def rank_correlations(gain, properties):
-    """Return {label: Spearman's result} of the classes' gain [C] with each of their properties {label: values [C]}.
-
-    A class whose gain is NaN is left out; where all gains, or all values of a property, are alike the result is None.
-    """
-    known, correlations = ~np.isnan(gain), {}
-    for label, values in properties.items():
-        both = np.asarray(values)[known], gain[known]
-        correlations[label] = spearmanr(*both) if all(len(set(one)) > 1 for one in both) else None
-    return correlations
-
-
 def gain_against(gain, properties, title):
-    """Dots, one a class: its gain in AP over each of its properties {label: values [C]}, with `rank_correlations`.
+    """Return dots, one a class, its gain in AP over each of its properties {label: values [C]}, and {label: Spearman's result}.
 
-    gain [C] in AP points, NaN for a class without a score.
+    gain [C] in AP points; a class whose gain is NaN is left out. Where all gains, or all values of a property, are alike the
+    result is None.
     """
-    known, correlations = ~np.isnan(gain), rank_correlations(gain, properties)
-    figure, axes = panels(1, len(properties), 5.6 * len(properties), 4.2, sharey=True)
+    known, ranks = ~np.isnan(gain), {}
+    figure, axes = panels(1, len(properties), 5.6 * len(properties), 4.2, title, sharey=True)
     for axis, (label, values) in zip(axes[0], properties.items(), strict=True):
+        both = np.asarray(values)[known], gain[known]
+        rank = ranks[label] = spearmanr(*both) if all(len(set(one)) > 1 for one in both) else None
         axis.axhline(0, color=GREY, linewidth=1.5)
-        axis.plot(np.asarray(values)[known], gain[known], "o", color=CPSD, alpha=0.8, markersize=7)
-        rank = correlations[label]
+        axis.plot(*both, "o", color=CPSD, alpha=0.8, markersize=7)
         text = f"rank correlation {rank.statistic:+.2f} (p = {rank.pvalue:.2f})" if rank else "all classes alike"
         axis.set(xlabel=label, title=text)
     axes[0][0].set_ylabel("gain (AP points)")
-    figure.suptitle(title, fontsize=12)
-    return figure
+    return figure, ranks

@@ -78,7 +78,7 @@ def distance_matrices(matrices, member, about, names=None):
     scale = {"vmin": np.min(distances, initial=0.99), "vmax": np.max(distances, initial=1.01), "cmap": "viridis"}
     cells = {"annot": len(teacher) <= ANNOTATED, "fmt": ".2f", "annot_kws": {"fontsize": 11}, "cbar": False}
     ticks = {"xticklabels": names or False, "yticklabels": names or False}
-    figure, axes = panels(1, len(matrices), 3.7 * len(matrices) + 0.9, 5.0, sharey=True)
+    figure, axes = panels(1, len(matrices), 3.7 * len(matrices) + 0.9, 5.0, about, sharey=True)
     for number, (axis, (title, matrix)) in enumerate(zip(axes[0], matrices.items(), strict=True)):
         axis.grid(visible=False)
         axis.set_facecolor("#D9D9D9")  # shows through the diagonal
@@ -90,5 +90,4 @@ def distance_matrices(matrices, member, about, names=None):
         axis.tick_params(axis="y", rotation=0)
     axes[0, 0].set_ylabel(member)
     figure.colorbar(axis.collections[0], ax=axes, label="distance / the group's mean", shrink=0.75)
-    figure.suptitle(about, x=0.01, ha="left", fontsize=13)
     return figure

@@ -14,20 +14,21 @@ KINDS = {"seeds": "other seeds, all images", "halves": "two halves of the images
 LABELLED = 0.06  # a share of the classes below this leaves no room for its number inside the bar
 
 
-def exponent_effect(tables, other_name="the released file"):
+def exponent_effect(tables):
     """Bars of part sizes over the exponent, the agreement (ARI) below them; tables {branch: DataFrame of over_exponents}.
 
     The largest part is at the bottom, and darkest. A key other than "co" and "dis" is its panel's title, as it is.
     """
     shared = {"sharex": "col", "sharey": "row", "height_ratios": [2.2, 1]}
-    figure, axes = panels(2, len(tables), 6.0 * len(tables) + 0.5, 7.0, **shared)
+    title = 'Part sizes and agreement by exponent\n("n × 1": n parts hold one class only)'
+    figure, axes = panels(2, len(tables), 6.0 * len(tables) + 0.5, 7.0, title, **shared)
     for (bars, lines), (branch, table) in zip(axes.T, tables.items(), strict=True):
         name, colour = BRANCHES.get(branch, (branch, CPSD))
         _stack(bars, table["sizes"], colour)
         bars.set_title(f"{name}, k = {len(table['sizes'].iloc[0])}", loc="left")
         lines.plot(range(len(table)), table["ARI to p = 0.5"], "o-", color=colour, label="to the cut at p = 0.5")
         if "ARI to other" in table:
-            lines.plot(range(len(table)), table["ARI to other"], "s--", color=BASELINE, label=f"to {other_name}")
+            lines.plot(range(len(table)), table["ARI to other"], "s--", color=BASELINE, label="to the released file")
         lines.legend(fontsize=10, loc="best")
         ticks = [f"{p:.2g}\n(paper)" if p == PAPER_EXPONENT else f"{p:.2g}" for p in table["exponent"]]
         lines.set_xticks(range(len(table)), ticks)
@@ -37,7 +38,6 @@ def exponent_effect(tables, other_name="the released file"):
     axes[0, 0].set_ylabel("classes in each part (number)")
     axes[0, 0].yaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1, 0].set_ylabel("ARI\n(1 = same parts)")
-    figure.suptitle('Part sizes and agreement by exponent\n("n × 1": n parts hold one class only)', fontsize=13)
     return figure
 
 
@@ -62,7 +62,8 @@ def stability_by_k(tables):
 
     A key other than "co" and "dis" is its panel's title, as it is.
     """
-    figure, axes = panels(1, len(tables), 6.0 * len(tables) + 0.5, 4.8, sharey=True)
+    title = "Is the same partition found again?\n(mean; band from worst to best repeat)"
+    figure, axes = panels(1, len(tables), 6.0 * len(tables) + 0.5, 4.8, title, sharey=True)
     for axis, (branch, table) in zip(axes[0], tables.items(), strict=True):
         name, colour = BRANCHES.get(branch, (branch, CPSD))
         lines = table.assign(kind=table["kind"].map(KINDS))
@@ -73,41 +74,33 @@ def stability_by_k(tables):
         axis.legend(fontsize=10)
     axes[0, 0].set_ylim(min(0, *(table["ari"].min() for table in tables.values())) - 0.05, 1.05)
     axes[0, 0].set_ylabel("ARI of two cuts\n(1 = same parts, 0 = chance)")
-    figure.suptitle("Is the same partition found again?\n(mean; band from worst to best repeat)", fontsize=13)
     return figure
 
 
-def comparison_matrix(ours, other, ours_name="our cut", other_name="released"):
-    """Heatmap of the classes that each part of ours shares with each part of other; a frame around matched parts.
+def comparison_matrix(ours, other):
+    """Heatmap of the classes that each part of our cut shares with each released part; a frame around matched parts.
 
     The columns are ordered and numbered by evaluation.match: equal partitions fill the diagonal only.
     """
     numbers = match(ours, other)
     order = np.argsort(numbers)
-    common = overlap(ours, other)[:, order]
+    common = pd.DataFrame(overlap(ours, other)[:, order])
+    common.columns = pd.Index(
+        [f"{numbers[part]}\n({len(other.parts[part])})" for part in order], name="released: part (its classes)"
+    )
+    common.index = pd.Index(
+        [f"{number} ({len(part)})" for number, part in enumerate(ours.parts)], name="our cut: part (its classes)"
+    )
     rows, columns = common.shape
     figure, axis = plt.subplots(figsize=(max(5.0, 0.7 * columns + 2.2), 0.55 * rows + 2.2), layout="constrained")
-    sns.heatmap(
-        common,
-        ax=axis,
-        cmap="Blues",
-        vmin=0,
-        annot=np.where(common > 0, common.astype(str), "·"),
-        fmt="",
-        annot_kws={"fontsize": 12},
-        linewidths=1,
-        linecolor="white",
-        cbar=False,  # each cell says its number
-        xticklabels=[f"{numbers[part]}\n({len(other.parts[part])})" for part in order],
-        yticklabels=[f"{number} ({len(part)})" for number, part in enumerate(ours.parts)],
-    )
-    matched = [(numbers[part], place) for place, part in enumerate(order) if numbers[part] < rows]
-    for row, column in matched:
-        if common[row, column]:
+    # No bar: each cell says its number.
+    look = {"annot_kws": {"fontsize": 12}, "linewidths": 1, "linecolor": "white", "cbar": False}
+    sns.heatmap(common, ax=axis, cmap="Blues", vmin=0, annot=common.replace(0, "·"), fmt="", **look)
+    kept = 0
+    for column, row in enumerate(numbers[order]):
+        if row < rows and common.iloc[row, column]:
+            kept += common.iloc[row, column]
             axis.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor=DIS, linewidth=2.5, clip_on=False))
-    kept = sum(common[pair] for pair in matched)
     axis.set_title(f"Classes in common:\n{kept} of {ours.num_classes} in matched parts (framed)", loc="left")
-    axis.set_xlabel(f"{other_name}: part (its classes)")
-    axis.set_ylabel(f"{ours_name}: part (its classes)")
     axis.tick_params(rotation=0, labelsize=11)
     return figure

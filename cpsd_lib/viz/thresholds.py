@@ -1,15 +1,17 @@
 """The threshold explorer: precision, recall and F1 as the threshold moves."""
 
+from functools import partial
+
 import ipywidgets
 import numpy as np
 
 from cpsd_lib.evaluation import averages, check_probabilities, of_classes
-from cpsd_lib.viz.explorer import Explorer, Picture, label_size
+from cpsd_lib.viz.explorer import Explorer, canvas, name_rows
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY
 
 GRID = np.linspace(0, 1, 101)
-STYLES = {"precision": (CO, "o"), "recall": (DIS, "s"), "F1": (CPSD, "D")}
-HEIGHT = 8  # inches
+# Name of a class's score: of the mean over classes, of all decisions together, colour, mark.
+STYLES = {"precision": ("CP", "OP", CO, "o"), "recall": ("CR", "OR", DIS, "s"), "F1": ("CF1", "OF1", CPSD, "D")}
 
 
 def threshold_explorer(scores, targets, names, start=None):
@@ -24,7 +26,17 @@ def threshold_explorer(scores, targets, names, start=None):
     (scores, targets), names = check_probabilities(scores, targets), list(names)
     if len(names) != scores.shape[1]:
         raise ValueError(f"{len(names)} names for {scores.shape[1]} classes; pass the names of the label table")
-    figure = ThresholdFigure(scores, targets, names)
+    # A class's scores side by side: COCO's 40,137 x 80 are counted in 4 ms.
+    by_class, positive, known = (np.ascontiguousarray(x.T) for x in (scores, targets == 1, targets != -1))
+    present = positive.sum(1)
+
+    def count(threshold):
+        predicted = known & (by_class >= threshold)
+        return np.count_nonzero(predicted & positive, axis=1), np.count_nonzero(predicted, axis=1), present
+
+    right, chosen, _ = zip(*map(count, GRID), strict=True)
+    counts = np.stack(right), np.stack(chosen), present
+    curves = of_classes(*counts) | averages(*counts)
 
     def draw(threshold, shown):
         if not 0 <= threshold <= 1:
@@ -33,81 +45,52 @@ def threshold_explorer(scores, targets, names, start=None):
             raise ValueError(
                 f"there is no class {shown!r}; shown is None for all, or one of {', '.join(names[:10])} ..."
             )
-        return figure.show(threshold, None if shown is None else names.index(shown))
+        now = count(threshold)
+        each, numbers = of_classes(*now), {name: float(value) for name, value in averages(*now).items()}
+        scores, about, c = numbers, "CP CR CF1: classes averaged, OP OR OF1: all decisions", None
+        if shown is not None:
+            c = names.index(shown)
+            scores = {name: float(values[c]) for name, values in each.items()}
+            about = f"{now[0][c]:,} of {present[c]:,} positives found, predicted in {now[1][c]:,} images"
+        text = "   ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
+        figure = canvas(f"{shown or 'all classes'}, threshold {threshold:.2f}", f"{text}  (%; {about})")
+        draw_curves(figure, curves, c, threshold, scores)
+        draw_classes(figure, each, np.argsort(-present, kind="stable"), c, names)
+        # Above the curves, which may be anywhere.
+        figure.legend(loc="upper right", bbox_to_anchor=(0.99, 1.0), ncols=3, fontsize=11, frameon=False)
+        return figure, numbers | scores
 
-    def controls(_):
-        return {
-            "threshold": ipywidgets.FloatSlider(min=0, max=1, step=0.01, description="threshold"),
-            "shown": ipywidgets.Dropdown(
-                options=[("all classes", None), *zip(names, names, strict=True)], description="class"
-            ),
-        }
-
+    classes = [("all classes", None), *zip(names, names, strict=True)]
+    controls = {
+        "threshold": partial(ipywidgets.FloatSlider, min=0, max=1, step=0.01, description="threshold"),
+        "shown": partial(ipywidgets.Dropdown, options=classes, description="class"),
+    }
     return Explorer(draw, {"threshold": 0.5, "shown": None}, start, controls)
 
 
-class ThresholdFigure:
-    """Curves over the threshold, and beside them every class at the threshold, frequent classes first; percent."""
+def draw_curves(figure, curves, c, threshold, scores):
+    """Draw scores of all classes (c None) or of class c over the threshold into the left of a figure, in percent.
 
-    def __init__(self, scores, targets, names):
-        # A class's scores side by side: COCO's 40,137 x 80 are counted in 4 ms.
-        self._scores, self._positive, self._known = (
-            np.ascontiguousarray(x.T) for x in (scores, targets == 1, targets != -1)
-        )
-        self._present, self._names, self._picture = self._positive.sum(1), names, Picture(13.5, HEIGHT)
-        figure = self._picture.figure
-        right, chosen = np.stack([self._count(threshold) for threshold in GRID], axis=1)
-        each, mean = of_classes(right, chosen, self._present), averages(right, chosen, self._present)
-        # What is shown, as a column of each of these: a class, or after them all classes.
-        together = {"precision": mean["CP"], "recall": mean["CR"], "F1": mean["CF1"]}
-        self._curves = {name: 100 * np.column_stack([each[name], together[name]]) for name in STYLES}
-        self._order = np.argsort(-self._present, kind="stable")
-        curves, classes = figure.add_axes((0.06, 0.07, 0.44, 0.79)), figure.add_axes((0.605, 0.07, 0.385, 0.79))
-        curves.set(xlim=(0, 1), ylim=(-1, 103), xlabel="threshold (probability)", ylabel="percent")
-        curves.set_title("solid: what is shown; dotted: all decisions together (OP, OR, OF1)", loc="left", fontsize=11)
-        classes.set(xlim=(-1, 103), ylim=(len(names) - 0.4, -0.6), yticks=[], xlabel="percent")
-        classes.set_title("each class at this threshold, frequent classes first", loc="left", fontsize=11)
-        self._lines, self._dots, self._classes = {}, {}, {}
-        for (name, (colour, mark)), overall in zip(STYLES.items(), ("OP", "OR", "OF1"), strict=True):
-            curves.plot(GRID, 100 * mean[overall], ":", color=colour, linewidth=1.5)
-            (self._lines[name],) = curves.plot(GRID, 0 * GRID, color=colour, linewidth=2.5)
-            (self._dots[name],) = curves.plot([0], [0], mark, color=colour, markersize=9, label=name)
-            (self._classes[name],) = classes.plot(
-                0.0 * self._order, range(len(names)), mark, color=colour, markersize=5
-            )
-        # Above the curves, which may be anywhere.
-        figure.legend(loc="upper right", bbox_to_anchor=(0.99, 1.0), ncols=3, fontsize=11, frameon=False)
-        self._here = curves.axvline(0, color=BASELINE, linewidth=1)
-        self._band = classes.axhline(-9, color=GREY, alpha=0.35, linewidth=8, zorder=1)
-        size = label_size(0.79 * HEIGHT, len(names))
-        if size:
-            classes.set_yticks(range(len(names)), [names[c] for c in self._order], fontsize=size)
-            classes.tick_params(axis="y", length=0, pad=5)
+    curves {name: [101] or [101, C]} of all scores over GRID; scores {name: number} now.
+    """
+    axis = figure.add_axes((0.06, 0.07, 0.44, 0.79))
+    axis.set(xlim=(0, 1), ylim=(-1, 103), xlabel="threshold (probability)", ylabel="percent")
+    axis.set_title("solid: what is shown; dotted: all decisions together (OP, OR, OF1)", loc="left", fontsize=11)
+    axis.axvline(threshold, color=BASELINE, linewidth=1)
+    for name, (mean, overall, colour, mark) in STYLES.items():
+        shown, now = (curves[mean], scores[mean]) if c is None else (curves[name][:, c], scores[name])
+        axis.plot(GRID, 100 * curves[overall], ":", color=colour, linewidth=1.5)
+        axis.plot(GRID, 100 * shown, color=colour, linewidth=2.5)
+        axis.plot([threshold], [100 * now], mark, color=colour, markersize=9, label=name)
 
-    def _count(self, threshold):
-        """Return (positives, images) of each class that reach a threshold, two int arrays [C]."""
-        predicted = self._known & (self._scores >= threshold)
-        return np.count_nonzero(predicted & self._positive, axis=1), np.count_nonzero(predicted, axis=1)
 
-    def show(self, threshold, shown):
-        """Draw all classes (shown None) or class `shown` at a threshold; return the PNG and the numbers, fractions."""
-        right, chosen = self._count(threshold)
-        each = of_classes(right, chosen, self._present)
-        numbers = {name: float(value) for name, value in averages(right, chosen, self._present).items()}
-        text = "   ".join(f"{name} {100 * value:.1f}" for name, value in numbers.items())
-        text = f"{text}  (%; CP CR CF1: classes averaged, OP OR OF1: all decisions)"
-        if shown is not None:
-            numbers |= {name: float(values[shown]) for name, values in each.items()}
-            text = "   ".join(f"{name} {100 * numbers[name]:.1f}" for name in STYLES)
-            positives = f"{right[shown]:,} of {self._present[shown]:,} positives found"
-            text = f"{text}  (%; {positives}, predicted in {chosen[shown]:,} images)"
-        title = f"{'all classes' if shown is None else self._names[shown]}, threshold {threshold:.2f}"
-        self._here.set_xdata([threshold] * 2)
-        self._band.set_ydata([-9 if shown is None else np.flatnonzero(self._order == shown)[0]] * 2)
-        now = {"precision": numbers["CP"], "recall": numbers["CR"], "F1": numbers["CF1"]} | numbers
-        for name in STYLES:
-            self._lines[name].set_ydata(self._curves[name][:, -1 if shown is None else shown])
-            self._dots[name].set_data([threshold], [100 * now[name]])
-            self._classes[name].set_xdata(100 * each[name][self._order])
-        moving = [*self._lines.values(), *self._dots.values(), *self._classes.values()]
-        return self._picture.png([*moving, self._here, self._band], title, text), numbers
+def draw_classes(figure, each, order, c, names):
+    """Draw the scores {name: [C]} of each class into the right of a figure, in this order [C], class c marked; percent."""
+    axis, rows = figure.add_axes((0.605, 0.07, 0.385, 0.79)), range(len(names))
+    axis.set(xlim=(-1, 103), ylim=(len(names) - 0.4, -0.6), yticks=[], xlabel="percent")
+    axis.set_title("each class at this threshold, frequent classes first", loc="left", fontsize=11)
+    if c is not None:
+        axis.axhline(np.flatnonzero(order == c)[0], color=GREY, alpha=0.35, linewidth=8, zorder=1)
+    for name, (_, _, colour, mark) in STYLES.items():
+        axis.plot(100 * each[name][order], rows, mark, color=colour, markersize=5)
+    name_rows(axis, [names[i] for i in order])

@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = exports(
         "recipes": "soft_recipe student_task teacher_tasks work_in_baselines",
         "making": "StoredTargets fill_targets history keys_of load_student load_teachers row_key student_batches"
         " train_student train_teachers",
-        "store": "Store clean default_store inventory",
+        "store": "Store clean inventory",
         "scoring": "SPLITS against_paper caveat component_figure component_table evaluate load_per_class load_records",
         "published": "no_figure",
         "evidence": "calibration_errors decision_rules gain_intervals probabilities_of scores_of",
@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = exports(
         "report": "deviation gain_summary scores_text write_report",
         "preflight": "images_of",
         "cost": "card estimate own_part work_of",
-        "pipeline": "Held StageFailed one_runner run_stages stages_of",
+        "pipeline": "one_runner run_stages stages_of",
         "grids.params": "jobs_of load_grid",
         "grids.runner": "run_grid",
         "handover": "export finished_model model_card",

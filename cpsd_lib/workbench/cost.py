@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -10,13 +10,22 @@ from cpsd_lib.models import MetaModel, activation_bytes, forward_flop, make_tail
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import counted, memory, pick_precision
 from cpsd_lib.workbench.building import build_shape
-from cpsd_lib.workbench.loading import held_out_count
-from cpsd_lib.workbench.rows import BRANCHES, FROM_MODEL, ROWS, branches_matched, branches_of, views_of
+from cpsd_lib.workbench.loading import MODELS, held_out_count
+from cpsd_lib.workbench.rows import (
+    BRANCHES,
+    EQUAL,
+    FROM_MODEL,
+    ROWS,
+    branches_matched,
+    branches_trained,
+    trained_together,
+    views_of,
+)
+from cpsd_lib.workbench.run import check_k
 from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on, repo_root
 
 # ---- the workload of some rows, in epochs ----------------------------------------------------------------------------
 
-EQUAL = "baseline_equal_compute"  # trained as the baseline is, which is a teacher, for as long as all of CPSD
 PARTS = set(BRANCHES) - set(FROM_MODEL)  # the branches whose teachers may share a frozen trunk
 STAGES = ("teachers", "soft targets", "students", "validation", "evaluation")
 
@@ -27,7 +36,7 @@ class Passes:
 
     stage: str
     step: int  # forward passes of one pass
-    unit: str  # of passes: "teacher epochs" or "student epochs", as those trainings have them, "views" of all images, "images"
+    unit: str  # of passes: "teacher epochs" or "student epochs", as those trainings have them, "views" of all images
     counts: dict  # {branch or row: (models, passes of each)}
 
     def forwards(self, own=1.0):
@@ -47,23 +56,21 @@ def workload(rows, teachers, student, parts, own=1.0):
 
     teachers, student: TeacherParams, StudentParams; parts: {"co": number of teachers, "dis": ...}; own: as in Passes.
     """
-    needed = branches_of(rows)
-    from_baseline = student.start == "baseline" and any(row != EQUAL for row in rows)
-    if from_baseline or (teachers.start == "baseline" and PARTS & set(needed)):
-        needed = list(dict.fromkeys(["whole", *needed]))
+    needed = branches_trained(rows, teachers.start, student.start)
     models = dict.fromkeys(needed, 1) | {"random": parts["co"], "random_2": parts["co"]} | parts
     models |= {"ensemble": parts["co"] + parts["dis"]}
-    more = teachers.more_epochs if teachers.start == "baseline" else None
-    epochs = dict.fromkeys(needed, more or teachers.trained_epochs) | {"whole": teachers.trained_epochs}
+    epochs = dict.fromkeys(needed, teachers.more_epochs or teachers.trained_epochs)
+    epochs |= dict.fromkeys(FROM_MODEL, teachers.trained_epochs)
     taught, there = {row: student.trained_epochs for row in rows if row != "baseline"}, set()
     if "equal_compute" in needed or EQUAL in rows:
         of_baseline, epochs["equal_compute"] = equal_epochs(teachers, student, parts["co"], own)
         taught |= {EQUAL: of_baseline} if EQUAL in rows else {}
-    trained = {branch: (models[branch], epochs[branch]) for branch in needed}
-    if "whole" in needed and "ensemble" in needed:  # the baseline is the first of them
-        trained["ensemble"] = (models["ensemble"] - 1, epochs["ensemble"])
-    wide = {branch: trained.pop(branch) for branch in ("wide",) if branch in trained}  # another model, by itself
-    load = [Passes("teachers", 3, "teacher epochs", counts) for counts in ([trained, wide] if wide else [trained])]
+    # The baseline is the first model of the ensemble.
+    trained = models | ({"ensemble": models["ensemble"] - 1} if "whole" in needed else {})
+    load = [
+        Passes("teachers", 3, "teacher epochs", {branch: (trained[branch], epochs[branch]) for branch in group})
+        for group in trained_together(needed, teachers.start)
+    ]
     for row in taught:  # the logits of a row's branches are computed together, those of an earlier row are in the store
         stored = [branch for branch in branches_matched([row]) if branch not in there]
         embedded = ROWS[row].teachers if ROWS[row].uses_embeddings else ()  # computed anew in every epoch
@@ -84,30 +91,25 @@ def work_of(row, teachers, student, k, own=1.0, images=1.0, wide=1.0):
     own: as in Passes. images: those of a student's epoch, unlabelled ones too, in those of a baseline's; wide: a forward pass
     of the wide teacher, in a baseline's.
     """
-    work = 0.0
-    for one in workload([row], teachers, student, {"co": k, "dis": k}, own):
-        forwards = one.forwards() if one.stage == "students" else one.forwards(own)
-        work += (
-            forwards
-            * (images if one.unit in ("student epochs", "views") else 1)
-            * (wide if "wide" in one.counts else 1)
-        )
-    return work / 3
+    images_of = {"student epochs": images, "views": images}
+    load = workload([row], teachers, student, {"co": k, "dis": k}, own)
+    forwards = (one.forwards(own) * images_of.get(one.unit, 1) * (wide if "wide" in one.counts else 1) for one in load)
+    return sum(forwards) / 3
 
 
 def equal_epochs(teachers, student, k, own=1.0, images=1.0):
     """Return (epochs of a baseline, epochs of one teacher) of the compute of CPSD, and of its teachers of both branches."""
-    paid = dict(workload(["cpsd"], teachers, student, {"co": k, "dis": k}, own)[0].counts)
+    load = workload(["cpsd"], teachers, student, {"co": k, "dis": k}, own)
+    of_teachers = sum(one.forwards(own) for one in load if one.stage == "teachers") / 3
     if student.start == "baseline":
-        del paid["whole"]  # the student that starts from the baseline pays for it; else the teachers do
-    of_teachers = Passes("teachers", 3, "teacher epochs", paid).forwards(own)
-    return round(work_of("cpsd", teachers, student, k, own, images)), round(of_teachers / 3)
+        of_teachers -= teachers.trained_epochs  # the student that starts from the baseline pays for it
+    return round(work_of("cpsd", teachers, student, k, own, images)), round(of_teachers)
 
 
 # ---- the cost of a run -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cost:
     """What a run costs: compute in EFLOP (1e18 FLOP, a multiply-add is 2) over all seeds, memory in GiB (2**30 bytes)."""
 
@@ -116,17 +118,17 @@ class Cost:
     student: MetaModel  # over all classes
     teacher: MetaModel  # over all classes
     seeds: int
-    teachers: int  # models a seed, trained side by side (but for the one of equal compute)
-    students: int  # models a seed, trained one after the other
     teacher_batch: int  # images
     student_batch: int  # images
-    teacher_gib: float  # GPU memory while the teachers train; 0 when there is none
-    student_gib: float  # GPU memory while a student trains; 0 when there is none
+    teachers: int = 0  # models a seed
+    students: int = 0  # models a seed, trained one after the other
+    teacher_gib: float = 0.0  # GPU memory while the teachers train that do so side by side
+    student_gib: float = 0.0  # GPU memory while a student trains
     # EFLOP of: teachers; soft targets (logits once and stored, embeddings anew in every batch); students; validation, which
     # chooses the epoch; evaluation on the test splits.
-    stages: dict
-    trained_images: int  # forward and backward passes of one image through one model
-    cpsd_baselines: float | None  # + CPSD from scratch, in trainings of one baseline; None: not among the rows
+    stages: dict = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    trained_images: int = 0  # forward and backward passes of one image through one model
+    cpsd_baselines: float | None = None  # + CPSD from scratch, in trainings of one baseline; None: not among the rows
 
     @property
     def eflop(self):
@@ -159,21 +161,20 @@ def estimate(params, num_classes, train_images, test_images, device=None, unlabe
     rows = [] if released or params.data.kind == "labels" else params.student.rows
     if rows and train_images < 2:
         raise ParameterError(f"data: a training needs at least 2 images, not {train_images}")
-    with blamed_on("model"):
-        student = teacher = tail = MetaModel(_on_meta(params.model, num_classes), size)
-    if params.teacher_model:
-        with blamed_on("teacher_model"):
-            teacher = tail = MetaModel(_on_meta(params.teacher_model, num_classes), size)
-    wide = teacher
-    if params.wide_model and rows:
-        with blamed_on("wide_model"):
-            wide = MetaModel(_on_meta(params.wide_model, num_classes), size)
-    own = 1.0
+    models = {}
+    for section in MODELS:
+        if getattr(params, section):
+            with blamed_on(section):
+                models[section] = meta_model(getattr(params, section), num_classes, size)
+    student = models["model"]
+    teacher = tail = models.get("teacher_model", student)
+    wide, own = models.get("wide_model", teacher), 1.0
     if frozen and rows:
         with blamed_on("teachers.frozen_stages"):
-            made = _on_meta(params.teacher_model or params.model, num_classes)
+            settings = params.teacher_model or params.model
+            made = meta_model(settings, num_classes, size).made
             tail = MetaModel(make_tail(made, make_trunk(made, frozen), frozen), size)
-            own = own_part(params.teacher_model or params.model, num_classes, size, frozen)
+            own = own_part(settings, num_classes, size, frozen)
     parts = _parts(params.partition, num_classes) if rows else {"co": 0, "dis": 0}
     load = workload(rows, params.teachers, params.student, parts, own)
     teachers, labelled, students = (
@@ -181,85 +182,55 @@ def estimate(params, num_classes, train_images, test_images, device=None, unlabe
         for training, more in ((params.teachers, 0), (params.student, 0), (params.student, unlabelled))
     )
     of_unit = {"teacher epochs": teachers, "labelled epochs": labelled, "student epochs": students}
-    # Without a model of its own the teacher of `whole` is the baseline, a row of the table already.
-    trained = [one.counts for one in load if one.stage == "teachers"]
-    scored = [
-        {b: (n, test_images) for b, (n, _) in counts.items() if b != "whole" or params.teacher_model}
-        for counts in trained
-    ]
-    rows_scored = {"released": (1, test_images)} if released else {row: (1, test_images) for row in rows}
-    looks = [Passes("evaluation", 1, "images", counts) for counts in (*scored, rows_scored)]  # each on one batch
-    for one in [one for one in load if one.step == 3]:
-        looked = {name: (n, of_unit[one.unit].looks(epochs)) for name, (n, epochs) in one.counts.items()}
-        looks.append(Passes("validation", 1, "images", looked))
-    seeds, stages = 1 if released else params.seeds, dict.fromkeys(STAGES, 0.0)
-    images_of = {unit: seen.epoch for unit, seen in of_unit.items()} | {"images": 1}
-    images_of["views"] = train_images + unlabelled
-    for one in load + looks:
-        model = teacher if one.counts.keys() <= set(BRANCHES) else student
-        model = wide if "wide" in one.counts else model
-        stages[one.stage] += seeds * one.forwards(own) * images_of[one.unit] * model.flop / 1e18
-    passes = [n * each * images_of[one.unit] for one in load if one.step == 3 for n, each in one.counts.values()]
-    beside = [sum(n for n, _ in one.counts.values()) for one in load if (one.step, one.unit) == (1, "student epochs")]
-    student_bytes = [
-        max(beside) * tail.weights + of_unit[one.unit].bytes(student, 1) for one in load if one.stage == "students"
-    ]
-    return Cost(
-        name=params.model.name,
-        num_classes=num_classes,
-        student=student,
-        teacher=teacher,
-        seeds=seeds,
-        teachers=sum(models for counts in trained for models, _ in counts.values()),
-        students=len(student_bytes),
-        teacher_batch=teachers.batch,
-        student_batch=students.batch,
-        teacher_gib=max(
-            _teacher_bytes(trained[0], teachers, teacher, tail), teachers.bytes(wide, 1) if len(trained) > 1 else 0
-        )
-        / 2**30,
-        student_gib=max(student_bytes, default=0) / 2**30,
-        stages=stages,
-        trained_images=seeds * sum(passes),
-        cpsd_baselines=work_of("cpsd", params.teachers, params.student, parts["co"], own, 1 + unlabelled / train_images)
-        / params.teachers.trained_epochs
-        if "cpsd" in rows
-        else None,
-    )
+    images_of = {unit: seen.epoch for unit, seen in of_unit.items()} | {"views": train_images + unlabelled}
+    seeds, batches = 1 if released else params.seeds, (teachers.batch, students.batch)
+    cost = Cost(params.model.name, num_classes, student, teacher, seeds, *batches)
+    embedded = [one.counts.values() for one in load if (one.step, one.unit) == (1, "student epochs")]
+    beside = max([sum(n for n, _ in models) for models in embedded], default=0)  # while a student trains
+    if released or "baseline" in rows:
+        cost.stages["evaluation"] += seeds * student.flop * test_images / 1e18
+    for one in load:
+        seen, taught = of_unit.get(one.unit), one.stage == "students"
+        model = student if taught else wide if "wide" in one.counts else teacher
+        flop = seeds * model.flop / 1e18
+        cost.stages[one.stage] += flop * one.forwards(own) * images_of[one.unit]
+        if one.step == 1:
+            continue
+        # To choose an epoch, and at last on test; the baseline, a teacher of the student's own model, is a row of the table.
+        looked = {name: (n, seen.looks(epochs)) for name, (n, epochs) in one.counts.items()}
+        scored = {name: (n, test_images) for name, (n, _) in one.counts.items()}
+        if not params.teacher_model:
+            scored.pop("whole", None)
+        cost.stages["validation"] += flop * replace(one, step=1, counts=looked).forwards(own)
+        cost.stages["evaluation"] += flop * replace(one, step=1, counts=scored).forwards(own)
+        cost.trained_images += seeds * sum(n * epochs * seen.epoch for n, epochs in one.counts.values())
+        count = sum(n for n, _ in one.counts.values())
+        if taught:
+            cost.students += count
+            cost.student_gib = max(cost.student_gib, (beside * tail.weights + seen.bytes(student, 1)) / 2**30)
+            continue
+        cost.teachers += count
+        needed = seen.bytes(model, count)
+        if tail is not teacher and one.counts.keys() <= PARTS:
+            needed = seen.bytes(tail, count) + 2 * teacher.weights  # of the trunk, and of the baseline it was cut from
+        cost.teacher_gib = max(cost.teacher_gib, needed / 2**30)
+    if "cpsd" in rows:
+        more = 1 + unlabelled / train_images
+        work = work_of("cpsd", params.teachers, params.student, parts["co"], own, more)
+        cost.cpsd_baselines = work / params.teachers.trained_epochs
+    return cost
 
 
 def own_part(settings, num_classes, size, frozen_stages):
     """Return the part of a forward pass of ModelParams `settings` that comes after its first stages, by FLOP, 0..1."""
-    made, images = _on_meta(settings, num_classes), torch.empty(1, 3, size, size, device="meta")
-    return 1 - forward_flop(make_trunk(made, frozen_stages), images) / forward_flop(made, images)
+    whole, images = meta_model(settings, num_classes, size), torch.empty(1, 3, size, size, device="meta")
+    return 1 - forward_flop(make_trunk(whole.made, frozen_stages), images) / whole.flop
 
 
-def relative_flop(settings, other, num_classes, size):
-    """Return the FLOP of a forward pass of ModelParams `settings` over those of `other`."""
-    images = torch.empty(1, 3, size, size, device="meta")
-    first, second = (forward_flop(_on_meta(one, num_classes), images) for one in (settings, other))
-    return first / second
-
-
-def _on_meta(settings, num_classes):
+def meta_model(settings, num_classes, size):
+    """Return the MetaModel of ModelParams `settings` over some classes, for images of `size` pixels."""
     with torch.device("meta"):
-        return build_shape(settings, num_classes)
-
-
-def _teacher_bytes(counts, images, model, tail):
-    """Return the GPU memory, in bytes, of stage 03: all teachers side by side, then the one of equal compute by itself.
-
-    tail: the MetaModel of a teacher of a part, where it shares its first stages; those start when the baseline is trained.
-    """
-    together = sum(models for branch, (models, _) in counts.items() if branch != "equal_compute")
-    parts = sum(models for branch, (models, _) in counts.items() if branch not in FROM_MODEL)
-    if tail is not model and parts:
-        peak = max(images.bytes(model, 1), images.bytes(tail, parts) + 2 * model.weights)
-    else:
-        peak = images.bytes(model, together) if together else 0
-    if "equal_compute" in counts:
-        peak = max(peak, images.bytes(model, 1) + together * tail.weights)
-    return peak
+        return MetaModel(build_shape(settings, num_classes), size)
 
 
 class _Images:
@@ -296,9 +267,7 @@ class _Images:
 def _parts(settings, num_classes):
     """Return {branch: number of teachers} by PartitionParams."""
     if not settings.use_released:
-        if settings.k > num_classes:
-            only = counted(num_classes, "class", "classes")
-            raise ParameterError(f"partition.k is {settings.k}, but the data set has only {only}")
+        check_k(settings.k, num_classes)
         return {"co": settings.k, "dis": settings.k}
     files = {"co": settings.released_co, "dis": settings.released_dis}
     with blamed_on("partition"):

@@ -13,9 +13,6 @@ RECIPES = {
     "default": {
         "train": asdict(Training())
         | {"gamma_neg": 4, "gamma_pos": 0, "clip": 0.05, "batch_size": 32, "view": "default"},
-        "teachers": {},
-        "student": {},
-        "model": {},
     },
     # CPSD's, as its released code has it.
     "release": {
@@ -29,7 +26,6 @@ RECIPES = {
         "train": _RELEASED
         | {"gamma_neg": 0, "clip": 0, "batch_size": 64, "lr": 1e-4, "pct_start": 0.2, "ema_decay": 0},
         "teachers": {"stop_after": 30},
-        "student": {},
         "model": {"head": "ml_decoder", "normalize": "none"},
     },
 }

@@ -8,16 +8,13 @@ from cpsd_lib.evaluation import best_thresholds, expected_calibration_error, pai
 from cpsd_lib.support import digest
 from cpsd_lib.workbench.making import keys_of
 from cpsd_lib.workbench.rows import TITLES
-from cpsd_lib.workbench.run import MissingStage, held_out_indices
+from cpsd_lib.workbench.run import held_out_indices, left_by
 from cpsd_lib.workbench.scoring import load_records, score_path
 
 
 def scores_of(run, seed, row, split):
     """Return the logits [n, C] that 05_evaluation saved of a row on a split; MissingStage when they are not there."""
-    path = score_path(run, seed, row, split)
-    if not path.exists():
-        raise MissingStage(f"no scores in {path}; run 05_evaluation first")
-    return np.load(path)
+    return np.load(left_by("05_evaluation", score_path(run, seed, row, split)))
 
 
 def probabilities_of(run, seed, row, split):

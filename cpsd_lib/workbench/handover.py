@@ -9,12 +9,13 @@ from jinja2 import Environment
 from scipy.special import expit
 
 from cpsd_lib import evaluation
-from cpsd_lib.data import listed, take
+from cpsd_lib.data import BadImage, decode, listed, read_source
 from cpsd_lib.models import timm_state, write_onnx
 from cpsd_lib.support import counted, sha256, write_json
 from cpsd_lib.training import calibrate
 from cpsd_lib.workbench.evidence import scored_by
 from cpsd_lib.workbench.explanation import load_named, strategies
+from cpsd_lib.workbench.loading import data_on_disk
 from cpsd_lib.workbench.making import keys_of
 from cpsd_lib.workbench.model_folder import WEIGHTS, ModelConfig, new_folder, state_of, write_tensors
 from cpsd_lib.workbench.scoring import SPLITS, caveats
@@ -102,9 +103,12 @@ def export(run, row, seed, to, form="cpsd"):
 def _trial_images(run, size, count=8):
     """Return (uint8 tensor [n, 3, size, size], what they are): test images of the run, or random pixels."""
     try:
-        images = take(run.dataset.need_images(), run.dataset.table.indices("test")[:count])
-        return torch.from_numpy(images), counted(len(images), "test image")
-    except (ValueError, OSError):
+        data = data_on_disk(run.params.data)
+        source = read_source(data)
+        indices = source.table.indices("test")[:count].tolist()
+        load = source.load if data.kind == "scenes" else lambda i: decode(source.paths[i], size, data.max_pixels)
+        return torch.from_numpy(np.stack([load(i) for i in indices])), counted(len(indices), "test image")
+    except (BadImage, ValueError, OSError):
         pixels = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
         return torch.from_numpy(pixels), "random pixels, because the run's test images are not here"
 

@@ -57,13 +57,8 @@ def load_params(source, overrides=None, paths=True):
         raise ParameterError(f"{source} is a grid, many runs in one file; run it by: cpsd grid {source}")
     for key, value in (overrides or {}).items():
         # A section is laid over the file's name by name, as `extends` does it.
-        names = (
-            {f"{key}.{name}": one for name, one in value.items()}
-            if isinstance(value, dict) and key in _SECTIONS
-            else {}
-        )
-        for name, one in (names or {key: value}).items():
-            set_dotted(raw, name, one)
+        section = raw.get(key)
+        set_dotted(raw, key, section | value if isinstance(section, dict) and isinstance(value, dict) else value)
     return resolve(raw, paths)
 
 
@@ -110,13 +105,13 @@ def resolve(raw, paths=True):
     raw.pop("train", None)
     shared = {name: value for name, value in sections["train"].items() if name in TrainParams.model_fields}
     faults += [_unknown(("train", str(name)), TrainParams) for name in sections["train"] if name not in shared]
-    usual = {name: recipe["train"] | recipe[name] | shared for name in ("teachers", "student")}
+    usual = {name: recipe["train"] | recipe.get(name, {}) | shared for name in ("teachers", "student")}
     method = method_sections(raw.get("method"), usual["teachers"] | sections["teachers"])
     for name in usual:
         raw[name] = usual[name] | method[name] | sections[name]
     for name in MODELS:
         if sections[name] or name == "model":
-            raw[name] = recipe["model"] | sections[name]
+            raw[name] = recipe.get("model", {}) | sections[name]
     try:
         params = Params.model_validate(raw, context={"paths": paths})
     except ValidationError as error:

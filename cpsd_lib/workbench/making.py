@@ -21,10 +21,9 @@ from cpsd_lib.workbench.recipes import (
     student_training,
     teacher_model,
     teacher_tasks,
-    teacher_training,
 )
-from cpsd_lib.workbench.rows import ROWS, branches_matched, branches_of, views_of
-from cpsd_lib.workbench.run import load_partitions, student_indices, training_indices
+from cpsd_lib.workbench.rows import ROWS, branches_matched, branches_of, trained_together, views_of
+from cpsd_lib.workbench.run import load_partitions, student_indices
 from cpsd_lib.workbench.store import key_of
 
 # ---- makers ----------------------------------------------------------------------------------------------------------
@@ -38,12 +37,7 @@ def train_teachers(run, seed):
     branches, frozen_stages = branches_of(run.params.student.rows), run.params.teachers.frozen_stages
     if frozen_stages:
         check_split(build(teacher_model(run), run.dataset.table.names), frozen_stages, run.params.data.size)
-    groups = {}  # together train those of one schedule; the parts that start from the baseline after it
-    for branch in branches:
-        training = teacher_training(run, branch)
-        alone = branch if branch in ("equal_compute", "wide") else ""
-        groups.setdefault((alone, training.start), []).append(branch)
-    for together in groups.values():
+    for together in trained_together(branches, run.params.teachers.start):
         tasks = {branch: teacher_tasks(run, seed, branch) for branch in together}
         longer = {"equal_compute": ", longer", "wide": ", wider"}.get(together[0], "")
         what = f"seed {seed}: {counted(sum(map(len, tasks.values())), 'teacher')}{longer}"
@@ -65,8 +59,7 @@ def train_student(run, seed, row):
         experts = {b: one.to(run.device, memory_format=torch.channels_last) for b, one in merged.items()}
         soft = Computed(experts, run.device, precision)
     pseudo = pseudo_labels(run, seed) if ROWS[row].method == "pseudo" else None
-    indices = student_indices(run, row, seed)
-    _make_models(run, seed, [task], f"seed {seed}: student {row}", soft, training.views, indices, pseudo)
+    _make_models(run, seed, [task], f"seed {seed}: student {row}", soft, pseudo)
     for branch, keys in run.store.record("model", task.key)["about"]["soft_targets"].items():
         run.note(f"seed{seed}/soft_targets/{branch}", keys)
     run.note(f"seed{seed}/students/{row}", [task.key])
@@ -105,23 +98,20 @@ def _batches(run, training, seed, indices, stored_views=None, soft=None):
     )
 
 
-def _make_models(run, seed, tasks, what, soft=None, stored_views=None, images=None, pseudo=None):
+def _make_models(run, seed, tasks, what, soft=None, pseudo=None):
     by_key = {task.key: task for task in tasks}
 
     def make(keys):
         # The folder of the whole group: killed while its models are put into place, the others need no training either.
         todo, folder = [by_key[key] for key in keys], run.store.work(by_key)
-        training, learners = todo[0].training, _learners(run, todo)
-        indices, selection = training_indices(run, training, seed)
-        indices = indices if images is None else images
-        validation, table = None, run.dataset.table
-        if selection is not None:
+        first, learners, validation, table = todo[0], _learners(run, todo), None, run.dataset.table
+        if first.selection is not None:
             paper = run.params.protocol == "paper"
-            validation = Validation(run.dataset.need_images(), table.targets, selection, raw_too=paper)
+            validation = Validation(run.dataset.need_images(), table.targets, first.selection, raw_too=paper)
         records = fit(
             learners,
-            _batches(run, training, seed, indices, stored_views, soft),
-            training.training(),
+            _batches(run, first.training, seed, first.images, first.recipe["batches"]["stored_views"], soft),
+            first.training,
             folder,
             seed=seed,
             validation=validation,
@@ -152,14 +142,14 @@ def _learners(run, tasks):
     for task in tasks:
         torch.manual_seed(derive_seed("init", *task.draws))
         model = build(task.settings, task.recipe["classes"])
-        if task.start:
-            key, frozen_stages = task.start
+        if task.recipe["start"]:
+            key, frozen_stages = task.recipe["start"]
             baseline = load_artifact(run.store, key)
             start_from(model, baseline, task.class_indices)
             if frozen_stages:
-                if task.start not in trunks:  # one for all: it is run once a batch
-                    trunks[task.start] = make_trunk(baseline, frozen_stages)
-                model = make_tail(model, trunks[task.start], frozen_stages)
+                if key not in trunks:  # one for all: it is run once a batch
+                    trunks[key] = make_trunk(baseline, frozen_stages)
+                model = make_tail(model, trunks[key], frozen_stages)
         learners.append(Learner(task.key, model, task.objective, task.class_indices, {"key": task.key}, task.draws))
     return learners
 

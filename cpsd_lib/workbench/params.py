@@ -1,7 +1,6 @@
 """The parameters of a run: names, types, ranges, defaults, and what does not go together."""
 
 import math
-from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -68,30 +67,12 @@ _HOLDS = {
 }
 
 
-class DataParams(Section):
-    """Which labelled images, and how large they are decoded; the fields of data.DataSettings, which describes each."""
+class DataParams(Section, DataSettings):
+    """Which labelled images, and how large they are decoded: data.DataSettings, its ranges checked."""
 
-    kind: Literal["scenes", "csv", "coco2014", "nuswide", "voc2007", "labels"]
-    size: int = Field(64, ge=16, le=2048)
-    images: int = Field(6000, ge=100, le=1_000_000)
-    groups: int = Field(4, ge=2, le=4)
-    seed: int = Field(0, ge=0, le=2**31)
     root: Folder | None = None
-    annotations: str = "annotations.csv"
-    image_folder: str = "images"
-    separator: str = Field(";", min_length=1)
-    unnamed: Literal["ignore", "unlabelled"] = "ignore"
     difficult: Annotated[bool | dict[str, bool], BeforeValidator(_one_or_each_split)] = True
-    cache: Literal["disk", "none"] = "disk"
-    bad_files: Literal["error", "skip"] = "error"
-    allow_overlap: bool = False
-    max_pixels: int = Field(178_956_970, ge=1)
     labelled: Annotated[float, AfterValidator(_number_or_share)] | None = None
-    limit: int | None = Field(None, ge=20)
-
-    def settings(self):
-        """Return the DataSettings that these parameters describe."""
-        return DataSettings(**self.model_dump())
 
     @model_validator(mode="after")
     def _root_fits_the_kind(self):
@@ -168,42 +149,20 @@ class ModelParams(Section):
         return self
 
 
-class TrainParams(Section):
-    """One training of the one loop; every field has a value in each recipe."""
+class TrainParams(Section, Training):
+    """One training: training.Training, its ranges checked, its batches and the labels' loss; every recipe has all of them."""
 
-    epochs: int = Field(ge=1, le=10_000)
-    stop_after: int | None = Field(None, ge=1)  # epochs of the schedule that are trained; None: all of them
     batch_size: int = Field(ge=2, le=65_536)  # images
-    optimizer: Literal["adam", "adamw"]
-    lr: float = Field(gt=0, le=10)  # highest learning rate of OneCycle
-    weight_decay: float = Field(ge=0, le=10)  # on matrices and filters only, never on biases and 1-d parameters
-    pct_start: float = Field(gt=0, lt=1)  # fraction of the steps in which OneCycle rises
-    ema_decay: float = Field(ge=0, lt=1)  # a step; 0: no moving average
-    ema_warmup: bool  # decay min(ema_decay, (1 + t) / (10 + t)) at step t
     gamma_neg: float = Field(ge=0, le=10)  # exponents of the asymmetric loss; all three 0: binary cross entropy
     gamma_pos: float = Field(ge=0, le=10)
     clip: float = Field(ge=0, lt=1)  # probability taken off the negatives
     view: Literal["plain", "flip", "default", "release"]
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool = False
     select: Literal["last", "val"] = "last"
-    val_share: float = Field(
-        0.1, gt=0, lt=0.5
-    )  # select val: fraction of train held out, where the data has no val split
-    validate_every: int = Field(1, ge=1)  # epochs
-    checkpoint_seconds: float = Field(60, ge=0)  # between two checkpoints; 0: after every step
+    # select val: fraction of train held out, where the data has no val split
+    val_share: float = Field(0.1, gt=0, lt=0.5)
     # What the teachers of parts, or the students, start from: `model` as every method of the papers does, or the trained
     # baseline of the same seed.
     start: Literal["model", "baseline"] = "model"
-
-    def training(self):
-        """Return the Training that these parameters describe."""
-        return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
-
-    @property
-    def trained_epochs(self):
-        """How many epochs are trained (Training.trained_epochs)."""
-        return self.training().trained_epochs
 
     @property
     def asl(self):

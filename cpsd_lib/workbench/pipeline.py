@@ -52,14 +52,6 @@ FILES += tuple(f"{model}.{file}" for model in MODELS for file in ("weights", "la
 INTERRUPT_SECONDS = 15  # nbclient gives a kernel 5 to end by itself
 
 
-class StageFailed(Stopped):
-    """A notebook stopped with an error."""
-
-
-class Held(Stopped):
-    """Another process runs in the same run folder."""
-
-
 def stages_of(params):
     """Return the names of the stages that these parameters ask for, in order."""
     if params.evaluation.released:
@@ -71,66 +63,72 @@ def stages_of(params):
 def run_stages(source, overrides=None):
     """Run every stage of a parameter file that is not done and fresh; return the Run.
 
-    Raises ParameterError before anything starts, Held when another process works in the folder, StageFailed with the
-    notebook's own error and path. Killed at any moment, the same call goes on where it was.
+    Raises ParameterError before anything starts, Stopped when another process works in the folder, or with a notebook's own
+    error and path. Killed at any moment, the same call goes on where it was.
     """
     params = load_params(source, overrides)
-    manifest_path = outputs_root() / params.name / "manifest.json"
-    checked = not manifest_path.exists()
-    if checked:
-        _look_before(params, stages_of(params)[0])  # a new run that is refused leaves no folder
+    left, names = stages_left(params), stages_of(params)
+    if left:  # one that is refused leaves no folder, and an old one as it was
+        check_run(params)
+        print("".join(f"{line}\n" for line in remarks(params, next(iter(left)))), end="", flush=True)
     opened = Run(params)
     with one_runner(opened.folder), _ctrl_c_gets_through():
-        manifest = read_manifest(opened.folder)
-        for name, fingerprint, fresh in _walk(opened, manifest["stages"]):
-            if fresh:
+        manifest, path = read_manifest(opened.folder), opened.folder / "manifest.json"
+        for name, fingerprint, why in _walk(opened, manifest["stages"]):
+            if why is None:
                 entry = manifest["stages"][name]
                 print(f"{name}: done ({entry['seconds']:.0f} s on {entry['finished']})")
                 continue
-            if not checked:
-                _look_before(params, name)
-                checked = True
+            print(f"[{names.index(name) + 1}/{len(names)}] {name} ...{f' again: {why}' if why else ''}", flush=True)
             save_params(opened)  # what is executed reads them
             if manifest["stages"].pop(name, None):
-                write_json(manifest_path, manifest)
-            remove_outputs(name, opened)
+                write_json(path, manifest)
+            for earlier in _outputs(name, opened):  # nothing of other parameters stays; artifacts remain
+                earlier.unlink()
+            opened.forget(MADE.get(name, ()))
             manifest["stages"][name] = _execute(name, opened, fingerprint)
-            write_json(manifest_path, manifest)
+            write_json(path, manifest)
         save_params(opened)
     return opened
 
 
 def stages_left(params):
-    """Return the names of a run's stages that are not done and fresh, in order: what `cpsd run` would do."""
+    """Return {name: why it is done again, '' where it was never done} of a run's stages that `cpsd run` would do, in order."""
     entries = read_manifest(outputs_root() / params.name)["stages"]
-    return [name for name, _, fresh in _walk(Run(params), entries) if not fresh]
+    return {name: why for name, _, why in _walk(Run(params), entries) if why is not None}
 
 
 def _walk(run, entries):
-    """Yield (stage, fingerprint, whether it is done and fresh) in order; entries: those of the manifest, by now."""
+    """Yield (stage, fingerprint, None where it is done and fresh, else why not) in order; entries: the manifest's, by now."""
     previous = None
     for name in stages_of(run.params):
         fingerprint, entry = stage_fingerprint(name, run.params, previous), entries.get(name)
-        yield name, fingerprint, bool(entry) and entry["fingerprint"] == fingerprint and outputs_are_there(run, entry)
+        yield name, fingerprint, _why(run, entry, fingerprint) if entry else ""
         entry = entries.get(name)  # it may have been made
         previous = digest([fingerprint, entry["outputs"], entry["keys"]]) if entry else None
 
 
-def _look_before(params, stage):
-    check_run(params)
-    for line in remarks(params, stage):
-        print(line, flush=True)
+CHANGED = {"params": "its parameters", "data": "the data", "files": "a file that its parameters name"}
+CHANGED |= {"notebook": "its notebook", "before": "what it builds on"}
+
+
+def _why(run, entry, fingerprint):
+    changed = [what for part, what in CHANGED.items() if entry["fingerprint"].get(part) != fingerprint[part]]
+    if changed:
+        return f"{' and '.join(changed)} changed"
+    return None if outputs_are_there(run, entry) else "what it left is not there unchanged"
 
 
 def stage_fingerprint(name, params, previous):
     """Return all that determines a stage, JSON-able: when it changes, the stage is stale; previous: hash of the stage before."""
     sections, _ = STAGES[name]
-    values = params.model_dump(mode="json")
+    values, cells = params.model_dump(mode="json"), read_json(repo_root() / "notebooks" / f"{name}.ipynb")["cells"]
     return {
         "params": digest([_value(values, section) for section in sections]),
-        "data": signature(params.data.settings()),
+        "data": signature(params.data),
         "files": {name: _content(_value(values, name)) for name in FILES if name.partition(".")[0] in sections},
-        "notebook": digest(_code_of(repo_root() / "notebooks" / f"{name}.ipynb")),
+        # Text cells may be edited without a stage becoming stale.
+        "notebook": digest(["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]),
         "before": previous,
     }
 
@@ -146,11 +144,6 @@ def _content(path):
         return path
     beside = Path(path).with_suffix(".json")  # may say a checkpoint's classes and inputs
     return [sha256(file) for file in dict.fromkeys((Path(path), beside)) if file.is_file()]
-
-
-def _code_of(path):
-    # Text cells may be edited without a stage becoming stale.
-    return ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
 
 
 def read_manifest(folder):
@@ -172,13 +165,6 @@ def outputs_are_there(run, entry):
     return all(path.is_file() and sha256(path) == checksum for path, checksum in files) and all(
         run.store.record("model", key) is not None for key in models
     )
-
-
-def remove_outputs(name, run):
-    """Remove what an earlier execution of a stage left, so that nothing of other parameters stays; artifacts remain."""
-    for path in _outputs(name, run):
-        path.unlink()
-    run.forget(MADE.get(name, ()))
 
 
 def _outputs(name, run):
@@ -209,9 +195,9 @@ def _execute(name, opened, fingerprint):
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
     except PapermillExecutionError as error:
-        raise StageFailed(f"{name} stopped: {error.ename}: {error.evalue}\nits notebook: {out}") from None
+        raise Stopped(f"{name} stopped: {error.ename}: {error.evalue}\nits notebook: {out}") from None
     except (DeadKernelError, RuntimeError):  # died at work, or before it answered
-        raise StageFailed(f"{name} stopped: its process died; {_about_the_kernel()}\nits notebook: {out}") from None
+        raise Stopped(f"{name} stopped: its process died; {_about_the_kernel()}\nits notebook: {out}") from None
     seconds = time.time() - began
     print(f"{name}: {seconds:.0f} s", flush=True)
     return {
@@ -239,13 +225,13 @@ def _about_the_kernel():
 
 @contextmanager
 def one_runner(folder):
-    """Hold `folder` for this process alone; Held when another does."""
+    """Hold `folder` for this process alone; Stopped when another does."""
     lock, holder = FileLock(folder / ".runner.lock"), folder / ".runner.json"
     try:
         lock.acquire(timeout=0)
     except Timeout:
         who = read_json(holder) if holder.exists() else {}
-        raise Held(
+        raise Stopped(
             f"{folder} is held by process {who.get('pid', '?')} on {who.get('host', '?')} since {who.get('since', '?')}; "
             "wait for it, stop it, or give this run another name=..."
         ) from None

@@ -102,6 +102,8 @@ def _begin(path, made_by, resume):
     Raises ParameterError for one that is not to be gone on with, or was made otherwise, ValueError for a damaged one.
     """
     beside = Path(f"{path}.json")
+    if any(";" in name for name in made_by["class_names"]):
+        print("some class names hold the `;` that joins the labels: read the columns p_<class>", file=sys.stderr)
     if not os.path.exists(path):
         write_json(beside, made_by)
         Path(path).touch()

@@ -24,8 +24,7 @@ def check_run(params):
     """
     cut, size = params.partition, params.data.size
     with blamed_on("data"):
-        settings = params.data.settings()
-        table = choose(read_source(settings), settings)[1]
+        table = choose(read_source(params.data), params.data)[1]
         names = table.names
     if params.data.kind != "labels" or params.evaluation.released:
         with blamed_on("device"):
@@ -83,7 +82,7 @@ def images_of(data):
     if data.kind not in PUBLISHED and data.kind != "scenes":
         data = data_on_disk(data)  # the labels there determine how many images this run has
     with blamed_on("data"):
-        return count_images(data.settings())
+        return count_images(data)
 
 
 def _look(model, size):

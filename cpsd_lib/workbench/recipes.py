@@ -17,8 +17,8 @@ from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Superv
 from cpsd_lib.support import digest, pick_precision, sha256
 from cpsd_lib.teachers import Ensemble, PartTeachers
 from cpsd_lib.training import TRAINING_VERSION, PseudoLabels
-from cpsd_lib.workbench.cost import equal_epochs, own_part, relative_flop, work_of
-from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, branch_weights
+from cpsd_lib.workbench.cost import equal_epochs, meta_model, own_part, work_of
+from cpsd_lib.workbench.rows import EQUAL, FROM_MODEL, ROWS, branch_weights
 from cpsd_lib.workbench.run import load_partitions, student_indices, training_indices
 from cpsd_lib.workbench.store import code_of, key_of
 
@@ -34,9 +34,8 @@ class ModelTask:
     training: object  # TrainParams
     class_indices: list
     objective: object
-    seed: int
-    member: int  # 0, 1, 2 ... of an ensemble
-    start: tuple  # (key of the trained baseline, frozen stages), or ()
+    images: np.ndarray  # indices of those it trains on
+    selection: np.ndarray | None  # indices of those that select its epoch
 
     @cached_property
     def key(self):
@@ -45,7 +44,7 @@ class ModelTask:
     @property
     def draws(self):
         """What its random start and its dropout derive from: never its name, never who trains beside it."""
-        return self.seed, self.recipe["classes"], self.member
+        return self.recipe["seed"], self.recipe["classes"], self.recipe["member"]
 
 
 def teacher_model(run, branch="whole"):
@@ -65,7 +64,8 @@ def work_in_baselines(run):
     teachers, wide, size, table = run.params.teachers, 1.0, run.params.data.size, run.dataset.table
     rows = run.params.student.rows
     if run.params.wide_model:
-        wide = relative_flop(run.params.wide_model, teacher_model(run), len(table.names), size)
+        models = (meta_model(one, len(table.names), size) for one in (run.params.wide_model, teacher_model(run)))
+        wide = next(models).flop / next(models).flop
     works = {row: work_of(row, teachers, run.params.student, *_sizes(run), wide) for row in rows}
     return {row: work / teachers.trained_epochs for row, work in works.items()}
 
@@ -94,7 +94,7 @@ def student_training(run, row):
     """Return how a row's student is trained: the baseline of CPSD's compute as the baseline is, which is a teacher."""
     if ROWS[row].starts_trained:
         return run.params.student.model_copy(update={"start": "baseline"})
-    if row != "baseline_equal_compute":
+    if row != EQUAL:
         return run.params.student
     teachers = teacher_training(run, "whole").model_dump(exclude={"frozen_stages", "more_epochs"})
     return run.params.student.model_copy(
@@ -103,12 +103,12 @@ def student_training(run, row):
 
 
 def teacher_tasks(run, seed, branch):
-    """Return the ModelTasks of a branch's teachers, by part in order."""
+    """Return the ModelTasks of a branch's teachers, by part in order; that of "whole" is the baseline."""
     training, partitions = teacher_training(run, branch), load_partitions(run, run.dataset.key)
     parts = partitions[branch].parts
     start = ()
     if training.start == "baseline":
-        start = (baseline_task(run, seed).key, training.frozen_stages)
+        start = (teacher_tasks(run, seed, "whole")[0].key, training.frozen_stages)
     if branch == "ensemble":  # as many as the teachers of both branches of CPSD
         parts = parts * (len(partitions["co"]) + len(partitions["dis"]))
     model, members = teacher_model(run, branch), [parts[:number].count(part) for number, part in enumerate(parts)]
@@ -116,11 +116,6 @@ def teacher_tasks(run, seed, branch):
         _task(run, model, training, part, None, seed, member=member, start=start)
         for part, member in zip(parts, members, strict=True)
     ]
-
-
-def baseline_task(run, seed):
-    """Return the ModelTask of the teacher over all classes, which is the baseline."""
-    return teacher_tasks(run, seed, "whole")[0]
 
 
 def student_task(run, seed, row):
@@ -137,13 +132,10 @@ def student_task(run, seed, row):
         objective = MultiLabelDistillation(weights, method, mld, cd, id_, training.asl)
     soft = {branch: soft_recipe(run, seed, branch) for branch in weights}
     classes = list(range(len(run.dataset.table.names)))
-    start = (baseline_task(run, seed).key, 0) if training.start == "baseline" else ()
-    about = {"soft": soft or None}
-    if ROWS[row].uses_unlabelled and len(run.dataset.table.indices(UNLABELLED)):
-        about["images"] = student_indices(run, row, seed)
-    if ROWS[row].method == "pseudo":
-        about["pseudo"] = pseudo_labels(run, seed).described
-    return _task(run, run.params.model, training, classes, objective, seed, about, start=start, views=training.views)
+    start = (teacher_tasks(run, seed, "whole")[0].key, 0) if training.start == "baseline" else ()
+    pseudo = pseudo_labels(run, seed).described if ROWS[row].method == "pseudo" else None
+    model = run.params.model
+    return _task(run, model, training, classes, objective, seed, start=start, row=row, soft=soft, pseudo=pseudo)
 
 
 def pseudo_labels(run, seed):
@@ -154,11 +146,11 @@ def pseudo_labels(run, seed):
     return PseudoLabels(table.indices(UNLABELLED), shares)
 
 
-def soft_recipe(run, seed, branch, number=None):
-    """Return the recipe of a branch's soft targets of one view of all training images; without a number: of any view."""
+def soft_recipe(run, seed, branch):
+    """Return the recipe of a branch's soft targets of all training images, of any view; that of one has its "number" too."""
     training = run.params.student
     experts = [[task.key, task.recipe["classes"]] for task in teacher_tasks(run, seed, branch)]
-    recipe = {
+    return {
         "kind": "soft_targets",
         "experts": experts,
         "data": run.dataset.key,
@@ -169,18 +161,20 @@ def soft_recipe(run, seed, branch, number=None):
         "code": code_of(Ensemble if branch == "ensemble" else PartTeachers),
         "versions": VERSIONS,
     }
-    return recipe if number is None else recipe | {"number": number}
 
 
-def _task(run, settings, training, class_indices, objective, seed, about=(), *, member=0, start=(), views=None):
-    about = dict(about)  # what only some have; an entry that is not there changes no key
+def _task(
+    run, settings, training, class_indices, objective, seed, *, member=0, start=(), row=None, soft=None, pseudo=None
+):
     indices, selection = training_indices(run, training, seed)
-    indices = about.pop("images", indices)
+    indices = student_indices(run, row, seed) if row else indices
     if objective is None:
         objective = Supervised(torch.tensor(class_indices, device=run.device), training.asl)
     described = {
         field.name: getattr(objective, field.name) for field in fields(objective) if field.name != "class_indices"
     }
+    described_training = asdict(training) | {"precision": str(pick_precision(training.precision, run.device))}
+    del described_training["checkpoint_seconds"]  # changes no result
     recipe = {
         "kind": "model",
         "data": run.dataset.key,
@@ -191,23 +185,21 @@ def _task(run, settings, training, class_indices, objective, seed, about=(), *, 
         "raw_too": run.params.protocol == "paper",
         "classes": [run.dataset.table.names[c] for c in class_indices],
         "architecture": architecture(settings),
-        "training": _settings(training, run.device),
-        "batches": {"size": training.batch_size, "view": asdict(VIEWS[training.view]), "stored_views": views},
+        "training": described_training,
+        "batches": {
+            "size": training.batch_size,
+            "view": asdict(VIEWS[training.view]),
+            "stored_views": training.views if row else None,
+        },
         "objective": {"name": type(objective).__name__} | described,
-        "soft": about.pop("soft", None),
-        "start": list(start),
+        "soft": soft or None,
+        "start": list(start),  # key of the trained baseline, frozen stages; or nothing
         "seed": seed,
-        "member": member,
+        "member": member,  # 0, 1, 2 ... of an ensemble
         "code": code_of(type(objective)),
         "versions": VERSIONS,
-    } | about
-    return ModelTask(recipe, settings, training, list(class_indices), objective, seed, member, start)
-
-
-def _settings(training, device):
-    settings = asdict(training.training())
-    del settings["checkpoint_seconds"]  # changes no result
-    return settings | {"precision": str(pick_precision(training.precision, device))}
+    } | ({"pseudo": pseudo} if pseudo else {})  # an entry that is not there changes no key
+    return ModelTask(recipe, settings, training, list(class_indices), objective, indices, selection)
 
 
 def architecture(settings):

@@ -13,8 +13,6 @@ from cpsd_lib.workbench.rows import CONTROLS, TITLES, baseline_of
 from cpsd_lib.workbench.run import show_params
 from cpsd_lib.workbench.scoring import SPLITS, against_paper, caveat, component_table, load_records, table_text
 
-_SHOWN = 50  # files left out that are listed; all of them are in data.json
-
 
 def scores_text(run):
     """Return the component tables of a run, what they show, and ours beside the paper's, as text for a terminal."""
@@ -36,8 +34,7 @@ def scores_text(run):
 def write_report(run):
     """Write the run's report.html from its manifest, its scores and the figures that the manifest lists; return its path."""
     records, stages = load_records(run), read_json(run.folder / "manifest.json")["stages"]
-    last, hardware, compared = stages[max(stages)], stages[max(stages)]["hardware"], against_paper(records, run.params)
-    versions = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
+    last, compared = stages[max(stages)], against_paper(records, run.params)
     # What else lies in figures/ is of other parameters, or somebody else's.
     figures = sorted(name for entry in stages.values() for name in entry["outputs"] if name.endswith(".png"))
     template = Environment(autoescape=True, trim_blocks=True).from_string(
@@ -46,16 +43,15 @@ def write_report(run):
     page = template.render(
         name=run.params.name,
         caveat=caveat(run),
-        made=f"{counted(run.params.seeds, 'seed')} from {run.params.seed}; {hardware['gpu'] or hardware['cpu']}, "
-        f"{hardware['cores']} cores, {hardware['torch_threads']} torch threads; commit {last['commit']}; "
-        f"{versions}; finished {last['finished']}",
+        seeds=f"{counted(run.params.seeds, 'seed')} from {run.params.seed}",
+        last=last,
         deviation=deviation(run.params),
         components=[(split, _html(table), gain_summary(table, split)) for split, table in _tables(records).items()],
         compared=None if compared is None else _html(compared),
         not_compared=no_figure(run.params),
         times=_html(pd.DataFrame(stages).T[["seconds"]].astype(float), ",.0f"),
         figures=[(Path(name).stem, base64.b64encode((run.folder / name).read_bytes()).decode()) for name in figures],
-        notes=_notes(run),
+        data=run.described,
         params=show_params(run),
     )
     write_text(run.folder / "report.html", page)
@@ -71,14 +67,6 @@ def _html(table, form="z.1f"):
     # A column of row titles needs no heading.
     table = table.rename_axis(None) if table.index.names == ["row"] else table
     return table.to_html(border=0, na_rep="-", float_format=lambda value: format(value, form))
-
-
-def _notes(run):
-    data = run.described
-    notes = data["notes"] + [f"left out: {name}: {reason}" for name, reason in data["skipped"][:_SHOWN]]
-    if len(data["skipped"]) > _SHOWN:
-        notes.append(f"... and {len(data['skipped']) - _SHOWN:,} more files left out, all listed in data.json")
-    return notes or ["none"]
 
 
 def gain_summary(table, split):

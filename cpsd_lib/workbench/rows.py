@@ -71,14 +71,11 @@ ROWS = {
 }
 TITLES = {name: row.title for name, row in ROWS.items()} | {"released": "released checkpoint"}
 BRANCHES = ("whole", "co", "dis", "random", "random_2", "ensemble", "wide", "equal_compute", "continued")
-FROM_MODEL = (
-    "whole",
-    "ensemble",
-    "wide",
-    "equal_compute",
-)  # the branches that start from their own model, whatever teachers.start is
+# The branches that start from their own model, whatever teachers.start is.
+FROM_MODEL = ("whole", "ensemble", "wide", "equal_compute")
+EQUAL = "baseline_equal_compute"  # trained as the baseline is, which is a teacher, for as long as all of CPSD
 # What the cut, or its compute, is worth by itself.
-CONTROLS = ("rand", "sd_continued", "sd_equal_compute", "baseline_equal_compute")
+CONTROLS = ("rand", "sd_continued", "sd_equal_compute", EQUAL)
 COMPONENTS = ("baseline", "sd", "cgpd", "dgpd", "cpsd")  # CPSD's own table
 
 
@@ -92,6 +89,27 @@ def branches_of(rows):
     needed = {branch for row in rows for branch in ROWS[row].teachers}
     needed |= {"whole"} if any(ROWS[row].starts_trained for row in rows) else set()
     return [branch for branch in BRANCHES if branch in needed]
+
+
+def branches_trained(rows, teachers, students):
+    """Return the branches whose teachers are trained for some rows, in order: the baseline too where a model starts from it.
+
+    teachers, students: what they start from, "model" or "baseline".
+    """
+    needed = branches_of(rows)
+    start_there = students == "baseline" and any(row != EQUAL for row in rows)
+    start_there = start_there or (teachers == "baseline" and not set(needed).issubset(FROM_MODEL))
+    return needed if "whole" in needed or not start_there else ["whole", *needed]
+
+
+def trained_together(branches, start):
+    """Return some branches in lists whose teachers train side by side, in order: those of one schedule, and of one start."""
+    groups = {}
+    for branch in branches:
+        alone = branch if branch in ("equal_compute", "wide") else ""
+        later = start == "baseline" and branch not in FROM_MODEL  # the baseline comes first
+        groups.setdefault((alone, later), []).append(branch)
+    return list(groups.values())
 
 
 def branches_matched(rows):

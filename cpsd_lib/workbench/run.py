@@ -22,7 +22,7 @@ from cpsd_lib.support import (
     write_text,
 )
 from cpsd_lib.workbench.loading import check_count, held_out_count, load_params
-from cpsd_lib.workbench.rows import COMPONENTS, ROWS, unread_by
+from cpsd_lib.workbench.rows import BRANCHES, COMPONENTS, ROWS, unread_by
 from cpsd_lib.workbench.store import Store
 from cpsd_lib.workbench.yaml_files import (
     ParameterError,
@@ -37,6 +37,13 @@ from cpsd_lib.workbench.yaml_files import (
 
 class MissingStage(Stopped):
     """A notebook needs what an earlier one makes."""
+
+
+def left_by(stage, path):
+    """Return the path of a file that a stage leaves; MissingStage where it has not run."""
+    if not path.exists():
+        raise MissingStage(f"there is no {path.name} in {path.parent}; run {stage} first")
+    return path
 
 
 def open_run(params="demo", overrides=None):
@@ -72,7 +79,7 @@ class Run:
     @cached_property
     def dataset(self):
         """The Dataset, decoded on first use into a cache that all runs share."""
-        return open_dataset(self.params.data.settings(), outputs_root() / ".cache")
+        return open_dataset(self.params.data, outputs_root() / ".cache")
 
     @property
     def described(self):
@@ -80,11 +87,10 @@ class Run:
 
         MissingStage where 01_data has not run.
         """
-        if not (self.folder / "data.json").exists():
-            if self.params.evaluation.released:  # its one stage is 05_evaluation
-                return describe_data(self)
-            raise MissingStage(f"there is no data.json in {self.folder}; run 01_data first")
-        return read_json(self.folder / "data.json")
+        path = self.folder / "data.json"
+        if self.params.evaluation.released and not path.exists():  # its one stage is 05_evaluation
+            return describe_data(self)
+        return read_json(left_by("01_data", path))
 
     @cached_property
     def device(self):
@@ -94,7 +100,7 @@ class Run:
     @property
     def store(self):
         """The Store of all runs' models and soft targets."""
-        return Store(outputs_root() / ".store")
+        return Store()
 
     @property
     def _artifacts(self):
@@ -128,13 +134,10 @@ class Run:
 
     def made_with(self, kind, row=None):
         """Return a hash of the parameters that this run's artifacts of a kind (teachers, students, ...) may depend on."""
-        read = dict.fromkeys(["data", "protocol", "model", "teacher_model", "wide_model", "teachers"], True) | {
-            "partition": _CUT
-        }
-        if kind != "teachers":
-            read["student"] = True
+        read = {"data", "protocol", "partition", "model", "teacher_model", "wide_model", "teachers"}
+        read |= set() if kind == "teachers" else {"student"}
         unread = {"checkpoint_seconds", "rows"} | (unread_by(row) if kind == "students" and row else set())
-        exclude = {"teachers": {"checkpoint_seconds"}, "student": unread}
+        exclude = {"teachers": {"checkpoint_seconds"}, "student": unread, "partition": _COMPARED}
         return digest(self.params.model_dump(mode="json", include=read, exclude=exclude))
 
     def figure(self, name):
@@ -219,14 +222,19 @@ def label_graph(run, branch, exponent=None, self_loops=None):
     return graph.affinity(counts, occurrence, branch, exponent, self_loops)
 
 
+def check_k(k, num_classes):
+    """Raise ParameterError for more parts than classes."""
+    if k > num_classes:
+        only = counted(num_classes, "class", "classes")
+        raise ParameterError(f"partition.k is {k}, but the data set has only {only}")
+
+
 def check_cut(params, table):
     """Raise ParameterError for more parts than classes, or rows of CGP where no two classes of a LabelTable ever co-occur."""
     settings, rows = params.partition, params.student.rows
     if settings.use_released:
         return
-    if settings.k > len(table.names):
-        only = counted(len(table.names), "class", "classes")
-        raise ParameterError(f"partition.k is {settings.k}, but the data set has only {only}")
+    check_k(settings.k, len(table.names))
     cgp = [row for row in rows if "co" in ROWS[row].teachers]
     counts, _ = graph.cooccurrence(table.targets[table.indices("train")])
     if cgp and not counts.any() and params.data.kind != "labels":
@@ -256,8 +264,7 @@ def cut_labels(run):
     return partitions
 
 
-# The parameters that determine a cut; all others only say what it is compared with.
-_CUT = {"k", "exponent", "self_loops", "seed", "refine_co", "refine_dis", "use_released", "released_co", "released_dis"}
+_COMPARED = {"study_k", "study_repeats"}  # parameters of what a cut is compared with; all others determine it
 
 
 def released_partitions(run):
@@ -272,7 +279,7 @@ def _partition_fingerprint(run, data_key):
     if settings.use_released:
         fingerprint = {"co": sha256(settings.released_co), "dis": sha256(settings.released_dis)}
     else:
-        fingerprint = settings.model_dump(mode="json", include=_CUT)
+        fingerprint = settings.model_dump(mode="json", exclude=_COMPARED)
     return {"data": data_key, "partition": fingerprint}
 
 
@@ -289,9 +296,7 @@ def load_partitions(run, data_key=None):
     num_classes = len(run.described["class_names"])
     loaded = {b: Partition.load(run.folder / "partition" / f"{b}.json", num_classes) for b in ("co", "dis")}
     whole = Partition([list(range(num_classes))], num_classes)
-    k, seed = len(loaded["co"]), run.params.partition.seed
-    draws = [
-        partition.random_partition(num_classes, k, seed=derive_seed(seed, "draw", 2) if n else seed) for n in range(2)
-    ]
-    wholes = dict.fromkeys(("whole", "equal_compute", "continued", "wide", "ensemble"), whole)
-    return wholes | {"random": draws[0], "random_2": draws[1]} | loaded
+    seed = run.params.partition.seed
+    for branch, draw in (("random", seed), ("random_2", derive_seed(seed, "draw", 2))):
+        loaded[branch] = partition.random_partition(num_classes, len(loaded["co"]), seed=draw)
+    return {branch: loaded.get(branch, whole) for branch in BRANCHES}

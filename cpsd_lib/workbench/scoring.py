@@ -14,8 +14,8 @@ from cpsd_lib.training import predict_logits
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.making import keys_of, load_student, load_teachers, row_key
 from cpsd_lib.workbench.published import published
-from cpsd_lib.workbench.rows import FROM_MODEL, ROWS, TITLES, baseline_of, branches_of
-from cpsd_lib.workbench.run import MissingStage, held_out_indices
+from cpsd_lib.workbench.rows import FROM_MODEL, TITLES, baseline_of, branches_of, branches_trained
+from cpsd_lib.workbench.run import MissingStage, held_out_indices, left_by
 
 SPLITS = ("test", "test_shifted")
 
@@ -90,16 +90,16 @@ def _models(run, seed):
     branches = branches_of(run.params.student.rows)
     about = {b: [_about(run, key) for key in run.keys(f"seed{seed}/teachers/{b}", "03_teachers")] for b in branches}
     seconds_of = {branch: sum(one["seconds"] for one in records) for branch, records in about.items()}
+    starts = run.params.teachers.start, run.params.student.start
     for row in run.params.student.rows:
-        record, seconds = _about(run, row_key(run, seed, row)), 0.0
-        if row != "baseline":
-            if _starts_from_baseline(run.params, row):
-                seconds += seconds_of["whole"]
-            seconds += sum(seconds_of[branch] for branch in ROWS[row].teachers) + record["soft_target_seconds"]
-        yield row, _on_device(run, load_student(run, seed, row)), seconds + record["seconds"]
+        record = _about(run, row_key(run, seed, row))
+        seconds = sum(seconds_of[branch] for branch in branches_trained([row], *starts))
+        if row != "baseline":  # which is a teacher itself
+            seconds += record["soft_target_seconds"] + record["seconds"]
+        yield row, _on_device(run, load_student(run, seed, row)), seconds
     for branch, merged in load_teachers(run, seed).items():
         if branch != "whole" or run.params.teacher_model:  # else it is the baseline, scored above
-            later = run.params.teachers.start == "baseline" and branch not in FROM_MODEL
+            later = starts[0] == "baseline" and branch not in FROM_MODEL
             seconds = seconds_of[branch] + (seconds_of["whole"] if later else 0.0)
             yield f"teachers_{branch}", _on_device(run, merged), seconds
 
@@ -111,14 +111,6 @@ def _about(run, key):
             f"the model {key} of this run is not in {run.store.root}; run 03_teachers and 04_student again"
         )
     return record["about"]
-
-
-def _starts_from_baseline(params, row):
-    """Return whether a row needs a baseline that is not among its teachers: then its seconds are part of the row's."""
-    branches = ROWS[row].teachers
-    student = (params.student.start == "baseline" and row != "baseline_equal_compute") or ROWS[row].starts_trained
-    teachers = params.teachers.start == "baseline" and not set(FROM_MODEL).issuperset(branches)
-    return "whole" not in branches and (student or teachers)
 
 
 def _on_device(run, model):
@@ -164,10 +156,7 @@ def caveat(run):
 
 def load_records(run):
     """Return metrics.json as a DataFrame; MissingStage when 05_evaluation has not run."""
-    path = run.folder / "evaluation" / "metrics.json"
-    if not path.exists():
-        raise MissingStage(f"no scores in {path.parent}; run 05_evaluation first")
-    return pd.DataFrame(read_json(path))
+    return pd.DataFrame(read_json(left_by("05_evaluation", run.folder / "evaluation" / "metrics.json")))
 
 
 def load_per_class(run):
@@ -175,9 +164,7 @@ def load_per_class(run):
 
     MissingStage when 05_evaluation has not run; ValueError when it scored other classes than the run's data set has.
     """
-    path, names = run.folder / "evaluation" / "per_class.csv", run.described["class_names"]
-    if not path.exists():
-        raise MissingStage(f"no scores in {path.parent}; run 05_evaluation first")
+    path, names = left_by("05_evaluation", run.folder / "evaluation" / "per_class.csv"), run.described["class_names"]
     lines = pd.read_csv(path, dtype={"class": str}, keep_default_na=False, na_values={"ap": [""]})
     if list(dict.fromkeys(lines["class"])) != names:
         raise ValueError(f"{path} holds other classes than the {len(names)} of the data set; run 05_evaluation again")

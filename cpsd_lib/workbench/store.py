@@ -18,6 +18,7 @@ import time
 import tokenize
 from contextlib import ExitStack
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -38,8 +39,8 @@ def key_of(recipe):
 class Store:
     """Artifacts below a folder: <kind>/<key>/artifact.json beside the files it vouches for; .work/ for what is being made."""
 
-    def __init__(self, root):
-        self.root = Path(root)
+    def __init__(self, root=None):
+        self.root = Path(root or outputs_root() / ".store")  # by default that of this project's runs
 
     def folder(self, kind, key):
         """Return the folder of an artifact, whether it is there or not."""
@@ -146,11 +147,6 @@ class Store:
         return key
 
 
-def default_store():
-    """Return the Store of this project's outputs."""
-    return Store(outputs_root() / ".store")
-
-
 # ---- what lies there -------------------------------------------------------------------------------------------------
 
 
@@ -208,26 +204,19 @@ def tokens_of(source):
         and ast.get_docstring(node, clean=False) is not None
     }
     layout = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    lines, found, depth, begin = source.splitlines(keepends=True), [], 0, None
+    starts, found, depth, begin = [0, *accumulate(map(len, source.splitlines(keepends=True)))], [], 0, 0
     fstart, fend = getattr(tokenize, "FSTRING_START", None), getattr(tokenize, "FSTRING_END", None)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == fstart:  # from 3.12 on an f-string is many tokens: take its text as one
-            begin = token.start if depth == 0 else begin
+            begin = starts[token.start[0] - 1] + token.start[1] if depth == 0 else begin
             depth += 1
         elif token.type == fend:
             depth -= 1
             if depth == 0:
-                found.append(_between(lines, begin, token.end))
+                found.append(source[begin : starts[token.end[0] - 1] + token.end[1]])
         elif depth == 0 and token.type not in layout and token.start not in docstrings:
             found.append(token.string)
     return " ".join(found)
-
-
-def _between(lines, start, end):
-    if start[0] == end[0]:
-        return lines[start[0] - 1][start[1] : end[1]]
-    middle = lines[start[0] : end[0] - 1]
-    return "".join([lines[start[0] - 1][start[1] :], *middle, lines[end[0] - 1][: end[1]]])
 
 
 def _names_in(code):

@@ -177,7 +177,7 @@ def test_labels_without_images_come_in_alphabetical_order_all_in_train(tmp_path)
         ({"class_names": np.array(["a", "b", "a"])}, ["same class name", "a: 2 times"]),
         (
             {"class_names": None},
-            ["class_names is not a file in the archive", "expected targets, image_id and class_names"],
+            ["class_names is not a file in the archive", "image_id, class_names)"],
         ),
         ({"class_names": np.array(["a", None, "b"], object)}, ["cannot be read"]),
     ],

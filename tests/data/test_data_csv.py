@@ -146,13 +146,13 @@ def test_a_missing_root_or_annotations_file_says_what_to_write(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", ["is empty, expected a table", "with the columns file_name, split, labels"]),
-        ("\n\n", ["is empty"]),
+        ("", ["nothing in it, expected a table", "with the columns file_name, split, labels"]),
+        ("\n\n", ["nothing in it"]),
         ("file_name,split,labels\n", ["no rows"]),
         ("filename,split,labels\na,train,x\n", ["no column 'file_name'", "If 'filename' is that column"]),
         ("file_name,split\na,train\n", ["no column 'labels'"]),
         ("file_name;split;labels\na;train;x\n", ["no column 'file_name'", "Separate the cells by commas"]),
-        ("file_name,split,labels,labels\na,train,x,y\n", ["column 'labels' 2 times"]),
+        ("file_name,split,labels,labels\na,train,x,y\n", ["same column is listed more than once", "labels: 2 times"]),
         (GOOD + "d.jpg,train,cat,dog\n\ne.jpg,test\n", ["line 5: 4 cells", "line 7: 2 cells", "expected 3 cells"]),
         (GOOD + 'd.jpg,train,"cat\n', ["line 5", "quotation marks"]),
         (GOOD + ",train,cat\n", ["expected a file name", "line 5"]),
@@ -322,9 +322,9 @@ def test_images_of_split_unlabelled_and_those_of_which_no_label_is_known_have_un
     assert table.indices("unlabelled").tolist() == [1, 2]
 
 
-def test_an_unlabelled_image_with_labels_is_refused_with_its_line(tmp_path):
+def test_an_unlabelled_image_with_labels_is_refused_by_name(tmp_path):
     refused(
-        tmp_path / "d", UNLABELLED.replace("unlabelled,,", "unlabelled,cat,"), "line 3", "have labels", "split train"
+        tmp_path / "d", UNLABELLED.replace("unlabelled,,", "unlabelled,cat,"), "have labels", "split 'train'", "b.jpg"
     )
     with pytest.raises(ValueError, match=r"split 'unlabelled' have labels.*x.jpg"):
         LabelTable(["cat"], [[1]], ["x.jpg"], np.array(["unlabelled"]))

@@ -4,7 +4,7 @@ import pytest
 from small_copies import VOC, held, voc, voc_xml
 
 from cpsd_lib.data.dataset import open_dataset, signature
-from cpsd_lib.data.readers.voc2007 import CLASSES, fetch_voc2007, read_voc2007
+from cpsd_lib.data.readers.voc2007 import CLASSES, read_voc2007
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.params import DataParams
 from cpsd_lib.workbench.yaml_files import ParameterError, parse_overrides
@@ -61,7 +61,7 @@ def test_difficult_objects_may_count_in_one_split_alone_and_the_key_changes_with
     assert targets[1, person] == -1 and targets[3, train] == 1
     keys = [
         open_dataset(
-            DataParams(kind="voc2007", root=str(root), size=16, difficult=difficult).settings(), root.parent / "cache"
+            DataParams(kind="voc2007", root=str(root), size=16, difficult=difficult), root.parent / "cache"
         ).key
         for difficult in (True, {"train": True, "test": True}, {"train": True, "test": False}, False)
     ]
@@ -76,7 +76,7 @@ def test_difficult_that_is_not_one_or_each_split_is_refused_with_the_two_ways(ro
     ):
         load_params("tiny", words)
     words["data.difficult"] = {"train": True, "test": False}
-    assert load_params("tiny", words).data.settings().difficult == {"train": True, "test": False}
+    assert load_params("tiny", words).data.difficult == {"train": True, "test": False}
 
 
 def test_other_classes_are_refused_with_the_command_that_imports_them(root):
@@ -93,16 +93,16 @@ def test_counts_that_are_not_the_published_ones_are_notes_with_both_numbers(root
 def test_a_missing_half_says_which_list_is_looked_for_and_how_to_get_it(root, tmp_path):
     refused(tmp_path / "nowhere", "no folder", error=FileNotFoundError)
     (root / MERGED / "ImageSets" / "Main" / "test.txt").unlink()
-    refused(root, "Main/test.txt", "VOCtest2007/VOCdevkit/VOC2007", "fetch_voc2007", error=FileNotFoundError)
+    refused(root, "Main/test.txt", "VOCtest2007/VOCdevkit/VOC2007", "VOCDetection", error=FileNotFoundError)
 
 
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("000005\n000005\n", ["same image id is listed more than once", "000005: 2 times"]),
-        ("000005\n000001\n", ["in train and in test", "000001"]),
-        ("000005 1\n000007 -1\n", ["one image id a line", "'000005 1'"]),
-        ("../000005\n", ["one image id a line"]),
+        ("000005\n000005\n", ["file names must be unique", "000005.jpg"]),
+        ("000005\n000001\n", ["file names must be unique", "000001.jpg"]),
+        ("000005 1\n000007 -1\n", ["missing or broken XML files", "000005 1.xml"]),
+        ("../000005\n", ["missing or broken XML files", "../000005.xml"]),
         ("\n", ["trainval.txt is empty"]),
     ],
 )
@@ -114,8 +114,11 @@ def test_a_wrong_list_is_refused(root, text, parts):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        (voc_xml("000005", [("chair", 0)])[:-20], ["broken XML files", "000005.xml: ", "unpack"]),
-        ("", ["broken XML files"]),
+        (
+            voc_xml("000005", [("chair", 0)])[:-20],
+            ["missing or broken XML files", "000005.xml: ", "expected one <annotation>"],
+        ),
+        ("", ["missing or broken XML files"]),
         ("<html></html>", ["it is a <html>, expected an <annotation>"]),
         (voc_xml("000005", [("chiar", 0)]), ["unknown class", "000005.xml: 'chiar' (did you mean 'chair'?)"]),
         (voc_xml("000005", [("", 0)]), ["unknown class", "000005.xml: ''"]),
@@ -129,24 +132,13 @@ def test_a_wrong_xml_file_is_named_with_what_was_expected(root, text, parts):
 
 def test_missing_xml_files_are_counted_and_named(root):
     (root / MERGED / "Annotations" / "000007.xml").unlink()
-    refused(root, "1 of 2 XML files are missing: 000007.xml", error=FileNotFoundError)
+    refused(root, "missing or broken XML files", "1 found", "000007.xml: ", "No such file")
 
 
 def test_an_object_without_the_word_difficult_is_a_plain_one(root):
     path = root / MERGED / "Annotations" / "000002.xml"
     path.write_text(path.read_text().replace("<difficult>1</difficult>", ""))
     assert (read_voc2007(root, difficult=False).table.targets[3] != -1).all()
-
-
-def test_fetching_calls_torchvision_for_both_archives(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr("torchvision.datasets.VOCDetection", lambda root, **what: calls.append((root, what)))
-    assert fetch_voc2007(tmp_path / "new" / "voc") == tmp_path / "new" / "voc"
-    assert [what["image_set"] for _, what in calls] == ["trainval", "test"]
-    assert all(
-        what["download"] and what["year"] == "2007" and root == str(tmp_path / "new/voc") for root, what in calls
-    )
-    assert (tmp_path / "new" / "voc").is_dir()
 
 
 def test_a_copy_opens_with_its_pixels_and_every_image_even_one_without_a_label(root):

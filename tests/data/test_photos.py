@@ -11,7 +11,7 @@ from small_copies import picture
 
 from cpsd_lib.data import BadImage, decode, decode_batches, find_photos
 from cpsd_lib.data.images import pixels
-from cpsd_lib.data.images.pixels import AHEAD, CHUNK, OnTheFly
+from cpsd_lib.data.images.pixels import AHEAD, CHUNK, POOL_SECONDS, OnTheFly
 
 
 @pytest.fixture
@@ -117,9 +117,20 @@ def test_worker_processes_stay_a_bounded_number_of_images_ahead_of_who_reads_the
             return done
 
     images = OnTheFly(None, 10_000, 8, workers=2)
-    images._pool = pool = Pool()
+    images._pool, images._seconds = pool, _ = Pool(), POOL_SECONDS + 1
     chunks = images.in_chunks(None, range(10_000))
     for read in range(1, 100):
         assert next(chunks)[0] == (read - 1) * CHUNK
         assert pool.submitted <= read + AHEAD
     assert sum(len(chunk) for chunk in chunks) == 10_000 - 99 * CHUNK
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read any folder")
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_left_out(tmp_path):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0)
+    try:
+        with pytest.raises(PermissionError, match="closed"):
+            find_photos([str(tmp_path)])
+    finally:
+        (tmp_path / "closed").chmod(0o700)

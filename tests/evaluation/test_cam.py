@@ -10,7 +10,7 @@ from cpsd_lib.evaluation.cam import (
     attention_maps,
     class_activation,
     covered_by,
-    gradient_maps,
+    gradient_map,
     map_kinds,
     most_disagreeing,
 )
@@ -21,6 +21,10 @@ from cpsd_lib.partition import Partition
 from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
 
 TOKENS = {"label_transformer": LabelTransformer, "query2label": Query2Label, "ml_decoder": MLDecoder}
+
+
+def gradient_maps(model, images, columns):
+    return torch.stack([gradient_map(model, images, column) for column in columns], 1)
 
 
 class Colours(nn.Module):

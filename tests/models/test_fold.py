@@ -92,26 +92,28 @@ def test_tails_share_one_folded_trunk():
     assert norms(folded["co"]) == norms(shared.pop()) == 0 < norms(trunk)
 
 
+def scaled(fuse, factor):
+    """A fusion whose weights are `factor` times what they should be."""
+
+    def wrong(convolution, norm):
+        fused = fuse(convolution, norm)
+        fused.weight.data *= factor
+        return fused
+
+    return wrong
+
+
 def test_a_trunk_whose_folding_would_go_wrong_is_copied_as_it_is(monkeypatch):
     trunk = make_trunk(used(build_model("test_resnet", 3)), 4)
-    monkeypatch.setattr(folding, "fuse_conv_bn_weights", lambda weight, *rest: (nn.Parameter(0 * weight), None))
+    monkeypatch.setattr(folding, "fuse_conv_bn_eval", scaled(folding.fuse_conv_bn_eval, 0))
     folded = fold_batch_norm(trunk, 64)
     assert norms(folded) == norms(trunk) > 0 and torch.equal(folded(IMAGES), trunk(IMAGES))
 
 
 def test_a_fold_that_is_right_for_black_pixels_alone_is_found_out(monkeypatch):
-    model, fuse = used(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), folding.fuse_conv_bn_weights
-
-    def wrong(*given):
-        weight, bias = fuse(*given)
-        return nn.Parameter(2 * weight), bias
-
-    monkeypatch.setattr(folding, "fuse_conv_bn_weights", wrong)
-    black, convolution = torch.zeros(1, 3, 64, 64), copy.deepcopy(model[0])
-    norm = model[1]
-    convolution.weight, convolution.bias = wrong(
-        *(convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-    )
-    torch.testing.assert_close(convolution(black), model(black))
+    model, wrong = used(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), scaled(folding.fuse_conv_bn_eval, 2)
+    monkeypatch.setattr(folding, "fuse_conv_bn_eval", wrong)
+    black = torch.zeros(1, 3, 64, 64)
+    torch.testing.assert_close(wrong(*model)(black), model(black))
     folded = fold_batch_norm(model, 64)
     assert norms(folded) == 1 and torch.equal(folded(IMAGES), model(IMAGES))

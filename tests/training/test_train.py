@@ -80,7 +80,7 @@ def run(learners, folder, images, targets, *, rows=range(32), training=None, see
     batches = Batches(
         images, targets, np.array(rows), batch_size=training.batch_size, view=training.view, seed=seed, device="cpu"
     )
-    return fit(learners, batches, training.training(), folder, seed=seed, **more)
+    return fit(learners, batches, training, folder, seed=seed, **more)
 
 
 def weights(learners):
@@ -483,7 +483,7 @@ def test_a_trunk_that_learners_share_sees_each_image_once_in_a_validation(images
 
 
 def test_a_checkpoint_of_a_machine_that_scales_no_loss_is_gone_on_with_by_one_that_does():
-    track = start_state(learner(), recipe(precision="float16").training(), 4, torch.device("cpu"))
+    track = start_state(learner(), recipe(precision="float16"), 4, torch.device("cpu"))
     state = track.state() | {"scaler": {}}
     track.scaler = torch.amp.GradScaler("cpu", enabled=True)
     track.load(state)
@@ -494,7 +494,7 @@ def test_a_checkpoint_of_a_machine_that_scales_no_loss_is_gone_on_with_by_one_th
 def test_float16_alone_scales_its_loss(monkeypatch, precision, scales):
     dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": None}
     monkeypatch.setattr("cpsd_lib.training.learner.pick_precision", lambda name, device: dtypes[name])
-    track = start_state(learner(), recipe(precision=precision).training(), 4, torch.device("cpu"))
+    track = start_state(learner(), recipe(precision=precision), 4, torch.device("cpu"))
     assert track.scaler.is_enabled() == scales
 
 
@@ -515,8 +515,8 @@ def test_a_loss_that_is_scaled_trains_to_the_same_weights(images, targets, tmp_p
 
 
 def test_compile_is_done_where_it_is_wanted_and_nowhere_else():
-    compiled = start_state(learner(), recipe(compile=True).training(), 4, torch.device("cpu"))
-    plain = start_state(learner(), recipe().training(), 4, torch.device("cpu"))
+    compiled = start_state(learner(), recipe(compile=True), 4, torch.device("cpu"))
+    plain = start_state(learner(), recipe(), 4, torch.device("cpu"))
     assert isinstance(compiled.forward, Compiled) and plain.forward is plain.learner.model
 
 

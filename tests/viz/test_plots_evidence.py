@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cpsd_lib.evaluation import summarise_shares
-from cpsd_lib.viz import plots_evidence
+from cpsd_lib.viz import plots, plots_evidence
 
 SPECK = np.random.default_rng(0)
 
@@ -81,16 +81,26 @@ def test_every_model_and_seed_has_its_dot_and_interval_beside_chance_and_the_bes
 
 def test_a_rank_correlation_leaves_out_classes_without_a_score_and_needs_values_that_differ():
     gain = np.array([1.0, 2.0, np.nan, 3.0])
-    ranks = plots_evidence.rank_correlations(gain, {"rising": [1, 5, 0, 6], "alike": [2, 2, 9, 2]})
+    ranks = plots_evidence.gain_against(gain, {"rising": [1, 5, 0, 6], "alike": [2, 2, 9, 2]}, "t")[1]
     assert ranks["rising"].statistic == pytest.approx(1) and ranks["alike"] is None
-    assert plots_evidence.rank_correlations(0 * gain, {"rising": [1, 5, 0, 6]}) == {"rising": None}
+    assert plots_evidence.gain_against(0 * gain, {"rising": [1, 5, 0, 6]}, "t")[1] == {"rising": None}
+    plt.close("all")
 
 
 def test_classes_that_are_all_alike_are_drawn_and_named_so():
     properties = {"images": [1, 5, 0, 6], "degree": [2, 2, 2, 2]}
-    figure = plots_evidence.gain_against(np.array([1.0, 2.0, np.nan, 0.5]), properties, "t")
+    figure, _ = plots_evidence.gain_against(np.array([1.0, 2.0, np.nan, 0.5]), properties, "t")
     first, second = figure.axes
     assert first.get_title("left").startswith("rank correlation") or first.get_title().startswith("rank correlation")
     assert "all classes alike" in (second.get_title("left"), second.get_title())
     assert first.get_xlabel() == "images" and len(first.lines[1].get_xdata()) == 3
     plt.close(figure)
+
+
+def test_letters_that_no_font_draws_are_named_and_drawing_them_warns_of_nothing(tmp_path):
+    plots.use_style()
+    assert plots.undrawn(["café", "naïve cat", "Ω $"]) == []
+    assert plots.undrawn(["\U000e0041", "cat"]) == ["\U000e0041"]  # a tag, which has no picture in any font
+    figure, axis = plt.subplots()
+    axis.set_title("\U000e0041")
+    plots.save(figure, tmp_path / "a.png")

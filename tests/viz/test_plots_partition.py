@@ -42,8 +42,11 @@ def test_a_bar_an_exponent_has_the_sizes_as_heights_largest_first(draw, branches
 def test_agreement_with_another_partition_is_a_second_line(draw):
     other = Partition([range(4), range(4, 9)], 9)
     table = study.over_exponents(*COUNTS, "dis", 2, [0.3, 0.5, 1], other=other)
-    lines = draw(plots_partition.exponent_effect({"dis": table}, "the file")).axes[1]
-    assert [text.get_text() for text in lines.get_legend().get_texts()] == ["to the cut at p = 0.5", "to the file"]
+    lines = draw(plots_partition.exponent_effect({"dis": table})).axes[1]
+    assert [text.get_text() for text in lines.get_legend().get_texts()] == [
+        "to the cut at p = 0.5",
+        "to the released file",
+    ]
     low, high = lines.get_ylim()
     assert low < table["ARI to other"].min() and high > 1
 
@@ -75,8 +78,8 @@ def test_equal_partitions_fill_and_frame_the_diagonal_only(draw):
 def test_a_matrix_of_unequal_numbers_of_parts_frames_the_matched_ones(draw, turned):
     pair = Partition([[0, 1, 2], [3, 4]], 5), Partition([[0], [3, 4], [1, 2]], 5)
     ours, other = reversed(pair) if turned else pair
-    axis = draw(plots_partition.comparison_matrix(ours, other, "run", "file")).axes[0]
+    axis = draw(plots_partition.comparison_matrix(ours, other)).axes[0]
     assert len(axis.patches) == 2 and "4 of 5" in axis.get_title(loc="left")
-    assert axis.get_xlabel() == "file: part (its classes)" and axis.get_ylabel() == "run: part (its classes)"
+    assert axis.get_xlabel() == "released: part (its classes)" and axis.get_ylabel() == "our cut: part (its classes)"
     labels = [label.get_text() for label in axis.get_xticklabels()]
     assert labels == (["1\n(2)", "2\n(3)"] if turned else ["0\n(2)", "1\n(2)", "2\n(1)"])

@@ -91,5 +91,5 @@ def test_without_held_out_training_images_no_threshold_is_tuned(run, more):
 
 def test_the_figure_shows_every_class():
     gain = np.array([1.0, np.nan, -2.0, 0.5])
-    figure = plots_evidence.gain_against(gain, {"images": np.arange(4), "degree": np.arange(4.0)}, "t")
+    figure, _ = plots_evidence.gain_against(gain, {"images": np.arange(4), "degree": np.arange(4.0)}, "t")
     assert len(figure.axes) == 2 and all(len(axis.lines[1].get_xdata()) == 3 for axis in figure.axes)

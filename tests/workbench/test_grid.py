@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,7 +95,7 @@ def test_what_an_earlier_job_trains_by_the_same_parameters_takes_a_later_one_no_
 
 def test_the_plan_names_the_jobs_and_the_time(outputs, monkeypatch, capsys):
     jobs = planned(vary={"student.match": ["mse", "kl", "mld"]})
-    jobs[2] = replace(jobs[2], left=[])
+    jobs[2].left = []
     monkeypatch.setattr(plan, "measured_speed", lambda *_: 2e9)
     plan.print_plan(asked(vary={"student.match": ["mse", "kl", "mld"]}), jobs, 1, None)
     lines = capsys.readouterr().out.splitlines()
@@ -206,7 +205,7 @@ def test_a_job_that_fails_says_why_and_one_that_ends_without_a_word_too(fakes, m
     said = capsys.readouterr()
     assert "seed-1: done in" in said.out and "04_student stopped: no room\n" in said.out
     assert "04_student stopped: no room\nits notebook: somewhere" in said.err
-    assert "its process ended with exit status 7 and no answer" in said.err
+    assert "its process ended with exit status 7 and no word" in said.err
 
 
 def test_ctrl_c_stops_the_jobs(fakes, monkeypatch):
@@ -261,12 +260,18 @@ def test_a_grid_that_runs_already_is_not_run_beside_itself(fakes, capsys):
 
 
 def test_what_a_job_and_its_children_print_goes_to_its_log_and_its_environment_is_its_own(tmp_path, monkeypatch):
-    program = "import os; from cpsd_lib.workbench.grids.engines import answer_with\n"
-    program += "answer_with(lambda params: os.system('echo $CPSD_TEST; echo two >&2') or print(params))"
+    program = "import os, sys\nos.system('echo $CPSD_TEST; echo two >&2')\nprint(*sys.argv[1:])"
     (tmp_path / "printing.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(tmp_path)]))
     assert engines.work("printing", "x", tmp_path / "logs" / "job.log", {"CPSD_TEST": "1"}) is None
-    assert (tmp_path / "logs" / "job.log").read_text() == "1\ntwo\nx\n" and "CPSD_TEST" not in os.environ
+    assert (tmp_path / "logs" / "job.log").read_text() == "1\ntwo\nrun x\n" and "CPSD_TEST" not in os.environ
+
+
+def test_a_job_is_cpsd_run_and_its_last_words_say_why_it_stopped(outputs, tmp_path):
+    path, log = tmp_path / "job.yaml", tmp_path / "job.log"
+    path.write_text("name: job\ndata: {kind: scenes}\nmodel: {name: test_resnet}\nsed: 1\n")
+    assert engines.work(engines.JOB, str(path), log, {}) == "sed: unknown parameter; did you mean seed?"
+    assert log.read_text().startswith("nothing was started:\n")
 
 
 def test_the_engine_ray_without_its_package_says_how_to_get_it(outputs, monkeypatch):
@@ -475,4 +480,4 @@ def test_on_ray_a_job_that_fails_says_why_and_the_others_go_on(ray_fakes, monkey
     assert runner.run_grid("tiny", changed) == 1
     said = capsys.readouterr()
     assert "seed-1: done in" in said.out and "04_student stopped: no room\nits notebook: somewhere" in said.err
-    assert "tiny_grid.seed-3: its Ray task failed" in said.err
+    assert "tiny_grid.seed-3: its process ended with exit status 7 and no word" in said.err

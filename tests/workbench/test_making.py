@@ -20,6 +20,7 @@ from cpsd_lib.support import read_json, write_json
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import loop
 from cpsd_lib.training.batches import Batches
+from cpsd_lib.viz.parts import export
 from cpsd_lib.workbench import making, scoring
 from cpsd_lib.workbench.cost import equal_epochs
 from cpsd_lib.workbench.loading import load_params
@@ -35,7 +36,7 @@ from cpsd_lib.workbench.making import (
     train_student,
     train_teachers,
 )
-from cpsd_lib.workbench.open import load_model
+from cpsd_lib.workbench.open import explore, load_model
 from cpsd_lib.workbench.preflight import check_run
 from cpsd_lib.workbench.recipes import _task, student_task, teacher_tasks
 from cpsd_lib.workbench.report import scores_text, write_report
@@ -749,3 +750,14 @@ def test_released_parts_of_fewer_classes_than_the_default_k_are_used(folder_of_p
     settings = SMALL | photos | files | {"partition.k": 8}
     check_run(load_params("tiny", settings))
     assert [len(found) for found in cut_labels(open_run("tiny", settings)).values()] == [2, 2]
+
+
+@pytest.mark.parametrize("loops", [False, True])
+def test_the_partition_explorer_cuts_the_graph_of_the_run_and_exports_what_the_run_would_cut(outputs, loops):
+    run = small(name=f"explored{loops}", partition__self_loops=loops)
+    cuts, explorer = cut_labels(run), explore(run, "partition")
+    assert explorer.numbers["partition"] == cuts["co"]
+    explorer.set(branch="dis", refine=run.params.partition.refine_dis)
+    assert explorer.numbers["partition"] == cuts["dis"] and explorer.numbers["ARI"] == 1
+    path = export(explorer, run.folder).removeprefix("written to ").partition(";")[0]
+    assert Partition.load(path) == cuts["dis"]

@@ -689,3 +689,15 @@ def test_a_start_from_the_baseline_needs_one(overrides, expected):
     with pytest.raises(ParameterError, match=expected):
         load_params("tiny", overrides)
     assert load_params("tiny", {"train.start": "baseline", "teachers.frozen_stages": 2}).student.start == "baseline"
+
+
+def test_a_relative_path_starts_at_the_projects_folder_or_else_where_the_command_is_typed(tmp_path, monkeypatch):
+    (tmp_path / "my_photos").mkdir()
+    (tmp_path / "params").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = {"data.kind": "csv", "data.images": 100}
+    assert load_params("tiny", words | {"data.root": "my_photos"}).data.root == str(tmp_path / "my_photos")
+    assert load_params("tiny", words | {"data.root": "params"}).data.root == str(repo_root() / "params")
+    monkeypatch.chdir(tmp_path / "my_photos")
+    with pytest.raises(ParameterError, match="or where the command is typed"):
+        load_params("tiny", words | {"data.root": "my_photos"})

@@ -64,8 +64,8 @@ def test_what_can_train_passes(tmp_path):
 def test_class_names_are_read_without_an_image(tmp_path):
     root = coco(tmp_path / "coco", images=False)
     params = load_params("coco_resnet101", {"data.root": str(root)})
-    assert read_source(params.data.settings()).table.names == list(COCO_CLASSES)
-    assert read_source(tiny().data.settings()).table.names[0] == "car"
+    assert read_source(params.data).table.names == list(COCO_CLASSES)
+    assert read_source(tiny().data).table.names[0] == "car"
 
 
 def test_vectors_that_lack_a_class_of_the_data_are_refused(tmp_path):
@@ -116,6 +116,6 @@ def test_numbers_of_parts_beyond_the_classes_are_said_to_be_left_out_of_the_stud
 
 def test_the_run_prints_its_remarks_before_it_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path))
-    monkeypatch.setattr(pipeline, "_execute", lambda *_: (_ for _ in ()).throw(pipeline.StageFailed("stopped here")))
+    monkeypatch.setattr(pipeline, "_execute", lambda *_: (_ for _ in ()).throw(pipeline.Stopped("stopped here")))
     assert cli.main(["run", "tiny", "data.images=100", "partition.study_k=[25]"]) == 1
     assert "k = 25 left out" in capsys.readouterr().out

@@ -27,8 +27,9 @@ from cpsd_lib.cli import main
 from cpsd_lib.support import read_json, sha256
 from cpsd_lib.workbench import pipeline
 from cpsd_lib.workbench.loading import load_params
-from cpsd_lib.workbench.pipeline import STAGES, Held, StageFailed
+from cpsd_lib.workbench.pipeline import STAGES
 from cpsd_lib.workbench.run import open_run
+from cpsd_lib.workbench.yaml_files import Stopped
 
 REPO = Path(__file__).resolve().parents[2]
 ALL = list(STAGES)
@@ -150,6 +151,20 @@ def test_every_stage_leaves_at_least_one_file_in_the_manifest(root, stand):
         assert {"seconds", "finished", "seed", "versions", "hardware", "commit", "fingerprint"} <= set(entry)
 
 
+def test_each_stage_is_announced_with_its_number_and_why_it_is_done_again(root, stand, capsys):
+    stand.run()
+    assert "[3/7] 03_teachers ...\n" in capsys.readouterr().out
+    stand.run(student__alpha=0.3)
+    said = capsys.readouterr().out
+    assert "[4/7] 04_student ... again: its parameters changed\n" in said and "[3/7]" not in said
+    edit_notebook(root / "notebooks" / "06_explanation.ipynb", "code")
+    stand.run(student__alpha=0.3)
+    assert "[6/7] 06_explanation ... again: its notebook changed" in capsys.readouterr().out
+    next((root / "outputs" / "tiny" / "evaluation").glob("metrics.json")).write_text("altered")
+    stand.run(student__alpha=0.3)
+    assert "[5/7] 05_evaluation ... again: what it left is not there unchanged" in capsys.readouterr().out
+
+
 def edit_notebook(path, kind):
     notebook = read_json(path)
     cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == kind)
@@ -240,7 +255,7 @@ def test_a_failed_stage_is_named_with_its_error_and_notebook_and_has_no_entry(ro
         raise error
 
     stand.before["03_teachers"] = fails
-    with pytest.raises(StageFailed) as caught:
+    with pytest.raises(Stopped) as caught:
         stand.run()
     assert words in str(caught.value) and str(root / "outputs" / "tiny" / "03_teachers.ipynb") in str(caught.value)
     assert list(manifest(root)["stages"]) == ALL[:2]
@@ -268,7 +283,7 @@ def test_a_failure_leaves_the_environment_and_the_lock_as_they_were(root, stand)
 
 def test_a_second_run_on_one_folder_is_told_who_holds_it(root, stand, capsys):
     def meanwhile(_):
-        with pytest.raises(Held) as caught:
+        with pytest.raises(Stopped) as caught:
             pipeline.run_stages("tiny")
         said.append(str(caught.value))
 

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from cpsd_lib.cli import main
 from cpsd_lib.data.table import UNLABELLED
-from cpsd_lib.evaluation.cam import class_activation, gradient_maps
+from cpsd_lib.evaluation.cam import class_activation, gradient_map
 from cpsd_lib.losses import asymmetric_loss
 from cpsd_lib.teachers import Ensemble, logits_of
 from cpsd_lib.training import PseudoLabels, loop
@@ -110,7 +110,7 @@ def test_soft_targets_cover_the_unlabelled_images_and_are_what_the_teachers_comp
 def test_an_ensemble_has_as_many_whole_models_as_both_branches_have_teachers_and_answers_with_their_mean(outputs):
     run = few()
     tasks = teacher_tasks(run, 0, "ensemble")
-    assert [task.member for task in tasks] == [0, 1, 2, 3] and len({task.key for task in tasks}) == 4
+    assert [task.recipe["member"] for task in tasks] == [0, 1, 2, 3] and len({task.key for task in tasks}) == 4
     assert tasks[0].key == row_key(run, 0, "baseline")
     (merged,) = load_teachers(run, 0, ["ensemble"]).values()
     images = torch.rand(3, 3, 16, 16)
@@ -157,7 +157,7 @@ def pseudo_training(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (24, 3, 8, 8), dtype=np.uint8)
     targets = np.random.default_rng(1).integers(0, 2, (24, 2)).astype(np.int8)
     targets[12:] = -1
-    settings = load_params("tiny", {"train.epochs": 4, "train.checkpoint_seconds": 0}).student.training()
+    settings = load_params("tiny", {"train.epochs": 4, "train.checkpoint_seconds": 0}).student
 
     def train(folder=None, stop=None):
         torch.manual_seed(0)
@@ -189,7 +189,7 @@ def test_images_without_labels_get_those_of_the_moving_average_and_the_others_ke
 
 def test_a_student_of_pseudo_labels_starts_from_the_trained_baseline_and_pays_for_it(outputs):
     run = few()
-    assert student_task(run, 0, "cap").start == (row_key(run, 0, "baseline"), 0)
+    assert student_task(run, 0, "cap").recipe["start"] == [row_key(run, 0, "baseline"), 0]
     seconds = {r["row"]: r["seconds"] for r in evaluate(run)}
     own = run.store.record("model", row_key(run, 0, "cap"))["about"]["seconds"]
     assert seconds["cap"] == pytest.approx(seconds["baseline"] + own)
@@ -239,7 +239,8 @@ def test_the_cost_card_and_the_data_say_how_many_images_have_no_labels(outputs, 
 def test_an_ensembles_activation_maps_are_the_mean_of_its_models(outputs):
     (merged,) = load_teachers(few(), 0, ["ensemble"]).values()
     images = torch.rand(2, 3, 16, 16)
-    mean = torch.stack([gradient_maps(model, images, [3, 5]).relu() for model in merged.experts]).mean(0)
+    maps = [[gradient_map(model, images, c) for c in (3, 5)] for model in merged.experts]
+    mean = torch.stack([torch.stack(of_model, 1) for of_model in maps]).mean(0).relu()
     found, expected = class_activation(merged, images, [3, 5]), functional.interpolate(mean, (16, 16), mode="bilinear")
     highest = expected.amax((2, 3), keepdim=True).clamp(min=1e-9)
     assert torch.allclose(found, expected / highest, atol=1e-4)

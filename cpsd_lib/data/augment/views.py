@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cpsd_lib.data.augment.randaugment import DRAWS, GREY, move, rand_augment
+from cpsd_lib.data.augment.randaugment import DRAWS, GREY, rand_augment
 
 VIEWS_VERSION = 1  # of this folder: raised when a change of its code changes a pixel of a view
 
@@ -94,13 +94,13 @@ def train_view(images, recipe, seed, epoch, indices):
     if recipe.rand_augment:
         view = view if view.dtype == torch.uint8 else view.round().to(torch.uint8)
         view = rand_augment(view, drawn("rand_augment", DRAWS))
-    return _unit(view)
+    return view.float() / 255
 
 
 def test_view(images):
     """Return images uint8 [B, 3, S, S] as float32 in [0, 1], unchanged otherwise; ValueError for other types and shapes."""
     _check(images)
-    return _unit(images)
+    return images.float() / 255
 
 
 test_view.__test__ = False  # its name would make pytest collect it
@@ -146,8 +146,11 @@ def _cutout(view, recipe, centre, colour):
     return torch.where(mask, fill, view)
 
 
-def _unit(view):
-    return view.float() / 255
+def move(array, images, dtype=None):
+    """Return a numpy array as a tensor on the images' device, without waiting for a GPU."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = tensor.pin_memory() if images.is_cuda else tensor  # else the copy is not asynchronous
+    return tensor.to(images.device, dtype, non_blocking=True)
 
 
 def _mix(bits):

@@ -16,7 +16,7 @@ from cpsd_lib.support import cores
 
 CHUNK = 8  # images a task: handing one over costs about a millisecond, decoding one 0.3 (170 px) to 30 ms (12 Mpx)
 AHEAD = 32  # chunks, at least: decoded while the caller works on an earlier one, and then held in memory
-POOL_SECONDS = 1.0  # so much work is done here before worker processes are started, which takes about as long
+POOL_SECONDS = 4.0  # of decoding here, then worker processes take over: they need about as long to start
 
 
 def take(images, indices):
@@ -67,14 +67,13 @@ class OnTheFly:
         raise.
         """
         chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
-        for done, chunk in enumerate(chunks):
-            if done < len(chunks) - 1 and self._workers > 1 and (self._pool or self._seconds > POOL_SECONDS):
-                break
+        alone = self._workers == 1 or len(chunks) == 1
+        while chunks and (alone or self._seconds <= POOL_SECONDS):
             begun = time.monotonic()
-            result = work(self._load, chunk, *arguments)
+            result = work(self._load, chunks.pop(0), *arguments)
             self._seconds += time.monotonic() - begun
             yield result
-        else:
+        if not chunks:
             return
         if self._pool is None:
             # Spawned, not forked: torch's threads may be alive in this process, and a fork would copy their locks.
@@ -82,7 +81,7 @@ class OnTheFly:
             self._pool = ProcessPoolExecutor(self._workers, spawn, _start_worker, (self._load,))
         ahead = deque()
         try:
-            for chunk in chunks[done:]:
+            for chunk in chunks:
                 ahead.append(self._pool.submit(_work, (work, chunk, arguments)))
                 if len(ahead) > max(AHEAD, 2 * self._workers):
                     yield ahead.popleft().result()

@@ -30,18 +30,12 @@ class LabelledFiles:
         return replace(self, table=self.table.take(indices), paths=paths)
 
 
-def join_splits(root, names, splits, kind, listed, labelled=None, image_id=str):
+def join_splits(names, splits, kind, listed, labelled=None):
     """Return the LabelledFiles of {split: (files [n], targets [n, C], their folder)}, one split after the other.
 
     listed, labelled: how many images, and images with a label, the published data set has in each split; other counts are
-    notes. With `labelled`, images without a label are left out, as the published count leaves them out. image_id: what an
-    image is known by, given its file name; ValueError for one that is in two splits.
+    notes. With `labelled`, images without a label are left out, as the published count leaves them out.
     """
-    ids = [{str(image_id(file)) for file in files} for files, _, _ in splits.values()]
-    expected = (
-        "the same image id is in train and in test, expected each in one: take the lists of the original download"
-    )
-    refuse(root, sorted(set.intersection(*ids)), expected)
     files = [file for files, _, _ in splits.values() for file in files]
     paths = [folder / file for files, _, folder in splits.values() for file in files]
     targets = np.concatenate([targets for _, targets, _ in splits.values()])
@@ -91,14 +85,6 @@ def refuse_repeats(path, names, what):
     refuse(path, twice, f"the same {what} is listed more than once, expected once")
 
 
-def need_all(folder, names, present, what):
-    """Raise FileNotFoundError that counts those of the files `names` in `folder` that are not `present`."""
-    missing = sorted(set(names) - set(present))
-    if missing:
-        shown = listed(missing, shown=5)
-        raise FileNotFoundError(f"{folder}: {len(missing)} of {len(names)} {what} files are missing: {shown}")
-
-
 NOT_COMPARABLE = "are not the papers'"  # a note with these words goes beside every figure
 
 
@@ -132,11 +118,15 @@ def read_names(path, what):
     return names
 
 
+def _raise(error):
+    raise error  # a folder that cannot be read would be left out in silence
+
+
 def photos_below(root, skip=None):
     """Return the paths of all photos below a folder, sorted, links followed, without hidden ones and those in `skip`."""
     paths, seen, starts = [], set(), [need_folder(root)]
     for start in starts:  # folders that links lead to come last, unless they were met without a link
-        for folder, folders, files in os.walk(start):
+        for folder, folders, files in os.walk(start, onerror=_raise):
             if (real := os.path.realpath(folder)) in seen or Path(folder) == skip != Path(root):
                 folders.clear()
                 continue

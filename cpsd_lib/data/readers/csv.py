@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections import defaultdict
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -30,29 +30,41 @@ def read_csv(root, annotations="annotations.csv", images="images", separator=";"
     """
     root = common.need_folder(root)
     path = root / annotations
-    rows = _read_rows(path)
-    files = _file_names(path, rows)
-    places, known = [(f"line {line}", row["split"]) for line, row in rows], (*SPLITS, UNLABELLED)
+    table = annotations_of(path, common.read_text(path, EXPECTED), separator)
+    folder, more = root / images, []
+    if not folder.is_dir():
+        first = table.files[:1000]
+        if len(common.missing_files([root / file for file in first])) == len(first):
+            hint = common.hints([folder])[0]
+            neither = f"there is no folder {folder}{hint}, and {first[0]} is not directly in {root} either"
+            raise FileNotFoundError(f"{neither}: put the images into one")
+        folder = root
+    if unnamed == UNLABELLED:
+        there = common.photos_below(folder)
+        more = sorted({path.relative_to(folder).as_posix() for path in there} - set(table.files))
+        targets = np.concatenate([table.targets, np.full((len(more), len(table.names)), -1, np.int8)])
+        table = LabelTable(table.names, targets, table.files + more, [*table.split, *len(more) * [UNLABELLED]])
+    return common.LabelledFiles(table, [folder / file for file in table.files])
+
+
+def annotations_of(path, text, separator=";"):
+    """Return the LabelTable of the text of annotations.csv; `path` is where it stands, for the messages."""
+    header, rows = read_table(path, text, EXPECTED)
+    _check_header(path, header)
+    lines, rows = [f"line {n}" for n, _ in rows], [dict(zip(header, cells, strict=True)) for _, cells in rows]
+    files = _file_names(path, lines, rows)
+    places, known = [(line, row["split"]) for line, row in zip(lines, rows, strict=True)], (*SPLITS, UNLABELLED)
     common.refuse_unknown(path, places, known, f"expected one of {', '.join(known)} in column 'split'")
-    _refuse_duplicates(path, rows, files)
-    names, targets = _targets(path, rows, separator)
-    paths, more = _paths(root, images, files, unnamed)
-    targets = np.concatenate([targets, np.full((len(more), len(names)), -1, np.int8)])
-    split = np.array([row["split"] for _, row in rows] + len(more) * [UNLABELLED])
-    return common.LabelledFiles(LabelTable(names, targets, files + more, split), paths)
+    names, targets = _targets(path, lines, rows, separator)
+    return LabelTable(names, targets, files, [row["split"] for row in rows])
 
 
-def image_paths(root, annotations, images, unnamed):
-    """Return the path of each image as `read_csv` does, without its labels, and raise what it raises for file names."""
-    root = common.need_folder(root)
-    return _paths(root, images, _file_names(root / annotations, _read_rows(root / annotations)), unnamed)[0]
-
-
-def _read_rows(path):
+def read_table(path, text, expected, delimiter=","):
+    """Return (column names, [(line number, cells)]) of a text in which each line that is not empty has as many cells."""
     # The csv module, not pandas: pandas turns classes named "NA" or "null" into missing values, moves the columns
     # of a ragged file silently, and knows no line numbers.
-    reader = csv.reader(io.StringIO(common.read_text(path, EXPECTED), newline=None), strict=True, skipinitialspace=True)
     lines, last = [], 0
+    reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
@@ -60,16 +72,14 @@ def _read_rows(path):
             last = reader.line_num
     except csv.Error as error:
         raise ValueError(f"{path}, line {last + 1}, is not valid CSV ({error}): check its quotation marks") from error
-    if not lines:
-        raise ValueError(f"{path} is empty, expected {EXPECTED}")
+    if len(lines) < 2:
+        there = "a line of column names but no rows" if lines else "nothing in it"
+        raise ValueError(f"{path} has {there}, expected {expected}")
     (_, header), *rows = lines
-    _check_header(path, header)
-    if not rows:
-        raise ValueError(f"{path} has a line of column names but no rows, expected {EXPECTED}")
     ragged = (f"line {line}: {len(cells)} cells" for line, cells in rows if len(cells) != len(header))
-    expected = f"{len(header)} cells, as in the first line; join class names by ';', quote a cell with a comma"
-    common.refuse(path, ragged, f"expected {expected}")
-    return [(line, dict(zip(header, cells, strict=True))) for line, cells in rows]
+    quote = f"a cell that holds {delimiter!r} stands in quotes"
+    common.refuse(path, ragged, f"expected {len(header)} cells between {delimiter!r}, as in the first line; {quote}")
+    return header, rows
 
 
 def _check_header(path, header):
@@ -81,80 +91,58 @@ def _check_header(path, header):
             columns = f"its columns are {listed(map(repr, header))}, expected {', '.join(COLUMNS)}.{separator}{rename}"
             other = "`cpsd data import` writes this file from other tables"
             raise ValueError(f"{path} has no column {column!r}; {columns} {other}")
-    for column in (*COLUMNS, "unknown"):
-        if header.count(column) > 1:
-            raise ValueError(f"{path} has the column '{column}' {header.count(column)} times: keep one")
+    common.refuse_repeats(path, [name for name in header if name in (*COLUMNS, "unknown")], "column")
 
 
-def _file_names(path, rows):
+def _file_names(path, lines, rows):
     # Backslashes come from lists written on Windows; `./a.jpg` and `a//b.jpg` must not hide a duplicate.
-    files = [PurePosixPath(row["file_name"].replace("\\", "/")) for _, row in rows]
-    lines = [(f"line {line}: {row['file_name']}", file) for (line, row), file in zip(rows, files, strict=True)]
-    common.refuse(path, (line for line, file in lines if not file.parts), "expected a file name in column 'file_name'")
-    outside = (line for line, f in lines if f.is_absolute() or ".." in f.parts or PureWindowsPath(f).drive)
-    common.refuse(path, outside, "expected file names inside the image folder: relative, without '..'")
-    return [str(file) for file in files]
-
-
-def _refuse_duplicates(path, rows, files):
-    places = defaultdict(list)
-    for (line, row), file in zip(rows, files, strict=True):
-        places[file].append(f"line {line} ({row['split']})")
+    files = [PurePosixPath(row["file_name"].replace("\\", "/")) for row in rows]
+    outside, places = [], defaultdict(list)
+    for line, row, file in zip(lines, rows, files, strict=True):
+        places[str(file)].append(f"{line} ({row['split']})")
+        if not file.parts or file.is_absolute() or ".." in file.parts or re.match("[A-Za-z]:", file.parts[0]):
+            outside.append(f"{line}: {row['file_name']}")
+    expected = "expected a file name inside the image folder in column 'file_name': relative, without '..'"
+    common.refuse(path, outside, expected)
     twice = (f"{file}: {listed(lines)}" for file, lines in places.items() if len(lines) > 1)
     expected = "one line a file, in one split (a test on seen photos says nothing), its labels joined by ';'"
     common.refuse(path, twice, f"duplicate file name, expected {expected}")
+    return [*places]
 
 
-def _targets(path, rows, separator):
-    written = [(f"line {line}", row["labels"], row.get("unknown", "")) for line, row in rows]
-    lists = (f"{line}: {cell:.80}" for line, *both in written for cell in both if LIST.fullmatch(cell))
+def _targets(path, lines, rows, separator):
+    cells = [row.get(name, "") for name in ("labels", "unknown") for row in rows]
+    lists = (f"{line}: {cell:.80}" for line, cell in zip(2 * lines, cells, strict=True) if LIST.fullmatch(cell))
     common.refuse(path, lists, f"expected names joined by {separator!r}, as in cat{separator}dog, and no lists")
-    cells = [(line, *(_class_names(cell, separator) for cell in both)) for line, *both in written]
-    names = sorted(set().union(*(present | unknown for _, present, unknown in cells)))
-    _check_separator(path, names, separator, any(len(present) > 1 for _, present, _ in cells))
-    column = {name: number for number, name in enumerate(names)}
-    both = (f"{line}: {', '.join(sorted(present & unknown))}" for line, present, unknown in cells if present & unknown)
+    every = split_names(path, cells, separator, "data.separator: ")
+    present, unknown = every[: len(rows)], every[len(rows) :]
+    both = (f"{line}: {listed(sorted(a & b))}" for line, a, b in zip(lines, present, unknown, strict=True) if a & b)
     common.refuse(path, both, "the same class is in 'labels' and in 'unknown', expected it in one of them")
-    labelled = (
-        line for (line, present, _), (_, row) in zip(cells, rows, strict=True) if row["split"] == UNLABELLED and present
-    )
-    common.refuse(path, labelled, f"images of split {UNLABELLED} have labels, expected none (or split train)")
-    targets = np.array([len(names) * [-(row["split"] == UNLABELLED)] for _, row in rows], np.int8)
-    for index, (_, present, unknown) in enumerate(cells):
-        targets[index, [column[name] for name in present]] = 1
-        targets[index, [column[name] for name in unknown]] = -1
+    names = sorted(frozenset().union(*every))
+    column = {name: number for number, name in enumerate(names)}
+    targets = np.zeros((len(rows), len(names)), np.int8)
+    targets[[row["split"] == UNLABELLED for row in rows]] = -1
+    for index in range(len(rows)):
+        targets[index, [column[name] for name in present[index]]] = 1
+        targets[index, [column[name] for name in unknown[index]]] = -1
     return names, targets
 
 
-def _class_names(cell, separator):
-    return {name.strip() for name in cell.split(separator)} - {""}
+def split_names(path, cells, separator, option):
+    """Return the frozenset of class names in each cell; ValueError, with the `option` to give, for another separator.
 
-
-def _check_separator(path, names, separator, joins):
-    """Raise ValueError where another separator makes far fewer classes of `names`; joins: whether `separator` joins any."""
+    That is one that makes far fewer classes of the names.
+    """
+    every = [frozenset(name.strip() for name in cell.split(separator)) - {""} for cell in cells]
+    names, joins = frozenset().union(*every), max(map(len, every)) > 1
     for other in SEPARATORS:
-        parts = set().union(*(_class_names(name, other) for name in names))
+        parts = {part.strip() for name in names for part in name.split(other)} - {""}
         # "red car" and "blue bus" may be names: colours alone are none, where labels that were joined do stand alone.
-        seems_joined = not joins and 2 * len(parts) <= len(names) and parts & set(names)
+        seems_joined = not joins and 2 * len(parts) <= len(names) and parts & names
         if len(parts) < len(names) if other in "|," else seems_joined:
-            joined = next(name for name in names if other in name)
             raise ValueError(
-                f"{path}: joined by {separator!r} its labels are {len(names):,} classes, one of them {joined!r}; joined by "
-                f'{other!r} they are {len(parts):,}: {listed(sorted(parts), shown=5)}. Give data.separator: "{other}" (on the '
-                f"command line 'data.separator=\"{other}\"'), or write these names another way if each is one class"
+                f"{path}: joined by {separator!r} its labels are {len(names):,} classes, one of them "
+                f"{next(name for name in sorted(names) if other in name)!r}; joined by {other!r} they are {len(parts):,}: "
+                f'{listed(sorted(parts), shown=5)}. Give {option}"{other}", or write these names another way if each is one'
             )
-
-
-def _paths(root, images, files, unnamed):
-    """Return (the path of each image, the names of those that no line names, whose paths come last)."""
-    folder = root / images
-    if folder.is_dir() or len(common.missing_files([root / file for file in files[:1000]])) < len(files[:1000]):
-        folder, more = folder if folder.is_dir() else root, []
-        if unnamed == UNLABELLED:
-            there = common.photos_below(folder)
-            more = sorted({path.relative_to(folder).as_posix() for path in there} - set(files))
-        return [folder / file for file in files + more], more
-    hint = common.hints([root / images])[0]
-    raise FileNotFoundError(
-        f"there is no folder {root / images}{hint}, and {files[0]} is not directly in {root} either: put the images into one"
-    )
+    return every

@@ -45,7 +45,5 @@ def _load(path):
             return arrays["targets"], arrays["image_id"].astype(str).tolist(), names
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}, expected {HOLDS}") from None
-    except KeyError as error:
-        raise ValueError(f"{path}: {error.args[0]}; expected targets, image_id and class_names") from None
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read ({error}), expected {HOLDS}") from None

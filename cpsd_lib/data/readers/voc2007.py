@@ -1,7 +1,7 @@
 """PASCAL VOC 2007 in 20 classes: one XML file an image, trainval to learn from and test to test on."""
 
+import os
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import numpy as np
 
@@ -28,62 +28,33 @@ def read_voc2007(root, difficult=True):
 
     `difficult`: whether a class of which an image holds only difficult objects counts as present there; if not, it is
     unknown (-1), as in VOC's own scoring, which passes over such images. One bool, or {"train": bool, "test": bool}.
-    Raises FileNotFoundError for a missing folder, list or XML file, ValueError for one that is broken or names an unknown
-    class.
+    Raises FileNotFoundError for a missing folder or list, ValueError for XML files that are missing, broken or name an
+    unknown class.
     """
     root = common.need_folder(root)
     homes = {split: _home(root, split) for split in LISTS}
     splits = {}
     for split, home in homes.items():
-        ids = _ids(home / LISTS[split])
+        ids = common.read_names(home / LISTS[split], "one image id a line, as in 000005")
         present = difficult[split] if isinstance(difficult, dict) else difficult
         targets = _targets(home / "Annotations", ids, present)
         splits[split] = [f"{image_id}.jpg" for image_id in ids], targets, home / "JPEGImages"
-    return common.join_splits(root, CLASSES, splits, "voc2007", LISTED)
-
-
-def fetch_voc2007(root):
-    """Download VOC 2007 (900 MB) from its home and unpack it into root/VOCdevkit; returns `root` as data.root wants it.
-
-    Never called by a run: call it once by hand, when online. Raises what torchvision's download raises.
-    """
-    from torchvision.datasets import VOCDetection
-
-    Path(root).mkdir(parents=True, exist_ok=True)
-    for path in LISTS.values():
-        VOCDetection(str(root), year="2007", image_set=Path(path).stem, download=True)
-    return Path(root)
+    return common.join_splits(CLASSES, splits, "voc2007", LISTED)
 
 
 def _home(root, split):
     choices = [f"{name}/{LISTS[split]}".removeprefix("./") for name in FOLDERS[split]]
-    what = "list of VOC 2007 (unpack both archives, or call readers.voc2007.fetch_voc2007 when online)"
+    what = "list of VOC 2007 (unpack both archives, or let torchvision.datasets.VOCDetection fetch them)"
     return common.first_existing(root, choices, what).parents[2]
-
-
-def _ids(path):
-    ids = common.read_names(path, "one image id a line, as in 000005")
-    wrong = [repr(image_id) for image_id in ids if not image_id.replace("_", "").isalnum()]
-    common.refuse(path, wrong, "expected one image id a line, as in 000005, and nothing else")
-    common.refuse_repeats(path, ids, "image id")
-    return ids
 
 
 def _targets(folder, ids, difficult):
     files = [f"{image_id}.xml" for image_id in ids]
-    common.need_all(folder, files, (path.name for path in folder.glob("*.xml")), "XML")
-    targets, objects, broken = np.zeros((len(files), len(CLASSES)), np.int8), [], []
-    for file in files:
-        try:
-            objects.append(objects_of(folder / file))
-        except (ElementTree.ParseError, ValueError) as error:
-            broken.append(f"{file}: {error}")
-    common.refuse(
-        folder, broken, "broken XML files, expected one <annotation> with its <object>s: unpack the archive again"
-    )
+    objects = objects_of([folder / file for file in files])
     names = [(file, name) for file, pairs in zip(files, objects, strict=True) for name, _ in pairs]
     expected = f"objects of an unknown class, expected the {len(CLASSES)} of VOC 2007"
     common.refuse_unknown(folder, names, CLASSES, f"{expected}. {common.how_to_import(folder.parent, 'voc')}")
+    targets = np.zeros((len(files), len(CLASSES)), np.int8)
     for index, pairs in enumerate(objects):
         # Plain objects last: one of them makes its class present, however many difficult ones stand beside it.
         for name, hard in sorted(pairs, key=lambda pair: not pair[1]):
@@ -91,15 +62,23 @@ def _targets(folder, ids, difficult):
     return targets
 
 
-def objects_of(path):
-    """Return the (class name, whether it is difficult) of each object in an XML file."""
-    root = ElementTree.fromstring(path.read_bytes())
-    if root.tag != "annotation":
-        raise ValueError(f"it is a <{root.tag}>, expected an <annotation>")
-    pairs = []
-    for element in root.findall("object"):
-        difficult = element.findtext("difficult", "0").strip()
-        if difficult not in ("0", "1"):
-            raise ValueError(f"<difficult> is {difficult!r}, expected 0 or 1")
-        pairs.append((element.findtext("name", "").strip(), difficult == "1"))
-    return pairs
+def objects_of(paths):
+    """Return for each of the XML files, of any classes, the (class name, whether it is difficult) of its objects."""
+    objects, broken, folder = [], [], os.path.commonpath([path.parent for path in paths])
+    for path in paths:
+        try:
+            root = ElementTree.fromstring(path.read_bytes())
+            if root.tag != "annotation":
+                raise ValueError(f"it is a <{root.tag}>, expected an <annotation>")
+            objects.append([_object(element) for element in root.findall("object")])
+        except (ElementTree.ParseError, ValueError, OSError) as error:
+            broken.append(f"{path.relative_to(folder)}: {error}")
+    common.refuse(folder, broken, "missing or broken XML files, expected one <annotation> with its <object>s in each")
+    return objects
+
+
+def _object(element):
+    difficult = element.findtext("difficult", "0").strip()
+    if difficult not in ("0", "1"):
+        raise ValueError(f"<difficult> is {difficult!r}, expected 0 or 1")
+    return element.findtext("name", "").strip(), difficult == "1"

@@ -1,48 +1,44 @@
-"""Where the jobs of a grid run: a process each, started on this machine or by a Ray task each, here or on a cluster."""
+"""The jobs of a grid: `cpsd run` in a process each, started on this machine or by a Ray task each, here or on a cluster."""
 
-import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import threading
-import traceback
 from contextlib import contextmanager
 
-from cpsd_lib.workbench.yaml_files import ParameterError, Stopped
+from cpsd_lib.workbench.yaml_files import ParameterError
 
 JOB = "cpsd_lib.workbench.grids.engines"  # the module whose `python -m` does a job
 _running = set()  # the processes that this one has started
 
 
 class Died(RuntimeError):
-    """The process of a job ended without an answer."""
-
-
-# ---- the grid's side -------------------------------------------------------------------------------------------------
+    """The process of a job was killed."""
 
 
 def work(module, params, log, environment):
-    """Do one job, `python -m module params`, its output in a log file; return None when all went well, else why not, in words.
+    """Do one job, `python -m module run params`, its output in a log file; return None when all went well, else why not.
 
     In a process of its own: one that dies, of whatever cause, takes no other along (Died). It ends when this process does.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    command, pipe = [sys.executable, "-m", module, params], subprocess.PIPE
-    with (
-        open(log, "a") as file,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=file, text=True, env=os.environ | environment) as job,
-    ):
-        _running.add(job)
-        answer = job.stdout.read()
-        code = job.wait()
-        _running.discard(job)
-    if answer:
-        return json.loads(answer)
+    command, pipe = [sys.executable, "-m", module, "run", params], subprocess.PIPE
+    with open(log, "a+", encoding="utf-8", errors="replace") as file:
+        began = file.tell()
+        with subprocess.Popen(command, stdin=pipe, stdout=file, stderr=file, env=os.environ | environment) as job:
+            _running.add(job)
+            code = job.wait()
+            _running.discard(job)
+        file.seek(began)
+        lines = file.read().split("\n")
     if code < 0:
         raise Died(f"its process died of {signal.Signals(-code).name} (killed from outside, or out of memory?)")
-    raise Died(f"its process ended with exit status {code} and no answer")
+    lines = [line for line in lines if line.strip()] or [f"its process ended with exit status {code} and no word"]
+    last = max((number for number, line in enumerate(lines) if "stopped: " in line), default=-1)
+    return "\n".join(lines[last:]) if code else None
 
 
 @contextmanager
@@ -94,42 +90,16 @@ def import_ray():
     return ray
 
 
-# ---- the job's side --------------------------------------------------------------------------------------------------
+def end_with_the_grid():
+    """Have this process, a job, end when the grid does, which cannot stop it when it is killed itself."""
 
+    def wait():
+        os.read(0, 1)  # ends when nobody holds the other end any more
+        os._exit(1)
 
-def answer_with(do):
-    """Be the process of a job: call `do` with its file of parameters; what it prints goes to the log, its answer to the grid."""
-    with os.fdopen(os.dup(1), "w") as answer:
-        os.dup2(2, 1)
-        threading.Thread(target=_end_with_the_grid, daemon=True).start()
-        answer.write(json.dumps(do(sys.argv[1])))
-
-
-def _end_with_the_grid():
-    # A grid that was killed could not stop its jobs, and the next one would find their folders held.
-    os.read(0, 1)  # ends when nobody holds the other end any more
-    os._exit(1)
-
-
-def run_job(params):
-    """Run every stage of a file of resolved parameters and write the report; return None, else what went wrong, in words."""
-    from cpsd_lib.workbench.pipeline import run_stages, stages_of
-    from cpsd_lib.workbench.report import write_report
-
-    try:
-        done = run_stages(params)
-        if "05_evaluation" in stages_of(done.params):
-            write_report(done)
-    except KeyboardInterrupt:  # for all jobs and the grid itself, which says so
-        return "stopped by Ctrl-C"
-    except Stopped as error:
-        print(error)
-        return str(error)
-    except Exception as error:
-        traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
-    return None
+    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":
-    answer_with(run_job)
+    end_with_the_grid()
+    runpy.run_module("cpsd_lib", run_name="__main__", alter_sys=True)

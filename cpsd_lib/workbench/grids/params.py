@@ -75,7 +75,7 @@ class Grid(Section):
         return self.base or f"{len(self.vary['base'])} parameter files"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Job:
     """One run of a grid."""
 
@@ -83,8 +83,9 @@ class Job:
     slug: str  # of its varied values
     varied: dict
     params: Params
-    left: tuple = ()  # names of the stages that are not done and fresh, in order; a plan's, as `cost` is
-    cost: object = None  # the Cost of all of it
+    # A plan's: names of the stages that are not done and fresh, in order, and the Cost of all of it.
+    left: list = ()
+    cost: object = None
 
 
 def load_grid(source, overrides=None):
@@ -106,12 +107,8 @@ def load_grid(source, overrides=None):
     for key, value in overrides.items():
         head, _, rest = key.partition(".")
         section, rest = (head, rest) if head in Grid.model_fields else ("overrides", key)
-        if not rest:
-            raw[section] = value
-        elif isinstance(raw.get(section) or {}, dict):
-            raw[section] = (raw.get(section) or {}) | {rest: value}
-        else:
-            raise ParameterError(f"{key}: {section} is a value, not a section")
+        beside = raw.get(section) if isinstance(raw.get(section), dict) else {}
+        raw[section] = beside | {rest: value} if rest else value
     try:
         return Grid.model_validate(raw)
     except ValidationError as error:

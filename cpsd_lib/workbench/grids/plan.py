@@ -1,14 +1,14 @@
 """A grid before it starts: what is left of each job, how many fit into memory, how long they all take."""
 
 import time
-from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import psutil
 import torch
 
 from cpsd_lib.objectives import Supervised
-from cpsd_lib.support import cores, counted, keep_freed_memory, pick_device
+from cpsd_lib.support import cores, counted, keep_freed_memory, memory, pick_device
 from cpsd_lib.training import Batches, fit
 from cpsd_lib.workbench.building import build_shape
 from cpsd_lib.workbench.cost import estimate
@@ -24,38 +24,28 @@ GPU_CONTEXT_GIB = 0.7
 
 
 def look_at(jobs, here=True):
-    """Return the Jobs with what is left of them and their cost; ParameterError names those that cannot be trained at all.
+    """Find what is left of Jobs and their cost; ParameterError names those that cannot be trained at all.
 
-    here: they run on this machine, which must have the device they name.
+    here: they run on this machine, which must have the device they name; else their memory is not this machine's.
     """
-    planned, faults, images = [], {}, {}
+    faults, counts = {}, cache(images_of)  # a frozen model is its own key
     for job in jobs:
-        data = job.params.data
         try:
-            if here:
-                pick_device(job.params.device)
-            if data not in images:
-                images[data] = images_of(data)  # a frozen model is its own key
-            there = images[data]
-            # A GPU may be another machine's: the card's own precision is a GPU's.
-            device = None if _on_gpu(job.params) else torch.device("cpu")
-            cost = estimate(job.params, there.classes, there.train, there.test, device, there.unlabelled)
-            planned.append(replace(job, left=tuple(stages_left(job.params)), cost=cost))
+            device = pick_device(job.params.device) if here else None
+            there = counts(job.params.data)
+            job.cost = estimate(job.params, there.classes, there.train, there.test, device, there.unlabelled)
+            job.left = list(stages_left(job.params))
         except (ValueError, OSError) as error:
             faults.setdefault(str(error), []).append(job.slug)
     refuse(faults, len(jobs))
-    return planned
-
-
-def _on_gpu(params):
-    return params.device.startswith("cuda") or (params.device == "auto" and torch.cuda.is_available())
+    return jobs
 
 
 def _gpus(jobs):
     """Return the GPUs of this machine that jobs use, each once."""
     if not torch.cuda.is_available():
         return set()
-    return {pick_device(job.params.device) for job in jobs if _on_gpu(job.params)}
+    return {device for device in (pick_device(job.params.device) for job in jobs) if device.type == "cuda"}
 
 
 def side_by_side(grid, jobs):
@@ -67,14 +57,12 @@ def side_by_side(grid, jobs):
     if grid.engine == "ray" or not jobs:
         return grid.jobs, None
     need, gpus = max(job.cost.gpu_gib for job in jobs), _gpus(jobs)
-    free = psutil.virtual_memory().available / 2**30
-    limits = [("memory", free, GPU_RUNNER_GIB if gpus else RUNNER_GIB + need)]
+    limits = [("memory", psutil.virtual_memory().available, GPU_RUNNER_GIB if gpus else RUNNER_GIB + need)]
     if gpus:
-        free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) / 2**30
-        limits.append(("GPU memory", free, GPU_CONTEXT_GIB + need))
-    what, free, one = min(limits, key=lambda limit: limit[1] // limit[2])
-    most = max(1, int(free // one))
-    why = f"{free:.1f} GiB of {what} are free, and a job takes about {one:.1f}"
+        limits.append(("GPU memory", sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus), GPU_CONTEXT_GIB + need))
+    what, free, one = min(limits, key=lambda limit: limit[1] / 2**30 // limit[2])
+    most = max(1, int(free / 2**30 // one))
+    why = f"{memory(free / 2**30)} of {what} are free, and a job takes about {memory(one)}"
     return (most, why) if most < grid.jobs else (grid.jobs, None)
 
 
@@ -94,7 +82,7 @@ def measured_speed(job, threads, seconds=2.0):
     )
 
     def seconds_of_steps(count):
-        settings = replace(training.training(), epochs=count, stop_after=None, compile=False)
+        settings = training.model_copy(update={"epochs": count, "stop_after": None, "compile": False})
         began = time.perf_counter()
         fit(model, batches, settings, objective=Supervised(asl=training.asl), desc="measuring the speed")
         return time.perf_counter() - began

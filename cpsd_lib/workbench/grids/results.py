@@ -31,12 +31,11 @@ def collect(jobs):
         if not (run.folder / "evaluation" / "metrics.json").exists():
             continue  # labels without images are not scored
         values = {"job": job.name} | {key: _cell(value) for key, value in job.varied.items()}
-        records, figures = load_records(run), published(job.params)
+        records = load_records(run)
         lines = pd.DataFrame(values, records.index).join(records[["row", "split", "seed", *SCORES]])
         lines["commit"] = read_json(run.folder / "manifest.json")["stages"]["05_evaluation"]["commit"]
-        for name in SCORES[:3]:
-            of_paper = {row: figures_of_row.get(name, np.nan) for row, figures_of_row in figures.items()}
-            lines[f"paper {name}"] = lines["row"].map(of_paper).where(lines["split"] == "test").astype(float)
+        paper = pd.DataFrame(published(job.params), SCORES[:3], dtype=float).T.reindex(lines["row"]).to_numpy()
+        lines[list(PAPER)] = np.where(lines[["split"]] == "test", paper, np.nan)
         found.append(lines)
     frame = pd.concat(found, ignore_index=True) if found else None
     return None if frame is None else frame.drop(columns=[name for name in PAPER if frame[name].isna().all()])
@@ -131,8 +130,8 @@ def summary(frame, key, others=()):
 
     frame: as `collect` returns it; others: the other varied parameters.
     """
-    shown, lines = frame[(frame["split"] == "test") & frame["row"].isin(TITLES)], []
-    for title, panel in _panels(shown, others).items():
+    shown, lines = _shown(frame, others), []
+    for title, panel in shown.groupby("panel", sort=False):
         where = f"{title}, " if title else ""
         lines += [f"{where}{_best(panel[panel['row'] == row], key, row)}" for row in TITLES if row in set(panel["row"])]
     if shown.groupby(["job", "row"])["seed"].nunique().max() == 1:
@@ -159,26 +158,27 @@ def figures(frame, keys, name, notes=()):
 
     frame, keys, notes: as `write` takes them.
     """
-    shown = frame[(frame["split"] == "test") & frame["row"].isin(TITLES)]
     for key in keys:
-        panels = _panels(shown, [other for other in keys if other != key])
-        if shown[key].nunique() > 1 and len(panels) <= MOST_PANELS:
-            yield key, over(key, panels, name, notes)
+        shown = _shown(frame, [other for other in keys if other != key])
+        if shown[key].nunique() > 1 and shown["panel"].nunique() <= MOST_PANELS:
+            yield key, _over(key, shown, name, notes)
 
 
-def _panels(frame, others):
-    """Return {title: its lines of a frame} of each combination of the values of `others`."""
-    panels = frame.groupby(list(others), sort=False) if others else [((), frame)]
-    return {", ".join(map(" ".join, zip(others, map(str, values), strict=True))): lines for values, lines in panels}
+def _shown(frame, others):
+    """Return the lines on test of the table's rows, with a `panel`: the values of `others` in words."""
+    shown = frame[(frame["split"] == "test") & frame["row"].isin(TITLES)]
+    panel = pd.Series("", shown.index)
+    for other in others:
+        panel += f", {other} " + shown[other].map(str)
+    return shown.assign(panel=panel.str.removeprefix(", "))
 
 
-def over(key, panels, name, notes=()):
+def _over(key, frame, name, notes):
     """Return the figure of mAP over `key`, one line a row of the table where the key is a number, dots where it is not.
 
-    panels: {title: `collect`'s lines of one split and known rows}. Error bars are one standard deviation over seeds, each
-    way; one seed has none.
+    frame: as `_shown` returns it. Error bars are one standard deviation over seeds, each way; one seed has none.
     """
-    frame = pd.concat([lines.assign(panel=title, row=lines["row"].map(TITLES)) for title, lines in panels.items()])
+    frame = frame.assign(row=frame["row"].map(TITLES))
     rows, values = [title for title in TITLES.values() if title in set(frame["row"])], list(dict.fromkeys(frame[key]))
     seeds = frame.groupby(["job", "row"])["seed"].nunique().max()
     marks = [plots.MARKERS[number % len(plots.MARKERS)] for number in range(len(rows))]
@@ -188,7 +188,7 @@ def over(key, panels, name, notes=()):
         "hue_order": rows,
         "palette": {row: plots.ROW_COLOURS.get(row, plots.GREY) for row in rows},
     }
-    shared |= {"col": "panel", "col_wrap": min(4, len(panels)), "markers": marks}
+    shared |= {"col": "panel", "col_wrap": min(4, frame["panel"].nunique()), "markers": marks}
     # seaborn lays out its grids by itself.
     with plt.rc_context({"figure.constrained_layout.use": False}):
         if pd.api.types.is_numeric_dtype(frame[key]) and not pd.api.types.is_bool_dtype(frame[key]):

@@ -19,7 +19,7 @@ def run_grid(source, overrides=None):
 
     Prints the plan with its estimated time, then a line a job, then the table; writes grid.csv, grid.md and figures/ into
     the grid's folder. The same call after a kill does what is missing. Raises ParameterError
-    before anything starts, Held when another process works in the folder.
+    before anything starts, Stopped when another process works in the folder.
     """
     grid = load_grid(source, overrides)
     jobs, folder = jobs_of(grid), outputs_root() / grid.name
@@ -27,7 +27,7 @@ def run_grid(source, overrides=None):
         raise ParameterError(f"name: {folder} is the folder of a run; give the grid another name=...")
     if grid.engine == "ray":
         engines.import_ray()
-    jobs = look_at(jobs, here=grid.engine == "local")
+    look_at(jobs, here=grid.engine == "local")
     folder.mkdir(parents=True, exist_ok=True)
     with one_runner(folder):
         failed = _run_jobs(grid, folder, jobs)
@@ -49,11 +49,16 @@ def _run_jobs(grid, folder, jobs):
     print(f"logs: {folder / 'logs'}", flush=True)
     engine = engines.on_ray(grid.address, grid.threads_a_job, grid.gpus) if grid.engine == "ray" else engines.local()
     failed, began = {}, time.monotonic()
+    environment = {"CPSD_ROOT": str(repo_root()), "CPSD_OUTPUTS": str(outputs_root())}
+    # The bars of a job would fill its log with a line every half second, and what it says last is why it stopped.
+    environment |= {"OMP_NUM_THREADS": str(grid.threads_a_job), "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
 
     def do(job):
-        started = time.monotonic()
+        # The resolved parameters, not the files they came from: those may be edited while the grid runs.
+        started, path = time.monotonic(), folder / "params" / f"{job.slug}.yaml"
+        write_text(path, show_params(Run(job.params)))
         try:
-            error = work(engines.JOB, _params_file(folder, job), _log(folder, job), _environment(grid))
+            error = work(engines.JOB, str(path), _log(folder, job), environment)
         except engines.Died as died:
             error = str(died)
         return error, f"{time.monotonic() - started:,.0f} s"
@@ -75,19 +80,6 @@ def _run_jobs(grid, folder, jobs):
 
 def _log(folder, job):
     return folder / "logs" / f"{job.slug}.log"
-
-
-def _params_file(folder, job):
-    # The resolved parameters, not the files they came from: those may be edited while the grid runs.
-    path = folder / "params" / f"{job.slug}.yaml"
-    write_text(path, show_params(Run(job.params)))
-    return str(path)
-
-
-def _environment(grid):
-    roots = {"CPSD_ROOT": str(repo_root()), "CPSD_OUTPUTS": str(outputs_root())}
-    # The bars of a job would fill its log with a line every half second.
-    return roots | {"OMP_NUM_THREADS": str(grid.threads_a_job), "TQDM_DISABLE": "1"}
 
 
 def _write_results(grid, folder, done, count):
