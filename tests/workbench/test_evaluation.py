@@ -46,7 +46,7 @@ def a_run(folder, protocol="honest", incomplete="", seeds=2):
         teachers=SimpleNamespace(start="model"),
         student=SimpleNamespace(start="model"),
         model=SimpleNamespace(name="test_resnet"),
-        data=SimpleNamespace(kind="csv", size=64),
+        data=SimpleNamespace(kind="csv", size=64, labelled=None, limit=None),
     )
     described = {"incomplete": incomplete, "notes": [], "class_names": ["a", "b"]}
     return SimpleNamespace(folder=folder, params=params, described=described)

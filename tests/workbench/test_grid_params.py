@@ -27,7 +27,8 @@ def outputs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def papers_data(tmp_path, monkeypatch):
-    """A tiny MS-COCO and GloVe file where the paper's parameter files look for them."""
+    """A tiny MS-COCO, a folder for VOC and a GloVe file where the papers' parameter files look for them."""
+    monkeypatch.setenv("VOC2007", str(tmp_path))
     (tmp_path / "glove.txt").touch()
     monkeypatch.setenv("COCO2014", str(coco(tmp_path / "coco")))
     monkeypatch.setenv("GLOVE", str(tmp_path / "glove.txt"))
