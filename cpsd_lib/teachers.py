@@ -82,21 +82,19 @@ class PartTeachers(nn.Module):
             return self(images)
 
 
-class Ensemble(PartTeachers):
-    """Whole models that act as one teacher: the mean of their logits. models: nn.Modules, each over all classes."""
+class Copies:
+    """Stands for a Partition where each of `count` models knows all classes: PartTeachers of it answer as an ensemble does."""
 
-    def __init__(self, models):
-        nn.Module.__init__(self)
-        self.experts = nn.ModuleList(models)
+    def __init__(self, count, num_classes):
+        self.parts = [list(range(num_classes)) for _ in range(count)]
 
-    def forward(self, images):
-        """Return the mean of the models' logits [B, C] float32."""
-        return torch.stack([logits_of(expert(images)).float() for expert in self.experts]).mean(0)
+    def split(self, x):
+        """Return x [N, C, ...] for each model."""
+        return [x] * len(self.parts)
 
-    def loss(self, images, targets, **asl):
-        """Return the asymmetric loss of each model on all classes, summed (a scalar); the models go into train mode."""
-        self.train()
-        return sum(asymmetric_loss(logits_of(expert(images)), targets, **asl) for expert in self.experts)
+    def merge(self, pieces):
+        """Return the mean [N, C, ...] of what the models computed."""
+        return torch.stack(pieces).mean(0)
 
 
 class TrainModeTeachers(PartTeachers):

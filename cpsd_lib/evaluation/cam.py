@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from cpsd_lib.evaluation.metrics import check
 from cpsd_lib.models import LabelTransformer, LinearHead, feature_map, trial_images
-from cpsd_lib.teachers import Ensemble, PartTeachers, in_mode
+from cpsd_lib.teachers import PartTeachers, in_mode
 
 ACTIVATION, GRADIENT, ATTENTION = "activation", "gradient", "attention"  # exact; Grad-CAM; of class queries
 
@@ -153,8 +153,6 @@ def _check_images(images):
 
 
 def _experts(model):
-    if isinstance(model, Ensemble):
-        return [known for expert in model.experts for known in _experts(expert)]
     if isinstance(model, PartTeachers):
         return list(zip(model.experts, model.partition.parts, strict=True))
     head = model.head

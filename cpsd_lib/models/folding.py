@@ -8,6 +8,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cpsd_lib.models.classifier import trial_images
 from cpsd_lib.models.trunk import Tail
+from cpsd_lib.teachers import PartTeachers
 
 
 @torch.no_grad()
@@ -50,9 +51,7 @@ def fold_teachers(merged, size):
                 if trunk not in trunks:
                     trunks[trunk] = fold_batch_norm(trunk, size)
                 expert.shared = (trunks[trunk],)
-        folded = copy.copy(teachers)  # of the same class, with experts of its own
-        folded._modules = {"experts": nn.ModuleList(experts)}
-        found[branch] = folded.requires_grad_(False).eval()
+        found[branch] = PartTeachers(experts, teachers.partition).requires_grad_(False).eval()
     return found
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from cpsd_lib.data import UNLABELLED
 from cpsd_lib.models import check_split, fold_teachers, make_tail, make_trunk, preprocessing, start_from
 from cpsd_lib.support import counted, derive_seed, need_space, pick_precision
-from cpsd_lib.teachers import Ensemble, PartTeachers, TrainModeTeachers
+from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
 from cpsd_lib.training import Batches, Computed, Learner, Validation, fit, view_logits
 from cpsd_lib.workbench.building import build, build_shape
 from cpsd_lib.workbench.params import ModelParams
@@ -255,8 +255,7 @@ def load_teachers(run, seed, branches=None):
                 start = tuple(run.store.record("model", key)["recipe"]["start"])
                 model.shared = trunks.setdefault(start, model.shared)
             experts.append(model)
-        merged = Ensemble(experts) if branch == "ensemble" else PartTeachers(experts, partitions[branch])
-        found[branch] = merged.requires_grad_(False).eval()
+        found[branch] = PartTeachers(experts, partitions[branch]).requires_grad_(False).eval()
     return found
 
 

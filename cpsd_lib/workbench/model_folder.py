@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import safetensors.torch
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from cpsd_lib.models import make_tail, make_trunk, state_faults
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import read_json, sha256
-from cpsd_lib.teachers import PartTeachers
+from cpsd_lib.teachers import Copies, PartTeachers
 from cpsd_lib.training import calibrate, label, predict
 from cpsd_lib.workbench.building import build_shape
 from cpsd_lib.workbench.loading import format_error
@@ -48,6 +48,13 @@ class ModelConfig(Section):
     recipe: list[str]  # keys of the artifacts it was made as
     versions: dict[str, str]
     sha256: dict[str, str] = Field(default_factory=dict)  # of the files beside it
+
+    @model_validator(mode="after")
+    def _one_a_class(self):
+        names = self.class_names
+        if len(set(names)) < len(names) or len(self.thresholds or names) != len(names):
+            raise ValueError("expected class names that are unique, and one threshold a class")
+        return self
 
 
 @contextmanager
@@ -103,7 +110,9 @@ def _assembled(config, state):
     if config.frozen_stages:
         trunk = make_trunk(build(1), config.frozen_stages)
         experts = [make_tail(expert, trunk, config.frozen_stages) for expert in experts]
-    return PartTeachers(experts, Partition(config.parts, len(config.class_names)))
+    count, each = len(config.class_names), len(config.parts[0])
+    ensemble = each == count and len(experts) > 1
+    return PartTeachers(experts, Copies(len(experts), count) if ensemble else Partition(config.parts, count))
 
 
 def state_of(model):

@@ -15,7 +15,7 @@ from cpsd_lib.data import UNLABELLED, VIEWS, VIEWS_VERSION
 from cpsd_lib.models import MODELS_VERSION
 from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
 from cpsd_lib.support import digest, pick_precision, sha256
-from cpsd_lib.teachers import Ensemble, PartTeachers
+from cpsd_lib.teachers import Copies, PartTeachers
 from cpsd_lib.training import TRAINING_VERSION, PseudoLabels
 from cpsd_lib.workbench.cost import equal_epochs, meta_model, own_part, work_of
 from cpsd_lib.workbench.rows import EQUAL, FROM_MODEL, ROWS, branch_weights
@@ -109,8 +109,6 @@ def teacher_tasks(run, seed, branch):
     start = ()
     if training.start == "baseline":
         start = (teacher_tasks(run, seed, "whole")[0].key, training.frozen_stages)
-    if branch == "ensemble":  # as many as the teachers of both branches of CPSD
-        parts = parts * (len(partitions["co"]) + len(partitions["dis"]))
     model, members = teacher_model(run, branch), [parts[:number].count(part) for number, part in enumerate(parts)]
     return [
         _task(run, model, training, part, None, seed, member=member, start=start)
@@ -158,7 +156,7 @@ def soft_recipe(run, seed, branch):
         "seed": seed,
         "precision": str(pick_precision(training.precision, run.device)),
         "mode": training.teacher_mode,
-        "code": code_of(Ensemble if branch == "ensemble" else PartTeachers),
+        "code": [code_of(PartTeachers), code_of(Copies)] if branch == "ensemble" else code_of(PartTeachers),
         "versions": VERSIONS,
     }
 

@@ -21,6 +21,7 @@ from cpsd_lib.support import (
     write_json,
     write_text,
 )
+from cpsd_lib.teachers import Copies
 from cpsd_lib.workbench.loading import check_count, held_out_count, load_params
 from cpsd_lib.workbench.rows import BRANCHES, COMPONENTS, ROWS, unread_by
 from cpsd_lib.workbench.store import Store
@@ -299,4 +300,5 @@ def load_partitions(run, data_key=None):
     seed = run.params.partition.seed
     for branch, draw in (("random", seed), ("random_2", derive_seed(seed, "draw", 2))):
         loaded[branch] = partition.random_partition(num_classes, len(loaded["co"]), seed=draw)
+    loaded["ensemble"] = Copies(len(loaded["co"]) + len(loaded["dis"]), num_classes)
     return {branch: loaded.get(branch, whole) for branch in BRANCHES}

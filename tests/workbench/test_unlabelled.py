@@ -5,15 +5,18 @@ import pytest
 import torch
 from torch.nn import functional
 
+from cpsd_lib import load_model
 from cpsd_lib.cli import main
 from cpsd_lib.data.table import UNLABELLED
 from cpsd_lib.evaluation.cam import class_activation, gradient_map
 from cpsd_lib.losses import asymmetric_loss
-from cpsd_lib.teachers import Ensemble, logits_of
+from cpsd_lib.support import read_json, write_json
+from cpsd_lib.teachers import Copies, PartTeachers, logits_of
 from cpsd_lib.training import PseudoLabels, loop
 from cpsd_lib.training.batches import Batches
 from cpsd_lib.viz.plots import ROW_COLOURS
 from cpsd_lib.workbench.cost import estimate, work_of
+from cpsd_lib.workbench.handover import export
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.making import (
     StoredTargets,
@@ -115,14 +118,25 @@ def test_an_ensemble_has_as_many_whole_models_as_both_branches_have_teachers_and
     (merged,) = load_teachers(run, 0, ["ensemble"]).values()
     images = torch.rand(3, 3, 16, 16)
     expected = sum(logits_of(model(images)) for model in merged.experts) / 4
-    assert type(merged) is Ensemble and torch.allclose(merged.soft_targets(images), expected, atol=1e-5)
+    assert torch.allclose(merged.soft_targets(images), expected, atol=1e-5)
+
+
+def test_an_ensemble_can_be_handed_over_and_answers_as_before(outputs, tmp_path):
+    here = load_model(few(), "teachers_ensemble")
+    export(few(), "teachers_ensemble", None, tmp_path / "folder")
+    there, images = load_model(tmp_path / "folder"), torch.rand(3, 3, 16, 16)
+    assert len(there.experts) == 4 and torch.allclose(logits_of(here(images)), logits_of(there(images)), atol=1e-6)
+    config = read_json(tmp_path / "folder" / "config.json")
+    write_json(tmp_path / "folder" / "config.json", config | {"thresholds": [0.5]})
+    with pytest.raises(ValueError, match="one threshold a class"):
+        load_model(tmp_path / "folder")
 
 
 def test_an_ensemble_trains_each_of_its_models_on_all_classes():
     models = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)) for _ in range(2)]
     images, targets = torch.rand(5, 3, 2, 2), torch.randint(0, 2, (5, 3))
     expected = sum(asymmetric_loss(model(images), targets) for model in models)
-    assert torch.allclose(Ensemble(models).loss(images, targets), expected)
+    assert torch.allclose(PartTeachers(models, Copies(2, 3)).loss(images, targets), expected)
 
 
 def test_the_two_draws_of_random_parts_differ_and_the_wide_teacher_is_the_wide_model(outputs):
