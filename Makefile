@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 seeds ?= 1
 
-.PHONY: setup demo test lint lab bench check-gpu clean
+.PHONY: setup demo test lint lab bench check-gpu faults clean
 
 setup: .venv/installed
 
@@ -36,6 +36,10 @@ bench: setup
 # Is the training right on this GPU, and how fast? args="--device cpu" checks what can be checked without one.
 check-gpu: setup
 	PYTHONPATH=tests $(BIN)/python -m bench.gpu_check $(args)
+
+# Kills, damaged files, full disks, hostile input: minutes, and a table. `make test` runs a twentieth of it.
+faults: setup
+	CPSD_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(args)
 
 clean:
 	rm -rf .venv outputs/[!.]*
