@@ -40,6 +40,7 @@ from cpsd_lib.workbench.open import explore, load_model
 from cpsd_lib.workbench.preflight import check_run
 from cpsd_lib.workbench.recipes import _task, student_task, teacher_tasks
 from cpsd_lib.workbench.report import scores_text, write_report
+from cpsd_lib.workbench.rows import ROWS
 from cpsd_lib.workbench.run import (
     MissingStage,
     Run,
@@ -617,6 +618,21 @@ def test_the_test_images_are_read_once_for_all_models_and_each_has_its_own_score
     for row, model in models.items():
         alone = original(lambda x, m=model: logits_of(m(x)), run.dataset.need_images(), indices, run.device)
         np.testing.assert_allclose(np.load(score_path(run, 0, row, "test")), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_rows_seconds_are_those_of_its_teachers_its_soft_targets_and_its_own(outputs):
+    run = small()
+    seconds = {record["row"]: record["seconds"] for record in evaluate(run)}
+
+    def spent(kind, name):
+        records = (run.store.record(kind, key) for key in run.noted(["teachers", "soft_targets"])[f"seed0/{name}"])
+        return sum(record["about"]["seconds"] for record in records)
+
+    for row in DISTILLED:
+        teachers = sum(spent("model", f"teachers/{branch}") for branch in ROWS[row].teachers)
+        targets = sum(spent("soft_targets", f"soft_targets/{branch}") for branch in ROWS[row].teachers)
+        assert targets > 0 and seconds[row] == pytest.approx(teachers + targets + about(run, row)["seconds"])
+    assert seconds["baseline"] == pytest.approx(spent("model", "teachers/whole"))
 
 
 # ---- finished work is read anywhere ----------------------------------------------------------------------------------
