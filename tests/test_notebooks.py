@@ -58,6 +58,15 @@ def test_a_notebook_opens_with_a_title_and_defines_nothing_over_ten_lines(path):
                 assert node.end_lineno - node.lineno < 10, node.name
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS[2:9], ids=NAMES[2:9])
+def test_the_idea_by_hand_is_one_short_cell_that_is_asserted_equal_to_the_library(path):
+    both = json.loads(path.read_text())["cells"]
+    (place,) = [i for i, cell in enumerate(both) if re.search(r"^##+ The idea by hand", source(cell), re.MULTILINE)]
+    written = [line for line in source(both[place + 1]).splitlines() if line and not line.startswith("#")]
+    assert both[place + 1]["cell_type"] == "code" and len(written) <= 15
+    assert "assert" in source(both[place + 1]), "assert, or torch.testing.assert_close"
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_a_notebook_names_no_folder_of_the_machine_it_was_written_on(path):
     assert "/home/" not in path.read_text() and str(REPO) not in path.read_text()
