@@ -98,9 +98,17 @@ def test_one_line_joined_by_something_else_is_seen_among_others(tmp_path):
 
 
 @pytest.mark.parametrize("cell", ["['a', 'b']", '[""a"", ""b""]', "['a']", "[]", "[a, b]"])
-def test_labels_written_as_lists_are_refused(tmp_path, cell):
+def test_a_list_among_names_that_are_joined_is_refused(tmp_path, cell):
     text = GOOD + f'd.jpg,train,"{cell}"\n'
-    refused(tmp_path / "d", text, "line 5: [", "expected names joined by ';', as in cat;dog, and no lists")
+    refused(tmp_path / "d", text, "line 2: dog;cat", "expected one such as ['cat', 'dog'] in each or in none")
+
+
+def test_lists_as_python_and_json_write_them_are_names(tmp_path):
+    cells = ["['b', 'a']", "", '[""a"", ""c, d""]', "[]"]
+    lines = [f'{number}.jpg,train,"{cell}"' for number, cell in enumerate(cells)]
+    table = read_csv(write(tmp_path / "d", "\n".join(["file_name,split,labels", *lines, ""]))).table
+    assert table.names == ["a", "b", "c, d"]
+    assert table.targets.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 1], [0, 0, 0]]
 
 
 def test_names_of_several_words_and_with_signs_are_classes(tmp_path):

@@ -596,7 +596,7 @@ def test_lines_of_zeros_and_ones_that_contradict_each_other_are_refused_and_equa
     plain.write_text("photo,cat,dog\na.jpg,1,0\nb.jpg,0,1\na.jpg,1,1\n")
     refused(plain, to, "same photo more than once with different labels", "line 2", "line 4", columns="cat:dog")
     plain.write_text("photo,cat,dog\na.jpg,1,0\nb.jpg,0,1\na.jpg,1,\n")
-    refused(plain, to, "same photo more than once with different unknown", "line 2", "line 4", columns="cat:dog")
+    refused(plain, to, "same photo more than once with different labels", "line 2", "line 4", columns="cat:dog")
     plain.write_text("photo,cat,dog\na.jpg,1,0\nb.jpg,0,1\na.jpg,1,0\nc.jpg,1,1\n")
     assert len(flat(imported(plain, to, columns="cat:dog", split="random:0.4")[0])) == 3
 
@@ -628,7 +628,7 @@ def test_file_names_without_a_photo_are_counted_listed_and_left_out(plain, to):
     splits, printed = imported(plain, to, labels="classes")
     assert sorted(flat(splits)) == ["a.jpg", "c.jpg", "d.jpg", "e.jpg"]
     assert (
-        f"left out: 2 of 6 file names lead to no photo in {plain.parent}: b.jpg (labels.csv, line 3), f.jpg" in printed
+        f"left out: 2 of 6 file names lead to no photo in {plain.parent}: labels.csv, line 3: b.jpg, labels" in printed
     )
 
 
@@ -642,6 +642,8 @@ def test_a_name_differs_from_its_photo_in_case_alone_or_in_its_folder_and_this_i
 def test_two_names_of_other_folders_are_never_one_photo(plain, to):
     plain.write_text("photo,classes\ncat/a.jpg,cat\ndog/a.jpg,dog\nb.jpg,cat\nc.jpg,dog\n")
     refused(plain, to, "photos that several file names lead to", "images/a.jpg: cat/a.jpg, dog/a.jpg", labels="classes")
+    plain.write_text("photo,classes\nmages/a.jpg,cat\nimages/a.jpg,dog\nb.jpg,cat\nc.jpg,dog\n")
+    refused(plain, to, "photos that several file names lead to", "images/a.jpg, mages/a.jpg", labels="classes")
 
 
 def test_no_photo_at_all_says_what_is_there_and_what_to_give(plain, to, tmp_path):

@@ -106,17 +106,19 @@ def _without_outline(record):
     return record
 
 
+def labels_of(images, annotations, names):
+    """Return a DataFrame of 1 and 0 of what `coco_json` returns, a line an image, a column a class."""
+    held = {image["id"]: set() for image in images}
+    for one in annotations:
+        held[one["image_id"]].add(names[one["category_id"]])
+    return common.one_hot([*held.values()], sorted({*names.values()}))
+
+
 def _read_instances(path):
     """Return (file names, targets int8 [N, 80]) of all images, labelled or not."""
     images, annotations, names = coco_json(path)
     _check_classes(path, [*names.values()])
-    files = base_names(images)
-    index = {image["id"]: place for place, image in enumerate(images)}
-    column = {id: COCO_CLASSES.index(name) for id, name in names.items()}
-    targets = np.zeros((len(files), len(COCO_CLASSES)), np.int8)
-    at = [index[one["image_id"]] for one in annotations], [column[one["category_id"]] for one in annotations]
-    targets[at] = 1
-    return files, targets
+    return base_names(images), labels_of(images, annotations, names)[COCO_CLASSES].to_numpy()
 
 
 def _check_classes(path, names):
@@ -148,9 +150,7 @@ def _read_short(path, sidecar):
     ]
     expected = "expected in 'labels' the numbers of an image's classes in alphabetical order, from 0 to 79, each once"
     common.refuse(path, wrong, f"{expected}: not from 1, no category ids of COCO (1 to 90), no row of 0 and 1")
-    targets = np.zeros((len(files), len(COCO_CLASSES)), np.int8)
-    for index, held in enumerate(labels):
-        targets[index, held] = 1
+    targets = common.one_hot(labels, numbers).to_numpy()
     # Half of all COCO images hold a person, 3 in 100 an airplane and 2 in 100 an orange: where `person` stands tells the
     # order, given enough images to count.
     labelled = targets[targets.any(axis=1)]

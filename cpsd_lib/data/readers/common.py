@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path, PurePath
 
 import numpy as np
+import pandas as pd
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from cpsd_lib.data.images.digests import file_states
 from cpsd_lib.data.table import LabelTable, listed
@@ -46,6 +48,13 @@ def join_splits(names, splits, kind, listed, labelled=None):
         read = read.take(np.flatnonzero(targets.any(axis=1)))
         read.notes.extend(count_notes(kind, "labelled images", Counter(read.table.split.tolist()), labelled))
     return read
+
+
+def one_hot(held, names=None):
+    """Return a DataFrame of int8 [n, C] that is 1 where one of `names` [C] is among the names in held [n]; names: all of them."""
+    names = sorted(frozenset().union(*held)) if names is None else names
+    ones = MultiLabelBinarizer(classes=names, sparse_output=True).fit_transform(held)
+    return pd.DataFrame(ones.astype(np.int8).toarray(), columns=names)
 
 
 def refuse(path, problems, expected):

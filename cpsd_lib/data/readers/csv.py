@@ -1,5 +1,6 @@
 """Anyone's own photos: a folder of images with annotations.csv beside it."""
 
+import ast
 import csv
 import io
 import re
@@ -7,9 +8,11 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 import numpy as np
+import pandas as pd
 
 from cpsd_lib.data.readers import common
 from cpsd_lib.data.table import SPLITS, UNLABELLED, LabelTable, listed
+from cpsd_lib.support import counted
 
 COLUMNS = ("file_name", "split", "labels")
 # What others join names by, the likeliest first: the first two are in no name of a class, the others may be.
@@ -49,18 +52,47 @@ def read_csv(root, annotations="annotations.csv", images="images", separator=";"
 
 def annotations_of(path, text, separator=";"):
     """Return the LabelTable of the text of annotations.csv; `path` is where it stands, for the messages."""
-    header, rows = read_table(path, text, EXPECTED)
-    _check_header(path, header)
-    lines, rows = [f"line {n}" for n, _ in rows], [dict(zip(header, cells, strict=True)) for _, cells in rows]
-    files = _file_names(path, lines, rows)
-    places, known = [(line, row["split"]) for line, row in zip(lines, rows, strict=True)], (*SPLITS, UNLABELLED)
+    table = read_table(path, text, EXPECTED)
+    _check_header(path, [*table])
+    lines, split = [f"line {n}" for n in table.index], table["split"].tolist()
+    files, known = _file_names(path, lines, table["file_name"], split), (*SPLITS, UNLABELLED)
+    places = zip(lines, split, strict=True)
     common.refuse_unknown(path, places, known, f"expected one of {', '.join(known)} in column 'split'")
-    names, targets = _targets(path, lines, rows, separator)
-    return LabelTable(names, targets, files, [row["split"] for row in rows])
+    unknown = table["unknown"] if "unknown" in table else len(lines) * [""]
+    names, targets = _targets(path, lines, [*table["labels"], *unknown], separator)
+    targets[(np.array(split) == UNLABELLED) & ~targets.any(axis=1)] = -1
+    return LabelTable(names, targets, files, split)
+
+
+def read_any_table(path):
+    """Return the DataFrame of `read_table` of a file: parquet, CSV, TSV, cells between semicolons or between blanks.
+
+    The first line of CelebA's is the number of lines to come, and its first column has no name.
+    """
+    if path.suffix.lower() == ".parquet":
+        try:
+            table = pd.read_parquet(path).rename(columns=str)
+        except ImportError:
+            raise ValueError(f"{path}: parquet needs pyarrow: pip install pyarrow, or save the table as CSV") from None
+        table = table.map(lambda cell: cell.tolist() if isinstance(cell, np.ndarray) else cell)
+        return table.map(lambda cell: str(cell).strip() if isinstance(cell, list) or pd.notna(cell) else "")
+    expected = "a table: a line of column names, and one a photo"
+    first, _, rest = (text := common.read_text(path, expected)).partition("\n")
+    if count := first.strip().isdecimal():
+        text = f"\nfile {rest}"
+    delimiter = next((sign for sign in "\t,;" if sign in text.strip().partition("\n")[0]), None)
+    if delimiter is None:
+        text = "\n".join("\t".join(line.split()) for line in text.splitlines())
+    table = read_table(path, text, expected, delimiter or "\t")
+    if count and len(table) != int(first):
+        raise ValueError(f"{path} has {counted(len(table), 'line')} below its column names, expected {int(first)}")
+    table = table.loc[:, (table.columns != "") | (table != "").any().to_numpy()]  # a comma may end each line
+    common.refuse_repeats(path, table.columns.tolist(), "column")
+    return table
 
 
 def read_table(path, text, expected, delimiter=","):
-    """Return (column names, [(line number, cells)]) of a text in which each line that is not empty has as many cells."""
+    """Return the DataFrame of a text in which each line that is not empty has as many cells; its index: line numbers."""
     # The csv module, not pandas: pandas turns classes named "NA" or "null" into missing values, moves the columns
     # of a ragged file silently, and knows no line numbers.
     lines, last = [], 0
@@ -79,7 +111,15 @@ def read_table(path, text, expected, delimiter=","):
     ragged = (f"line {line}: {len(cells)} cells" for line, cells in rows if len(cells) != len(header))
     quote = f"a cell that holds {delimiter!r} stands in quotes"
     common.refuse(path, ragged, f"expected {len(header)} cells between {delimiter!r}, as in the first line; {quote}")
-    return header, rows
+    return pd.DataFrame([cells for _, cells in rows], [line for line, _ in rows], header, dtype=object)
+
+
+def column_of(path, table, name):
+    """Return the column `name` of a table; ValueError, with the nearest name, where there is none."""
+    if name not in table:
+        near, shown = common.nearest(name, map(str, table.columns)), listed(map(repr, table.columns))
+        raise ValueError(f"{path} has no column {near}; its columns are {shown}")
+    return table[name]
 
 
 def _check_header(path, header):
@@ -94,14 +134,14 @@ def _check_header(path, header):
     common.refuse_repeats(path, [name for name in header if name in (*COLUMNS, "unknown")], "column")
 
 
-def _file_names(path, lines, rows):
+def _file_names(path, lines, cells, split):
     # Backslashes come from lists written on Windows; `./a.jpg` and `a//b.jpg` must not hide a duplicate.
-    files = [PurePosixPath(row["file_name"].replace("\\", "/")) for row in rows]
     outside, places = [], defaultdict(list)
-    for line, row, file in zip(lines, rows, files, strict=True):
-        places[str(file)].append(f"{line} ({row['split']})")
+    for line, cell, of_split in zip(lines, cells, split, strict=True):
+        file = PurePosixPath(cell.replace("\\", "/"))
+        places[str(file)].append(f"{line} ({of_split})")
         if not file.parts or file.is_absolute() or ".." in file.parts or re.match("[A-Za-z]:", file.parts[0]):
-            outside.append(f"{line}: {row['file_name']}")
+            outside.append(f"{line}: {cell}")
     expected = "expected a file name inside the image folder in column 'file_name': relative, without '..'"
     common.refuse(path, outside, expected)
     twice = (f"{file}: {listed(lines)}" for file, lines in places.items() if len(lines) > 1)
@@ -110,29 +150,23 @@ def _file_names(path, lines, rows):
     return [*places]
 
 
-def _targets(path, lines, rows, separator):
-    cells = [row.get(name, "") for name in ("labels", "unknown") for row in rows]
-    lists = (f"{line}: {cell:.80}" for line, cell in zip(2 * lines, cells, strict=True) if LIST.fullmatch(cell))
-    common.refuse(path, lists, f"expected names joined by {separator!r}, as in cat{separator}dog, and no lists")
-    every = split_names(path, cells, separator, "data.separator: ")
-    present, unknown = every[: len(rows)], every[len(rows) :]
+def _targets(path, lines, cells, separator):
+    """Return (all class names, targets [n, C]) of the n cells of labels and n of unknown labels."""
+    every = split_names(path, 2 * lines, cells, separator, "data.separator: ")
+    present, unknown = every[: len(lines)], every[len(lines) :]
     both = (f"{line}: {listed(sorted(a & b))}" for line, a, b in zip(lines, present, unknown, strict=True) if a & b)
     common.refuse(path, both, "the same class is in 'labels' and in 'unknown', expected it in one of them")
     names = sorted(frozenset().union(*every))
-    column = {name: number for number, name in enumerate(names)}
-    targets = np.zeros((len(rows), len(names)), np.int8)
-    targets[[row["split"] == UNLABELLED for row in rows]] = -1
-    for index in range(len(rows)):
-        targets[index, [column[name] for name in present[index]]] = 1
-        targets[index, [column[name] for name in unknown[index]]] = -1
-    return names, targets
+    return names, np.array(common.one_hot(present, names) - common.one_hot(unknown, names))
 
 
-def split_names(path, cells, separator, option):
-    """Return the frozenset of class names in each cell; ValueError, with the `option` to give, for another separator.
+def split_names(path, places, cells, separator, option):
+    """Return the frozenset of class names in each cell: joined by `separator`, or a list as Python and JSON write it.
 
-    That is one that makes far fewer classes of the names.
+    Raises ValueError, with the `option` to give, for another separator: one that makes far fewer classes of the names.
     """
+    if any(map(LIST.fullmatch, cells)):
+        return _of_lists(path, places, cells)
     every = [frozenset(name.strip() for name in cell.split(separator)) - {""} for cell in cells]
     names, joins = frozenset().union(*every), max(map(len, every)) > 1
     for other in SEPARATORS:
@@ -146,3 +180,18 @@ def split_names(path, cells, separator, option):
                 f'{listed(sorted(parts), shown=5)}. Give {option}"{other}", or write these names another way if each is one'
             )
     return every
+
+
+def _of_lists(path, places, cells):
+    held, wrong = [], []
+    for place, cell in zip(places, cells, strict=True):
+        try:
+            names = ast.literal_eval(cell or "[]")
+        except (ValueError, SyntaxError):
+            names = ()
+        # Of numpy's ['a' 'b'] Python makes the one name ab.
+        if not isinstance(names, list) or re.search(r"['\"]\s+['\"]", cell):
+            wrong.append(f"{place}: {cell:.80}")
+        held.append(frozenset(str(name).strip() for name in names) - {""})
+    common.refuse(path, wrong, "some cells are lists, expected one such as ['cat', 'dog'] in each or in none")
+    return held

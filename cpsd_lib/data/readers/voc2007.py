@@ -3,8 +3,6 @@
 import os
 import xml.etree.ElementTree as ElementTree
 
-import numpy as np
-
 from cpsd_lib.data.readers import common
 
 CLASSES = (
@@ -54,12 +52,11 @@ def _targets(folder, ids, difficult):
     names = [(file, name) for file, pairs in zip(files, objects, strict=True) for name, _ in pairs]
     expected = f"objects of an unknown class, expected the {len(CLASSES)} of VOC 2007"
     common.refuse_unknown(folder, names, CLASSES, f"{expected}. {common.how_to_import(folder.parent, 'voc')}")
-    targets = np.zeros((len(files), len(CLASSES)), np.int8)
-    for index, pairs in enumerate(objects):
-        # Plain objects last: one of them makes its class present, however many difficult ones stand beside it.
-        for name, hard in sorted(pairs, key=lambda pair: not pair[1]):
-            targets[index, CLASSES.index(name)] = -1 if hard and not difficult else 1
-    return targets
+    # One plain object makes its class present, however many difficult ones stand beside it.
+    named, plain = (
+        [{name for name, hard in pairs if not hard or kept} for pairs in objects] for kept in (True, difficult)
+    )
+    return (2 * common.one_hot(plain, CLASSES) - common.one_hot(named, CLASSES)).to_numpy()
 
 
 def objects_of(paths):
