@@ -16,7 +16,7 @@ from cpsd_lib.data.images.decode import NO_FILE, decode_from
 from cpsd_lib.data.images.digests import file_digests, file_states, overlap
 from cpsd_lib.data.images.pixels import OnTheFly
 from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
-from cpsd_lib.data.readers.common import hints, missing_files
+from cpsd_lib.data.readers.common import LabelledFiles, hints, missing_files
 from cpsd_lib.data.readers.csv import read_csv
 from cpsd_lib.data.scenes.scenes import Scenes
 from cpsd_lib.data.table import UNLABELLED, LabelTable, check_splits, listed
@@ -135,20 +135,17 @@ def count_images(data):
     """
     if data.kind in PUBLISHED:
         counts, classes = PUBLISHED[data.kind]
+        split = np.repeat(list(counts), list(counts.values()))
+        names, files = ([*map(str, range(count))] for count in (classes, len(split)))
+        source = LabelledFiles(LabelTable(names, np.ones((len(files), classes), np.int8), files, split), [])
         origin = "the published data set's labelled images"
     else:
-        table = read_source(data).table
-        counts, classes = Counter(table.split.tolist()), len(table.names)
+        source = read_source(data)
         origin = "scenes are drawn" if data.kind == "scenes" else f"counted in {data.root}"
-    total = sum(counts.values())
-    if data.limit is not None and data.limit < total:
-        counts = {split: _share(data.limit, count, total) for split, count in counts.items()}
-        origin += f", data.limit {data.limit:,}"
-    train, unlabelled = counts.get("train", 0), counts.get(UNLABELLED, 0)
-    if data.labelled is not None:
-        train, unlabelled = min(train, _labelled(data, train)), unlabelled + max(0, train - _labelled(data, train))
-        origin += f", data.labelled {data.labelled:,g}"
-    return Counts(train, counts.get("test", 0) + counts.get("test_shifted", 0), classes, origin, unlabelled)
+    _, table, notes = choose(source, data)
+    counts, origin = Counter(table.split.tolist()), "; ".join([origin, *notes])
+    test = counts["test"] + counts["test_shifted"]
+    return Counts(counts["train"], test, len(table.names), origin, counts[UNLABELLED])
 
 
 def needed_splits(data):
@@ -193,23 +190,16 @@ def choose(source, data):
         rng, kept = np.random.default_rng(data.seed), []
         for split in sorted(set(table.split.tolist())):
             indices = table.indices(split)
-            kept.extend(rng.permutation(indices)[: _share(data.limit, len(indices), total)].tolist())
+            share = max(2, round(data.limit * len(indices) / total))  # what can be trained on can be in part
+            kept.extend(rng.permutation(indices)[:share].tolist())
         source, notes = source.take(sorted(kept)), [f"data.limit: {len(kept):,} of {total:,} images are used"]
         table = source.table
     if data.labelled is not None:
         count = len(table.indices("train"))
-        table = table.hide(_labelled(data, count), data.seed)
+        labelled = max(2, round(data.labelled * count)) if data.labelled < 1 else int(data.labelled)
+        table = table.hide(labelled, data.seed)
         notes.append(f"data.labelled: {len(table.indices('train')):,} of {count:,} training images keep their labels")
     return source, table, notes
-
-
-def _labelled(data, count):
-    return max(2, round(data.labelled * count)) if data.labelled < 1 else int(data.labelled)
-
-
-def _share(limit, count, total):
-    """Return how many of a split's `count` images `limit` of all `total` leaves: its proportion, two where there are two."""
-    return min(count, max(2, round(limit * count / total)))  # what can be trained on can be in part
 
 
 def _overlap_notes(pairs, allowed):

@@ -160,19 +160,6 @@ def test_any_number_of_groups_uses_all_classes(groups):
     assert scenes.table.targets.any(axis=0).all()
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        *({"size": 15}, {"size": 2000}, {"images": 99}, {"groups": 1}, {"groups": 6}, {"seed": -1}),
-        *({"images": 200.0}, {"size": "64"}, {"seed": None}, {"groups": True}),
-    ],
-)
-def test_a_parameter_out_of_range_is_named_with_what_was_expected(bad):
-    [name] = bad
-    with pytest.raises(ValueError, match=rf"{name} must be an integer from \d+ to \d+.*data\.{name}"):
-        Scenes(**bad)
-
-
 @pytest.mark.parametrize("i", [-1, 100])
 def test_a_picture_that_does_not_exist_is_an_index_error(i):
     with pytest.raises(IndexError, match="there are 100"):
