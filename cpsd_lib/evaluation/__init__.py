@@ -12,8 +12,8 @@ __getattr__, __dir__, __all__ = exports(
         "precision_recall_f1",
         "bootstrap": "bootstrap_f1 bootstrap_interval bootstrap_mean paired_bootstrap",
         "calibration": "expected_calibration_error fit_calibration reliability",
-        "cam": "ACTIVATION ATTENTION GRADIENT attention_maps class_activation map_kinds most_disagreeing share_inside",
-        "localisation": "inside_boxes map_captions map_places peaks_inside pointing stack_maps summarise_shares",
+        "cam": "ACTIVATION ATTENTION GRADIENT attention_maps class_activation inside_boxes map_captions map_kinds map_places "
+        "peaks_inside share_inside stack_maps summarise_shares",
         "partitions": "PAPER_EXPONENT match overlap partition_numbers",
     },
 )

@@ -104,17 +104,6 @@ def stability(targets, branch, ks, exponent=PAPER_EXPONENT, seed=0, refine=False
     return pd.DataFrame(lines, columns=["k", "kind", "repeat", "ari"])
 
 
-def by_k(affinity, ks, seed=0, refine=False):
-    """Cut one graph [C, C] into each number of parts; columns k, Ncut, Ncut / k, sizes (largest first), singletons.
-
-    Ncut / k is the mean share of a part's weight that leaves it. Both grow with k for every graph: of k parts without any
-    structure, about (k - 1) / k leaves.
-    """
-    table = pd.DataFrame([{"k": k} | partition_numbers(affinity, cut(affinity, k, seed, refine)) for k in ks])
-    table.insert(2, "Ncut / k", table["Ncut"] / table["k"])
-    return table
-
-
 def partition_numbers(affinity, partition):
     """Return {"Ncut", "sizes" (largest first), "singletons" (parts of one class)} of a Partition on its graph [C, C]."""
     sizes = sorted(map(len, partition.parts), reverse=True)

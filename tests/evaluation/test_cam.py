@@ -12,7 +12,6 @@ from cpsd_lib.evaluation.cam import (
     covered_by,
     gradient_map,
     map_kinds,
-    most_disagreeing,
 )
 from cpsd_lib.evaluation.cam import share_inside as share
 from cpsd_lib.models.classifier import Classifier, build_model
@@ -483,38 +482,3 @@ def test_boxes_that_do_not_fit_the_maps_are_refused():
     for wrong in (maps - 2, maps[:1], maps[0], maps[None], maps * torch.nan):
         with pytest.raises(ValueError, match=r"maps must be \[2 lists of boxes, H, W\], nowhere below 0"):
             share(wrong, [[], []])
-
-
-# ---- most_disagreeing ------------------------------------------------------------------------------------------------
-
-
-def logit(values):
-    values = torch.tensor(values)
-    return (values / (1 - values)).log()
-
-
-def test_the_pictures_on_which_the_branches_differ_most_come_first():
-    co = logit([[0.9, 0.5, 0.5], [0.5, 0.5, 0.5], [0.5, 0.99, 0.1], [0.2, 0.2, 0.2], [0.5, 0.5, 0.8]])
-    dis = logit([[0.4, 0.1, 0.5], [0.4, 0.8, 0.5], [0.5, 0.01, 0.5], [0.2, 0.7, 0.2], [0.3, 0.5, 0.6]])
-    # Row 2's .98 is no positive, row 3 has none.
-    targets = torch.tensor([[1, 0, 1], [1, 1, 0], [0, 0, 1], [0, -1, 0], [0, 0, 1]])
-    assert most_disagreeing(co, dis, targets, 2) == [(0, 0), (2, 2)]
-    pairs = most_disagreeing(co.numpy(), dis.numpy(), targets.numpy().astype(np.int8), 9)
-    assert pairs == most_disagreeing(dis, co, targets, 9) == [(0, 0), (2, 2), (1, 1), (4, 2)]
-
-
-def test_of_equal_differences_the_first_row_and_class_are_taken():
-    logits, targets = torch.zeros(5, 3), torch.ones(5, 3)
-    targets[0] = 0
-    assert most_disagreeing(logits, logits, targets, 3) == [(1, 0), (2, 0), (3, 0)]
-    assert most_disagreeing(logits, logits, torch.zeros(5, 3), 3) == []
-    assert most_disagreeing(logits, logits, targets, 0) == []
-
-
-def test_large_logits_do_not_overflow_and_wrong_ones_are_refused():
-    co, dis, targets = torch.tensor([[6e4, -6e4]]), torch.tensor([[-6e4, -6e4]]), torch.ones(1, 2)
-    assert most_disagreeing(co, dis, targets, 1) == [(0, 0)]
-    with pytest.raises(ValueError, match=r"must both be \[images, classes\], got \(1, 2\) and \(1, 1\)"):
-        most_disagreeing(co, dis, targets[:, :1], 1)
-    with pytest.raises(ValueError, match="NaN"):
-        most_disagreeing(co, dis * torch.nan, targets, 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cpsd_lib.evaluation import localisation
+from cpsd_lib.evaluation import cam
 from cpsd_lib.evaluation.cam import attention_maps, class_activation, share_inside
 from cpsd_lib.models.classifier import build_model
 from cpsd_lib.partition import Partition
@@ -43,14 +43,8 @@ def teachers(head="gap"):
 )
 def test_a_map_is_exact_or_the_gradients_and_heads_with_class_queries_have_attention_maps_too(head, kinds):
     for one in (model(head=head), teachers(head)):
-        assert localisation.map_kinds(one, SIZE) == kinds
-        assert localisation.map_places(one, SIZE) == (2, 2)
-
-
-def test_a_model_whose_maps_have_one_place_points_nowhere():
-    models = {"gap": model(), "teachers": teachers()}
-    assert localisation.pointing(models, SIZE) == models
-    assert localisation.pointing(models, 32) == {} and localisation.map_places(models["gap"], 32) == (1, 1)
+        assert cam.map_kinds(one, SIZE) == kinds
+        assert cam.map_places(one, SIZE) == (2, 2) and cam.map_places(one, 32) == (1, 1)
 
 
 # ---- maps of many positives ------------------------------------------------------------------------------------------
@@ -59,9 +53,9 @@ def test_a_model_whose_maps_have_one_place_points_nowhere():
 @pytest.mark.parametrize("make", [model, teachers])
 @pytest.mark.parametrize("kind", ["activation", "gradient", "attention"])
 def test_every_pair_gets_the_map_of_its_own_image_and_class(make, kind, monkeypatch):
-    monkeypatch.setattr(localisation, "BATCH", 1)
+    monkeypatch.setattr(cam, "BATCH", 1)
     one = make(head="query2label")
-    maps = localisation.stack_maps(one, IMAGES, PAIRS, kind)
+    maps = cam.stack_maps(one, IMAGES, PAIRS, kind)
     assert maps.shape == (len(PAIRS), SIZE, SIZE) and maps.dtype == torch.float32
     for place, (image, c) in enumerate(PAIRS):
         view = torch.from_numpy(IMAGES[image : image + 1]) / 255
@@ -78,7 +72,7 @@ def test_every_pair_gets_the_map_of_its_own_image_and_class(make, kind, monkeypa
 @pytest.mark.parametrize("places", [(1, 1), (2, 2), (3, 4), (9, 9)])
 def test_the_best_map_has_one_place_lit_and_no_map_has_more_inside(places):
     boxes, size = [[(1, 2, 5, 7.5)], [(0, 0, 3, 3), (6, 6, 8, 8)], [(0, 0, 8, 8)]], 8
-    best, expected = localisation.best_share(boxes, places, size), np.zeros(3)
+    best, expected = cam.best_share(boxes, places, size), np.zeros(3)
     for y in range(places[0]):
         for x in range(places[1]):
             lit = torch.zeros(1, 1, *places, dtype=torch.float64)
@@ -97,14 +91,14 @@ def test_shares_are_those_of_one_positive_at_a_time():
     models = {"one": model(head="query2label"), "both": teachers()}
     boxes = [[(0, 0, 20, 30)], [(5, 7, 64, 64)], [(0, 0, 9, 9), (4, 4, 33, 50)], [(60, 1, 63, 5)], [(0, 0, 64, 64)]]
     sample = pd.DataFrame(PAIRS, columns=["image", "class"]).assign(boxes=boxes)
-    table = localisation.inside_boxes(models, IMAGES, sample)
+    table = cam.inside_boxes(models, IMAGES, sample)
     kinds = [("one", "gradient"), ("one", "attention"), ("both", "activation")]
     assert list(table.groupby(["strategy", "map"], sort=False).groups) == kinds
     assert len(table) == 3 * len(PAIRS)
     for (strategy, kind), lines in table.groupby(["strategy", "map"]):
         for (image, c), sides, line in zip(PAIRS, boxes, lines.itertuples(), strict=True):
             assert (line.image, line._2) == (image, c)  # "class" is a word of Python's
-            one = localisation.stack_maps(models[strategy], IMAGES, [(image, c)], kind)
+            one = cam.stack_maps(models[strategy], IMAGES, [(image, c)], kind)
             share = share_inside(one, [sides]).item()
             assert line.share == pytest.approx(share, abs=1e-6, nan_ok=True)
             area = {
@@ -128,7 +122,7 @@ def test_intervals_are_those_of_images_drawn_again_one_by_one():
     images = rng.integers(6, size=40)
     columns = {(s, "activation"): rng.random(40) for s in "ab"}
     columns["a", "activation"][[0, 7]] = np.nan
-    table = localisation.summarise_shares(shares(columns, images), "a", resamples=300, seed=5)
+    table = cam.summarise_shares(shares(columns, images), "a", resamples=300, seed=5)
     first, second = (columns[s, "activation"] for s in "ab")
     draws = np.random.default_rng(5).multinomial(6, np.full(6, 1 / 6), 300)
     for values, line, name in (
@@ -154,7 +148,7 @@ def test_chance_and_best_leave_out_the_positives_without_a_map():
     table = shares({("a", "activation"): [0.1, np.nan, 0.3]}, [1, 1, 2]).assign(
         chance=[0.1, 0.8, 0.3], best=[0.4, 1, 0.6]
     )
-    line = localisation.summarise_shares(table).iloc[0]
+    line = cam.summarise_shares(table).iloc[0]
     assert line[["share", "above", "chance", "best"]].tolist() == pytest.approx([20, 0, 20, 50]) and line["empty"] == 1
     assert line["share"] - line["above"] == pytest.approx(line["chance"])
 
@@ -166,16 +160,16 @@ def test_class_activation_is_compared_whether_exact_or_not_and_attention_with_at
         ("b", "activation"): [0.3],
         ("b", "attention"): [0.5],
     }
-    table = localisation.summarise_shares(shares(columns, [4]), "a")
+    table = cam.summarise_shares(shares(columns, [4]), "a")
     assert table["over"].tolist() == pytest.approx([np.nan, np.nan, 10, 40], nan_ok=True)
 
 
 def test_the_same_kind_of_map_is_compared_and_nothing_where_it_is_not_there():
     columns = {("a", "activation"): [0.2], ("b", "activation"): [0.3], ("b", "attention"): [np.nan]}
-    table = localisation.summarise_shares(shares(columns, [4]), "a")
+    table = cam.summarise_shares(shares(columns, [4]), "a")
     assert table["over"].tolist() == pytest.approx([np.nan, 10, np.nan], nan_ok=True)
     assert table.loc[("b", "attention"), ["share", "above_low"]].isna().all()
-    assert localisation.summarise_shares(shares(columns, [4]))["over"].isna().all()
+    assert cam.summarise_shares(shares(columns, [4]))["over"].isna().all()
 
 
 # ---- captions and peaks ----------------------------------------------------------------------------------------------
@@ -185,20 +179,20 @@ def test_captions_and_peaks_know_empty_maps_and_pictures_without_boxes():
     maps = torch.zeros(4, 4, 4)
     maps[0, 1, 2], maps[0, 3, 3], maps[1, 0, 0], maps[3] = 1, 0.25, 1, 1
     boxes = [[(0, 0, 1, 1), (2, 1, 3, 2)], [(1, 1, 4, 4)], [(0, 0, 4, 4)], [(0, 0, 2, 2)]]
-    assert localisation.map_captions(maps, [0.5, 0.25, 1, 0], boxes) == [
+    assert cam.map_captions(maps, [0.5, 0.25, 1, 0], boxes) == [
         "p 0.50, 80 % inside",
         "p 0.25, 0 % inside",
         "p 1.00, map all 0",
         "p 0.00, map flat",
     ]
-    assert localisation.map_captions(maps[:3], [0.5, 0.25, 1]) == ["p 0.50", "p 0.25", "p 1.00, map all 0"]
-    assert localisation.peaks_inside(maps, boxes) == 1
+    assert cam.map_captions(maps[:3], [0.5, 0.25, 1]) == ["p 0.50", "p 0.25", "p 1.00, map all 0"]
+    assert cam.peaks_inside(maps, boxes) == 1
 
 
 def test_a_map_of_one_place_is_flat_whatever_enlarging_rounds():
     images = IMAGES[:, :, :32, :32].copy()
-    maps = localisation.stack_maps(teachers(), images, PAIRS)
+    maps = cam.stack_maps(teachers(), images, PAIRS)
     maps = torch.cat([maps, torch.full((1, 32, 32), 1.0)])
     maps[-1, 3, 3] = 1 - 1e-7
-    notes = {text.split(", ")[1] for text in localisation.map_captions(maps, [0.5] * 6, [[(0, 0, 8, 8)]] * 6)}
-    assert notes <= {"map flat", "map all 0"} and localisation.peaks_inside(maps, [[(0, 0, 32, 32)]] * 6) == 0
+    notes = {text.split(", ")[1] for text in cam.map_captions(maps, [0.5] * 6, [[(0, 0, 8, 8)]] * 6)}
+    assert notes <= {"map flat", "map all 0"} and cam.peaks_inside(maps, [[(0, 0, 32, 32)]] * 6) == 0

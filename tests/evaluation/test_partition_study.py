@@ -186,14 +186,13 @@ def test_too_few_images_or_repeats_are_refused(images, repeats):
         study.stability(planted(images=images), "co", [2], repeats=repeats)
 
 
-def test_by_k_has_a_line_for_each_number_of_parts():
+def test_a_cut_is_described_by_its_ncut_its_sizes_and_its_parts_of_one_class():
     affinity = graph.affinity(*graph.cooccurrence(planted()), "co")
-    table = study.by_k(affinity, [1, 2, 6])
-    assert list(table.columns) == ["k", "Ncut", "Ncut / k", "sizes", "singletons"]
-    assert list(table["k"]) == [1, 2, 6] and list(table["singletons"]) == [0, 0, 6]
-    assert list(table["sizes"]) == [[6], [3, 3], [1] * 6]
-    assert table["Ncut"][0] == 0 and table["Ncut"][2] == pytest.approx(6)  # P+ has no loops: of one class all leaves
-    assert np.allclose(table["Ncut / k"], table["Ncut"] / table["k"])
+    numbers = [study.partition_numbers(affinity, partition.cut(affinity, k)) for k in (1, 2, 6)]
+    assert [one["singletons"] for one in numbers] == [0, 0, 6]
+    assert [one["sizes"] for one in numbers] == [[6], [3, 3], [1] * 6]
+    # P+ has no loops: of parts of one class all leaves.
+    assert numbers[0]["Ncut"] == 0 and numbers[2]["Ncut"] == pytest.approx(6)
 
 
 def test_cgp_of_real_labels_is_found_again_on_other_images_and_dgp_is_not(shared_data):
