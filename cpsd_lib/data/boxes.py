@@ -13,12 +13,9 @@ def boxes_of(dataset, indices):
 
     All drawn or annotated things count, also VOC's difficult ones and COCO's crowds, as they do in the labels. None for a
     data set without boxes: csv, nuswide, labels, COCO's short form.
-    Raises ValueError for an image that is not there and for annotations that cannot be read.
+    Raises ValueError for annotations that cannot be read.
     """
-    indices, count = [int(index) for index in indices], len(dataset.table.files)
-    outside = [index for index in indices if not 0 <= index < count]
-    if outside:
-        raise ValueError(f"there are no images {outside[:5]}; give some of 0..{count - 1}")
+    indices = [int(index) for index in indices]
     read = {"scenes": _scenes_boxes, "voc2007": _voc_boxes, "coco2014": _coco_boxes}.get(dataset.kind)
     boxes = {index: {} for index in indices}
     try:

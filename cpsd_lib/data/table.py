@@ -21,8 +21,8 @@ class LabelTable:
 
     An image's index is its index in the cache, so images never move: one left out keeps its index, in split "skipped".
     A training image of which no label is known goes to split "unlabelled". Raises ValueError for known labels in that
-    split, shapes that do not agree, other values, class or file names that are empty or occur twice, and
-    class names that look the same (two Unicode forms of é, a space of no width).
+    split, other values, class or file names that are empty or occur twice, and class names that look the same (two Unicode
+    forms of é, a space of no width).
     """
 
     names: list[str]
@@ -33,12 +33,6 @@ class LabelTable:
     def __post_init__(self):
         names, files = list(self.names), list(self.files)
         targets, split = np.asarray(self.targets), np.asarray(self.split, dtype=str)
-        if targets.shape != (len(files), len(names)):
-            raise ValueError(
-                f"targets have shape {targets.shape}, expected [files, classes] = ({len(files)}, {len(names)})"
-            )
-        if split.shape != (len(files),):
-            raise ValueError(f"split has shape {split.shape}, expected one name per file = ({len(files)},)")
         if other := graph.other_values(targets):
             raise ValueError(f"targets hold {listed(other)}, expected only 0, 1 and -1 (unknown)")
         unknown = sorted(set(split.tolist()) - {*SPLITS, UNLABELLED, SKIPPED})
@@ -68,9 +62,7 @@ class LabelTable:
         object.__setattr__(self, "split", split)
 
     def indices(self, split):
-        """Return the image indices of `split`, ascending (int64 [n], maybe empty); an unknown split raises ValueError."""
-        if split not in (*SPLITS, UNLABELLED, SKIPPED):
-            raise ValueError(f"unknown split {split!r}, expected one of {', '.join((*SPLITS, UNLABELLED, SKIPPED))}")
+        """Return the image indices of `split`, ascending (int64 [n], maybe empty)."""
         return np.flatnonzero(self.split == split).astype(np.int64)
 
     def counts(self):

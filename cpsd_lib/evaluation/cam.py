@@ -202,13 +202,8 @@ def share_inside(maps, boxes):
     boxes [n]: lists of (left, top, right, bottom) in pixels of the map, right and bottom exclusive. A pixel that a box
     covers in part counts in part. NaN where there is no box or the map is all 0. Of a map that is the same everywhere it is
     the area of the boxes: chance.
-    Raises ValueError for boxes that are not one list for each map, or have no area, and for maps below 0.
     """
     maps = torch.as_tensor(maps).detach().cpu().double()
-    if maps.ndim != 3 or len(boxes) != len(maps) or not (maps >= 0).all():
-        raise ValueError(
-            f"maps must be [{len(boxes)} lists of boxes, H, W], nowhere below 0; these are {list(maps.shape)}"
-        )
     covered = torch.stack([covered_by(sides, *maps.shape[1:]) for sides in boxes])
     shares = (maps * covered).sum((1, 2)) / maps.sum((1, 2))  # 0 / 0 is NaN
     return torch.where(covered.any(2).any(1), shares, torch.nan)
@@ -218,8 +213,6 @@ def covered_by(boxes, height, width):
     """Return how much of each pixel some boxes cover, [height, width] in [0, 1]."""
     covered = torch.zeros(height, width, dtype=torch.float64)
     for left, top, right, bottom in boxes:
-        if not (left < right and top < bottom):
-            raise ValueError(f"the box {(left, top, right, bottom)} has no area")
         # Exact but for a pixel that two boxes cover in part.
         one = torch.outer(_overlap(top, bottom, height), _overlap(left, right, width))
         covered = torch.maximum(covered, one)

@@ -17,10 +17,7 @@ def fold_batch_norm(model, size):
 
     It is tried on random pixels, size x size of them, to see which convolution feeds which norm. A norm that something else
     feeds, or whose convolution feeds something else too, stays; a model that would not answer the same is copied as it is.
-    Raises ValueError for a model in train mode.
     """
-    if any(module.training for module in model.modules()):
-        raise ValueError("only a model in eval mode can be folded: in train mode its norms depend on the batch")
     folded, images = _copied(model), trial_images(size, next(model.parameters()).device)
     names = {module: name for name, module in folded.named_modules()}
     for conv, norm in _pairs(folded, images):

@@ -96,8 +96,6 @@ class Query2Label(nn.Module):
 
     def __init__(self, features, num_classes, prior=0.12, dim=2048):
         super().__init__()
-        if dim % 4:
-            raise ValueError(f"the position code needs a width in multiples of 4, not {dim}")
         self.project = nn.Conv2d(features, dim, 1)
         self.encoder = _AttentionLayer(dim, heads=4, hidden=4 * dim)
         self.decoder = nn.ModuleList(_AttentionLayer(dim, heads=4, hidden=4 * dim) for _ in range(2))

@@ -110,21 +110,13 @@ def check_split(model, frozen_stages, size):
 
 @torch.no_grad()
 def start_from(model, trained, columns):
-    """Copy the weights of a Classifier over all classes into one over the classes `columns` [P], row by row where they differ.
-
-    Raises ValueError for models that differ in more than their classes.
-    """
+    """Copy the weights of a Classifier over all classes into one over the classes `columns` [P], row by row where they differ."""
     source, columns = trained.state_dict(), torch.as_tensor(columns)
     state = {}
     for name, own in model.state_dict().items():
-        tensor = source.get(name)
-        if tensor is not None and tensor.shape != own.shape and tensor.shape[1:] == own.shape[1:]:
-            tensor = tensor.index_select(0, columns.to(tensor.device))  # one row a class: the head's
-        if tensor is None or tensor.shape != own.shape:
-            raise ValueError(
-                f"the baseline has no {name} of shape {list(own.shape)}; it must be the teachers' own model"
-            )
-        state[name] = tensor
+        state[name] = source[name]
+        if state[name].shape != own.shape:  # one row a class: the head's
+            state[name] = state[name].index_select(0, columns.to(source[name].device))
     model.load_state_dict(state)
 
 

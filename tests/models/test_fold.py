@@ -71,11 +71,6 @@ def test_a_convolution_that_a_sum_reads_too_keeps_its_norm():
     assert norms(folded) == 1 and torch.equal(folded(IMAGES), model(IMAGES))
 
 
-def test_a_model_in_train_mode_is_refused():
-    with pytest.raises(ValueError, match="only a model in eval mode"):
-        fold_batch_norm(build_model("test_resnet", 3).train(), 64)
-
-
 def test_tails_share_one_folded_trunk():
     whole = used(build_model("test_resnet", 3))
     trunk = make_trunk(whole, 4)
