@@ -17,9 +17,9 @@ __getattr__, __dir__, __all__ = exports(
         "making": "StoredTargets fill_targets history keys_of load_student load_teachers row_key student_batches"
         " train_student train_teachers",
         "store": "Store clean inventory",
-        "scoring": "SPLITS against_paper caveat component_figure component_table evaluate load_per_class load_records",
+        "scoring": "SPLITS against_paper calibration_errors caveat component_figure component_table decision_rules evaluate "
+        "gain_intervals load_per_class load_records probabilities_of scores_of",
         "published": "no_figure",
-        "evidence": "calibration_errors decision_rules gain_intervals probabilities_of scores_of",
         "explanation": "TEACHERS",
         "report": "deviation gain_summary scores_text write_report",
         "preflight": "images_of",

@@ -6,9 +6,9 @@ import pandas as pd
 from cpsd_lib.data import boxes_of
 from cpsd_lib.evaluation import ACTIVATION
 from cpsd_lib.support import derive_seed
-from cpsd_lib.workbench.evidence import probabilities_of
 from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.rows import TITLES, baseline_of, branches_of
+from cpsd_lib.workbench.scoring import probabilities_of
 
 TEACHERS = {
     "co": "co teachers",

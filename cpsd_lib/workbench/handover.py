@@ -13,12 +13,11 @@ from cpsd_lib.data import BadImage, decode, listed, read_source
 from cpsd_lib.models import timm_state, write_onnx
 from cpsd_lib.support import counted, sha256, write_json
 from cpsd_lib.training import calibrate
-from cpsd_lib.workbench.evidence import scored_by
 from cpsd_lib.workbench.explanation import load_named, strategies
 from cpsd_lib.workbench.loading import data_on_disk
 from cpsd_lib.workbench.making import keys_of
 from cpsd_lib.workbench.model_folder import WEIGHTS, ModelConfig, new_folder, state_of, write_tensors
-from cpsd_lib.workbench.scoring import SPLITS, caveats
+from cpsd_lib.workbench.scoring import SPLITS, caveats, scored_by
 from cpsd_lib.workbench.yaml_files import ParameterError
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from cpsd_lib import graph
 from cpsd_lib.viz import cam_browser, partition_explorer, threshold_explorer
-from cpsd_lib.workbench.evidence import probabilities_of
 from cpsd_lib.workbench.explanation import load_models
 from cpsd_lib.workbench.handover import finished_model
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.model_folder import read_model, ready
 from cpsd_lib.workbench.run import Run, load_partitions, open_run
+from cpsd_lib.workbench.scoring import probabilities_of
 from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root
 
 KINDS = ("partition", "thresholds", "cams")

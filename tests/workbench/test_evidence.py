@@ -7,7 +7,7 @@ from scipy.special import expit
 from cpsd_lib.evaluation import bootstrap, metrics
 from cpsd_lib.evaluation.calibration import expected_calibration_error
 from cpsd_lib.viz import plots_evidence
-from cpsd_lib.workbench import evidence
+from cpsd_lib.workbench import scoring
 from cpsd_lib.workbench.run import MissingStage, held_out_indices, open_run, training_indices
 from cpsd_lib.workbench.scoring import score_path
 
@@ -35,7 +35,7 @@ def run(tmp_path, monkeypatch):
 
 def test_a_gain_is_taken_seed_by_seed_on_the_same_images_and_in_percent(run):
     targets = run.dataset.table.targets[run.dataset.table.indices("test")]
-    intervals = evidence.gain_intervals(run, "cpsd", "baseline", resamples=100)
+    intervals = scoring.gain_intervals(run, "cpsd", "baseline", resamples=100)
     assert intervals.index.tolist() == [0, 1]
     for seed in (0, 1):
         cpsd, baseline = (np.load(score_path(run, seed, row, "test")) for row in ("cpsd", "baseline"))
@@ -44,18 +44,18 @@ def test_a_gain_is_taken_seed_by_seed_on_the_same_images_and_in_percent(run):
             [*(100 * value for value in expected[:3]), expected.p_value]
         )
     assert (intervals["low"] > 0).all() and (intervals["gain"] > 20).all()  # a model that knows the answers is better
-    none = evidence.gain_intervals(run, "cpsd", "cpsd", resamples=50)
+    none = scoring.gain_intervals(run, "cpsd", "cpsd", resamples=50)
     assert (none[["gain", "low", "high"]] == 0).all(axis=None) and (none["p"] == 1).all()
 
 
 def test_scores_that_are_not_there_name_05(run):
     with pytest.raises(MissingStage, match="05_evaluation"):
-        evidence.gain_intervals(run, "sd", "baseline")
+        scoring.gain_intervals(run, "sd", "baseline")
 
 
 def test_calibration_is_the_mean_over_seeds(run):
     targets = run.dataset.table.targets[run.dataset.table.indices("test")]
-    table = evidence.calibration_errors(run, ["baseline", "cpsd"])
+    table = scoring.calibration_errors(run, ["baseline", "cpsd"])
     errors = [
         100 * expected_calibration_error(expit(np.load(score_path(run, seed, "cpsd", "test")).astype(float)), targets)
         for seed in (0, 1)
@@ -66,7 +66,7 @@ def test_calibration_is_the_mean_over_seeds(run):
 
 def test_thresholds_are_tuned_on_images_held_out_of_training_and_used_on_test(run):
     table = run.dataset.table
-    rules = evidence.decision_rules(run, ["cpsd"])
+    rules = scoring.decision_rules(run, ["cpsd"])
     assert rules.index.get_level_values("rule").tolist() == ["0.5", "0.8", "top 3", "tuned per class"]
     test, expected = table.targets[table.indices("test")], []
     for seed in (0, 1):
@@ -86,7 +86,7 @@ def test_thresholds_are_tuned_on_images_held_out_of_training_and_used_on_test(ru
 def test_without_held_out_training_images_no_threshold_is_tuned(run, more):
     other = open_run("tiny", {"data.images": 300, "data.size": 16, "seeds": 2, "train.select": "val"} | more)
     assert held_out_indices(other, 0) is None
-    assert "tuned per class" not in evidence.decision_rules(other, ["cpsd"]).index.get_level_values("rule")
+    assert "tuned per class" not in scoring.decision_rules(other, ["cpsd"]).index.get_level_values("rule")
 
 
 def test_the_figure_shows_every_class():

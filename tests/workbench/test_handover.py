@@ -24,12 +24,11 @@ from cpsd_lib.models import build_model
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import read_json, sha256, write_json
 from cpsd_lib.teachers import PartTeachers, logits_of
-from cpsd_lib.workbench.evidence import scored_by
 from cpsd_lib.workbench.handover import _trial_images
 from cpsd_lib.workbench.model_folder import state_of, write_tensors
 from cpsd_lib.workbench.open import opened_run
 from cpsd_lib.workbench.run import held_out_indices
-from cpsd_lib.workbench.scoring import evaluate, score_path
+from cpsd_lib.workbench.scoring import evaluate, score_path, scored_by
 
 ROWS = ("baseline", "cpsd", "teachers_co", "teachers_dis")
 
