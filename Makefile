@@ -26,8 +26,12 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
+# Copies, so that what is saved with outputs is not what git and `make lint` look at. One that is there stays as it was saved.
 lab: setup
-	$(BIN)/jupyter lab --notebook-dir=. notebooks/01_data.ipynb
+	@cd notebooks && find . -name '.*_checkpoints' -prune -o -type f -print | while read -r one; do \
+		mkdir -p "../outputs/lab/$$(dirname "$$one")" && test -e "../outputs/lab/$$one" || cp "$$one" "../outputs/lab/$$one"; done
+	@echo "your copies of notebooks/ are in outputs/lab/; delete one to have it anew"
+	$(BIN)/jupyter lab --notebook-dir=. outputs/lab/01_data.ipynb
 
 # make bench args="--quick" is a smoke test of seconds; args="--help" lists the sizes.
 bench: setup

@@ -31,6 +31,17 @@ def exports(package, homes):
     return get, lambda: sorted(home), sorted(home)
 
 
+class Sentence:
+    """An error that a notebook shows as its sentence, without the calls that led to it."""
+
+    def _render_traceback_(self):
+        return [f"{type(self).__name__}: {self}"]
+
+
+class Interrupted(Sentence, KeyboardInterrupt):
+    """Ctrl-C, or a notebook's stop button; the message says where the work stands."""
+
+
 # ---- files that are either whole or not there ------------------------------------------------------------------------
 
 
@@ -114,7 +125,11 @@ def bar(total, desc, unit="it", initial=0):
         desc = f"{stage} {desc}".lstrip()
         with make(total=total, desc=desc, unit=unit, initial=initial, mininterval=0.5, leave=bool(terminal)) as shown:
             shown.note = partial(shown.set_postfix_str, refresh=False)
-            yield shown
+            try:
+                yield shown
+            except KeyboardInterrupt as error:
+                where = str(error) or f"{desc}: stopped at {unit} {shown.n:,} of {total:,}"
+                raise Interrupted(where) from None
 
 
 def _opened(terminal):

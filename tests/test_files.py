@@ -1,4 +1,7 @@
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -106,3 +109,22 @@ def test_a_bar_on_the_screen_takes_the_same_calls(monkeypatch, capsys):
         bar.update(3)
         bar.note("loss 1.0")
     assert "teachers" in capsys.readouterr().err
+
+
+def test_make_lab_opens_copies_and_leaves_one_that_was_saved_as_it_is(tmp_path):
+    project = Path(__file__).resolve().parents[1]
+    shutil.copytree(project / "notebooks", tmp_path / "notebooks")
+    shutil.copy(project / "Makefile", tmp_path)
+    jupyter = tmp_path / ".venv" / "bin" / "jupyter"
+    jupyter.parent.mkdir(parents=True)
+    jupyter.write_text('#!/bin/sh\necho "$@"\n')
+    jupyter.chmod(0o755)
+    for path in (tmp_path / "pyproject.toml", tmp_path / ".venv" / "installed"):
+        path.touch()
+    done = subprocess.run(["make", "lab"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    opened = tmp_path / done.stdout.split()[-1]
+    assert opened.read_bytes() == (tmp_path / "notebooks" / opened.name).read_bytes()
+    opened.write_text("saved with outputs")
+    subprocess.run(["make", "lab"], cwd=tmp_path, capture_output=True, check=True)
+    assert opened.read_text() == "saved with outputs" != (tmp_path / "notebooks" / opened.name).read_text()
+    assert (tmp_path / "outputs" / "lab" / "data" / "from_scratch.csv").exists()

@@ -3,7 +3,7 @@
 import csv
 import math
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from cpsd_lib.evaluation import mean_average_precision
 from cpsd_lib.objectives import Supervised
-from cpsd_lib.support import atomic, bar, derive_seed, pick_precision
+from cpsd_lib.support import Interrupted, atomic, bar, derive_seed, pick_precision
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training.batches import predict_logits
 from cpsd_lib.training.checkpoint import CHECKPOINT, interrupt_waits, one_trainer, resume, write_checkpoint
@@ -97,7 +97,10 @@ def _described(states, batches, training, seed, validation, pseudo):
 def _train(states, batches, training, folder, described, progress, validation, pseudo, files, desc):
     precision = pick_precision(training.precision, batches.device)
     checkpoint = folder / CHECKPOINT if folder else None
-    pending = []  # (image indices, {learner: loss}) not looked at yet
+    pending, whole = (
+        [],
+        True,
+    )  # (image indices, {learner: loss}) not looked at yet; whether all learners made the same steps
     look_every = CHECK_EVERY if batches.device.type == "cuda" else 1
     saved_at = began = time.perf_counter()
     every = training.checkpoint_seconds
@@ -112,19 +115,40 @@ def _train(states, batches, training, folder, described, progress, validation, p
     def spent():
         return before + time.perf_counter() - began - batches.soft_seconds
 
-    with bar(last_epoch * batches.steps, desc, "step", initial=done) as shown:
+    def write():
+        progress["seconds"] = spent()
+        write_checkpoint(checkpoint, states, progress, described)
+
+    @contextmanager
+    def kept_when_interrupted():
+        try:
+            yield
+        except KeyboardInterrupt:
+            if checkpoint and whole:  # an epoch whose end was interrupted is validated again
+                if pending:
+                    _check_losses(pending, progress, checkpoint, files)
+                    _check_weights(states, pending[-1][0], progress, checkpoint, files)
+                write()
+            at = f"{progress['epoch'] * batches.steps + progress['step']:,} of {last_epoch * batches.steps:,}"
+            way = "run it again and it goes on from its checkpoint" if folder else "nothing is kept without a folder"
+            raise Interrupted(f"{desc}: stopped at step {at}; {way}") from None
+
+    with bar(last_epoch * batches.steps, desc, "step", initial=done) as shown, kept_when_interrupted():
         while progress["epoch"] < last_epoch:
             if pseudo:
                 pseudo.label(states, batches, progress, precision)
             for batch in batches.epoch(progress["epoch"], progress["step"]):
                 step = progress["epoch"] * batches.steps + progress["step"]
+                whole = (
+                    False  # a second Ctrl-C, in the middle of a step, leaves some learners a step ahead of the others
+                )
                 with interrupt_waits() as interrupted:
                     losses = {
                         state.learner.name: _step(state, batch, precision, described["seed"], step) for state in states
                     }
-                    progress["step"] += 1
+                    progress["step"], whole = progress["step"] + 1, True
                 pending.append((batch.indices, losses))
-                due = checkpoint is not None and (interrupted or time.perf_counter() - saved_at >= every)
+                due = checkpoint is not None and time.perf_counter() - saved_at >= every
                 last_step = progress["step"] == batches.steps
                 if len(pending) >= look_every or due or last_step:
                     _check_losses(pending, progress, checkpoint, files)
@@ -134,8 +158,7 @@ def _train(states, batches, training, folder, described, progress, validation, p
                     shown.note(f"epoch {progress['epoch'] + 1}/{last_epoch}")
                 if due:
                     started = time.perf_counter()
-                    progress["seconds"] = spent()
-                    write_checkpoint(checkpoint, states, progress, described)
+                    write()
                     saved_at = time.perf_counter()
                     # Eleven ResNet-101 are 7.5 GB: writing takes no more than 2 % of the time.
                     every = every and max(training.checkpoint_seconds, 50 * (saved_at - started))
@@ -146,9 +169,9 @@ def _train(states, batches, training, folder, described, progress, validation, p
             progress["seconds"] = spent()
             if folder:
                 _write_history(folder / "history.csv", progress["history"])
-    progress["seconds"] = spent()
     if checkpoint:
-        write_checkpoint(checkpoint, states, progress, described)
+        write()
+    progress["seconds"] = spent()
 
 
 def _step(state, batch, precision, seed, step):
@@ -199,18 +222,22 @@ def _diverged(what, indices, progress, checkpoint, files):
 
 
 def _end_epoch(states, batches, training, progress, validation, precision):
-    progress["epoch"], progress["step"] = progress["epoch"] + 1, 0
-    validated = validation is not None and (
-        progress["epoch"] % training.validate_every == 0 or progress["epoch"] == training.trained_epochs
-    )
-    scores = _validate(states, progress["epoch"], validation, batches.device, precision) if validated else {}
+    epoch, lines = progress["epoch"] + 1, []
+    validated = validation is not None and (epoch % training.validate_every == 0 or epoch == training.trained_epochs)
+    scores = _validate(states, epoch, validation, batches.device, precision) if validated else {}
     for state in states:
         name = state.learner.name
-        line = {"epoch": progress["epoch"], "learner": name, "lr": state.schedule.get_last_lr()[0]}
+        line = {"epoch": epoch, "learner": name, "lr": state.schedule.get_last_lr()[0]}
         images = batches.steps * batches.batch_size
         line |= {loss: (total / images).item() for loss, total in state.sums.items()}
-        state.sums = {}
-        progress["history"].append(line | scores.get(name, {}))
+        lines.append(line | scores.get(name, {}))
+    with interrupt_waits() as interrupted:  # all at once, or the epoch is not over
+        for state in states:
+            state.sums = {}
+        progress["history"] += lines
+        progress["epoch"], progress["step"] = epoch, 0
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _validate(states, epoch, validation, device, precision):

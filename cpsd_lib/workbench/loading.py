@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from cpsd_lib.support import counted
 from cpsd_lib.workbench.defaults import RECIPES, method_sections
-from cpsd_lib.workbench.params import DataParams, Params, Section, TrainParams
+from cpsd_lib.workbench.params import DataParams, Params, Section, StudentParams, TeacherParams, TrainParams
 from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params, set_dotted
 
 # What pydantic says, in the words of whoever wrote the YAML; in this order.
@@ -119,6 +119,22 @@ def resolve(raw, paths=True):
     if faults:
         raise ParameterError("\n".join(dict.fromkeys(faults)))
     return params
+
+
+def own_params(params):
+    """Return what Params have beside the defaults of their recipe and method, JSON-able; `train`: alike in both trainings."""
+    full, own = params.model_dump(mode="json"), params.model_dump(mode="json", exclude_defaults=True)
+    recipe, method = RECIPES[params.recipe], method_sections(params.method, full["teachers"])
+    for name, kind in (("teachers", TeacherParams), ("student", StudentParams)):
+        usual = {setting: field.default for setting, field in kind.model_fields.items()} | recipe["train"]
+        usual |= recipe.get(name, {}) | method[name]
+        own[name] = {setting: value for setting, value in full[name].items() if value != usual[setting]}
+    both = {item[0]: item[1] for item in own["teachers"].items() if item in own["student"].items()}
+    for name in ("teachers", "student"):
+        own[name] = {setting: value for setting, value in own[name].items() if setting not in both}
+    order = [*(name for name in full if name not in ("teachers", "student")), "train", "teachers", "student"]
+    own["train"] = both
+    return {name: own[name] for name in order if own.get(name)}
 
 
 def _explain(fault, shared, sections):

@@ -10,7 +10,7 @@ from scipy.stats import t
 from cpsd_lib.support import counted, read_json, write_text
 from cpsd_lib.workbench.published import no_figure
 from cpsd_lib.workbench.rows import CONTROLS, TITLES, baseline_of
-from cpsd_lib.workbench.run import show_params
+from cpsd_lib.workbench.run import params_text
 from cpsd_lib.workbench.scoring import SPLITS, against_paper, caveat, component_table, load_records, table_text
 
 
@@ -52,7 +52,7 @@ def write_report(run):
         times=_html(pd.DataFrame(stages).T[["seconds"]].astype(float), ",.0f"),
         figures=[(Path(name).stem, base64.b64encode((run.folder / name).read_bytes()).decode()) for name in figures],
         data=run.described,
-        params=show_params(run),
+        params=params_text(run.params),
     )
     write_text(run.folder / "report.html", page)
     return run.folder / "report.html"

@@ -4,8 +4,10 @@ import re
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 
 import numpy as np
+from IPython.display import display
 
 from cpsd_lib import graph, partition
 from cpsd_lib.data import UNLABELLED, open_dataset
@@ -22,7 +24,7 @@ from cpsd_lib.support import (
     write_text,
 )
 from cpsd_lib.teachers import Copies
-from cpsd_lib.workbench.loading import check_count, held_out_count, load_params
+from cpsd_lib.workbench.loading import check_count, held_out_count, load_params, own_params
 from cpsd_lib.workbench.rows import BRANCHES, COMPONENTS, ROWS, unread_by
 from cpsd_lib.workbench.store import Store
 from cpsd_lib.workbench.yaml_files import (
@@ -146,14 +148,22 @@ class Run:
         return self.folder / "figures" / f"{name}.png"
 
 
+def params_text(params):
+    """Return resolved parameters as YAML text, a line or two a section, as they stand in a run's params.yaml."""
+    return "".join(f"{name}: {flow_text(value)}" for name, value in params.model_dump(mode="json").items())
+
+
 def show_params(run):
-    """Return the resolved parameters as YAML text, a line or two a section, as they stand in the run's params.yaml."""
-    return "".join(f"{name}: {flow_text(value)}" for name, value in run.params.model_dump(mode="json").items())
+    """Show in a notebook what a run's parameters have beside the defaults, and all of them folded."""
+    own = "".join(f"{name}: {flow_text(value)}" for name, value in own_params(run.params).items())
+    folded = f"<details><summary>all parameters</summary><pre>{escape(params_text(run.params))}</pre></details>"
+    text = f"{own}(all else by default: cpsd params)"
+    display({"text/plain": text, "text/html": f"<pre>{escape(own)}</pre>{folded}"}, raw=True)
 
 
 def save_params(run):
     """Write the resolved parameters to the run's folder."""
-    write_text(run.folder / "params.yaml", show_params(run))
+    write_text(run.folder / "params.yaml", params_text(run.params))
 
 
 def describe_data(run):

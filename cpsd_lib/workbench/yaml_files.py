@@ -12,12 +12,14 @@ from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
 
+from cpsd_lib.support import Sentence
 
-class ParameterError(ValueError):
+
+class ParameterError(Sentence, ValueError):
     """A parameter is unknown, has the wrong type or range, or names something that is not there."""
 
 
-class Stopped(RuntimeError):
+class Stopped(Sentence, RuntimeError):
     """Work that cannot go on, for a reason that the message names: no fault of the parameters, nor of the program."""
 
 

@@ -179,6 +179,51 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_loses_none(images, targets, tmp_
     assert same(weights(unbroken), weights(again))
 
 
+@pytest.mark.parametrize("where", ["the next batch", "the validation"])
+def test_ctrl_c_between_steps_loses_none_and_a_notebook_shows_one_sentence(
+    images, targets, tmp_path, capsys, monkeypatch, where
+):
+    unbroken, broken, again, calls = three(0.5), three(0.5), three(0.5), []
+    validation, training = Validation(images, targets, np.arange(32, 40)), recipe(checkpoint_seconds=1000)
+    run(unbroken, tmp_path / "unbroken", images, targets, training=training, validation=validation)
+    patched, name, at = (Batches, "_augmented", 7) if where == "the next batch" else (loop, "mean_average_precision", 5)
+    original = getattr(patched, name)
+
+    def pressing(*given):
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(patched, name, pressing)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            run(broken, tmp_path / "broken", images, targets, training=training, validation=validation)
+    (sentence,) = stopped.value._render_traceback_()
+    step = {"the next batch": 6, "the validation": 8}[where]
+    assert sentence == f"Interrupted: training: stopped at step {step} of 12; run it again and it goes on from its checkpoint"
+    run(again, tmp_path / "broken", images, targets, training=training, validation=validation)
+    assert f"training: resumed at step {step} of 12" in capsys.readouterr().out
+    assert same(weights(unbroken), weights(again))
+    assert history(tmp_path / "unbroken") == history(tmp_path / "broken")
+
+
+def test_what_a_second_ctrl_c_left_in_the_middle_of_a_step_is_not_kept(images, targets, tmp_path):
+    broken, calls = three(), []
+    objective = broken[1].objective
+
+    def pressing(*given):
+        calls.append(1)
+        for _ in range(2 if len(calls) == 7 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return objective(*given)
+
+    broken[1].objective = pressing
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 6 of 12"):
+        run(broken, tmp_path, images, targets, training=recipe(checkpoint_seconds=1000))
+    assert not (tmp_path / checkpoint.CHECKPOINT).exists()
+
+
 def test_a_second_ctrl_c_does_not_wait():
     with pytest.raises(KeyboardInterrupt), checkpoint.interrupt_waits() as pressed:
         os.kill(os.getpid(), signal.SIGINT)

@@ -142,7 +142,7 @@ def test_scores_that_are_not_there_name_the_notebook_to_run(tmp_path):
 
 
 def test_the_report_is_one_page_that_needs_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr("cpsd_lib.workbench.report.show_params", lambda run: "name: <hand>\n")
+    monkeypatch.setattr("cpsd_lib.workbench.report.params_text", lambda params: "name: <hand>\n")
     run = a_run(tmp_path, protocol="paper")
     scores = records({"baseline": [50.0, 60.0], "cpsd": [51.0, 61.0]})
     write_json(tmp_path / "evaluation" / "metrics.json", scores.to_dict("records"))

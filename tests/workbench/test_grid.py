@@ -28,7 +28,7 @@ from cpsd_lib.data import NOT_COMPARABLE
 from cpsd_lib.support import read_json, write_json, write_text
 from cpsd_lib.workbench.grids import engines, plan, results, runner
 from cpsd_lib.workbench.grids.params import Grid, jobs_of
-from cpsd_lib.workbench.run import Run, show_params
+from cpsd_lib.workbench.run import Run, params_text
 from cpsd_lib.workbench.scoring import caveats
 from cpsd_lib.workbench.yaml_files import ParameterError, repo_root
 
@@ -382,7 +382,7 @@ def finished(name, outputs, seeds=3, notes=(), **more):
     jobs = jobs_of(asked(name=name, **more))
     scored(jobs, outputs, seeds)
     for job in jobs:
-        write_text(outputs / name / "params" / f"{job.slug}.yaml", show_params(Run(job.params)))
+        write_text(outputs / name / "params" / f"{job.slug}.yaml", params_text(job.params))
     results.write(results.collect(jobs), outputs / name, list(jobs[0].varied), notes)
     return jobs
 

@@ -49,8 +49,8 @@ from cpsd_lib.workbench.run import (
     label_graph,
     load_partitions,
     open_run,
+    params_text,
     save_params,
-    show_params,
     training_indices,
 )
 from cpsd_lib.workbench.scoring import component_table, evaluate, load_records, score_path
@@ -422,7 +422,7 @@ def test_members_of_an_ensemble_are_models_of_their_own(outputs):
 def test_the_parameters_shown_are_the_parameters_a_run_can_be_repeated_with(outputs, tmp_path):
     run = small(train__lr=1e-5, student__rows=["sd"], model__options={"channels": [8, 8, 16, 16]})
     path = tmp_path / "params.yaml"
-    path.write_text(show_params(run))
+    path.write_text(params_text(run.params))
     assert load_params(path) == run.params
 
 

@@ -2,10 +2,12 @@ import os
 from pathlib import Path
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 from pydantic import ValidationError
 
-from cpsd_lib.workbench.loading import load_params, resolve
-from cpsd_lib.workbench.run import Run, overrides_of, show_params
+from cpsd_lib.workbench.loading import load_params, own_params, resolve
+from cpsd_lib.workbench.run import Run, overrides_of, params_text, show_params
 from cpsd_lib.workbench.yaml_files import (
     ParameterError,
     flow_text,
@@ -245,11 +247,37 @@ def test_flow_text_is_read_back_as_the_same_value(value):
 
 
 def test_the_parameters_of_a_run_are_shown_a_line_a_section_and_load_again(tmp_path):
-    text = show_params(Run(load_params("demo", {"train.lr": 1e-5, "partition.exponent": 1 / 3})))
+    text = params_text(load_params("demo", {"train.lr": 1e-5, "partition.exponent": 1 / 3}))
     assert text.startswith("name: demo\nseed: 0\n") and "\ndata: {kind: scenes, size: 64, images: 6000, " in text
     shown = load_params(file(tmp_path, text))
-    assert (shown.student.lr, shown.partition.exponent) == (1e-5, 1 / 3) and show_params(Run(shown)) == text
+    assert (shown.student.lr, shown.partition.exponent) == (1e-5, 1 / 3) and params_text(shown) == text
     assert list(read_yaml(tmp_path / "some.yaml")) == list(shown.model_dump())
+
+
+def test_a_notebook_shows_what_differs_from_the_defaults_and_folds_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path))
+    words = {"train.lr": 0.1, "student.alpha": 0.25, "name": "own", "method": "shared_trunk"}
+    run = Run(load_params("tiny", words))
+    expected = {"name": "own", "method": "shared_trunk", "data": {"kind": "scenes", "size": 32, "images": 400}}
+    expected |= {"model": {"name": "test_resnet"}, "train": {"lr": 0.1}, "teachers": {"epochs": 2}}
+    assert own_params(run.params) == expected | {"student": {"alpha": 0.25}}
+    # As a parameter file, which the rest of the defaults completes, it is the same run again.
+    assert load_params(file(tmp_path, params_text(run.params))) == run.params == load_params("tiny", words)
+    InteractiveShell.instance()
+    with capture_output() as shown:
+        show_params(run)
+    (output,) = shown.outputs
+    assert "alpha: 0.25" in output.data["text/plain"] and "pct_start" not in output.data["text/plain"]
+    page = output.data["text/html"]
+    assert page.index("alpha: 0.25") < page.index("<details>") < page.index("pct_start")
+
+
+def test_a_wrong_parameter_is_one_sentence_in_a_notebook():
+    shell = InteractiveShell.instance()
+    with capture_output() as shown:
+        shell.run_cell("from cpsd_lib import open_run\nopen_run('tiny', {'student.epoch': 5})")
+    lines = (shown.stdout + shown.stderr).strip().splitlines()
+    assert lines == ["ParameterError: student.epoch: unknown parameter; did you mean student.epochs?"]
 
 
 def test_a_notebooks_overrides_are_a_mapping_or_its_text():

@@ -9,7 +9,7 @@ from cpsd_lib.workbench.grids import engines, results
 from cpsd_lib.workbench.grids.params import jobs_of, load_grid
 from cpsd_lib.workbench.grids.plan import look_at, print_plan, side_by_side, spoken_time
 from cpsd_lib.workbench.pipeline import one_runner
-from cpsd_lib.workbench.run import Run, show_params
+from cpsd_lib.workbench.run import Run, params_text
 from cpsd_lib.workbench.scoring import caveats
 from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root, repo_root
 
@@ -56,7 +56,7 @@ def _run_jobs(grid, folder, jobs):
     def do(job):
         # The resolved parameters, not the files they came from: those may be edited while the grid runs.
         started, path = time.monotonic(), folder / "params" / f"{job.slug}.yaml"
-        write_text(path, show_params(Run(job.params)))
+        write_text(path, params_text(job.params))
         try:
             error = work(engines.JOB, str(path), _log(folder, job), environment)
         except engines.Died as died:
