@@ -1,6 +1,7 @@
 """The CAM browser: where a model looks for the classes of an image."""
 
 from functools import lru_cache, partial
+from textwrap import shorten
 
 import ipywidgets
 import numpy as np
@@ -11,7 +12,7 @@ from cpsd_lib.data import test_view
 from cpsd_lib.evaluation import class_activation, map_kinds
 from cpsd_lib.training import predict
 from cpsd_lib.viz.explorer import Explorer
-from cpsd_lib.viz.plots import panels
+from cpsd_lib.viz.plots import panels, short
 from cpsd_lib.viz.plots_evidence import MAP, overlay
 
 MOST_MAPS = 3  # beside the picture; more would be too small to see
@@ -32,7 +33,7 @@ def cam_browser(models, images, indices, targets, names, start=None):
         )
     if targets.shape != (len(images), len(names)):
         raise ValueError(f"targets are {targets.shape} for {len(images)} images and {len(names)} names")
-    names = list(names)
+    names, words = list(names), short(names, 32)
 
     kind_of = lru_cache(lambda model: map_kinds(models[model], images.shape[-1])[0])
 
@@ -52,12 +53,12 @@ def cam_browser(models, images, indices, targets, names, start=None):
         view = test_view(torch.from_numpy(pixels[None]).to(next(models[model].parameters()).device))
         maps = class_activation(models[model], view, classes)[0].cpu().numpy()
         captions = [
-            f"{names[c]}: {probabilities[c]:.2f}, {LABEL[int(targets[indices[image], c])]}{'' if m.any() else ', map all 0'}"
+            f"{words[c]}\n{probabilities[c]:.2f}, {LABEL[int(targets[indices[image], c])]}{'' if m.any() else ', map all 0'}"
             for c, m in zip(classes, maps, strict=True)
         ]
         headline = f"model {model}, its maps of {kind_of(model)}; image {indices[image]}, its labels: "
-        headline += ", ".join(numbers["labels"]) or "none"
-        return draw_maps(pixels, maps, captions, headline), numbers
+        headline += ", ".join(words[c] for c in labels) or "none"
+        return draw_maps(pixels, maps, captions, shorten(headline, 130, placeholder=" …")), numbers
 
     classes = [("labels of the image", None), *zip(names, names, strict=True)]
     controls = {

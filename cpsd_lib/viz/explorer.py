@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 from IPython import get_ipython
 
 from cpsd_lib.support import atomic
+from cpsd_lib.viz.plots import short
 
 
 def front_end():
@@ -119,7 +120,9 @@ def _png(draw, **settings):
 def name_rows(axis, names):
     """Write names [n] one below the other at the left of an axis, at 0 to n - 1; none where nobody could read them."""
     size = min(9, 0.9 * 72 * axis.get_position().height * axis.figure.get_figheight() / len(names))
-    for row, name in enumerate(names if size >= 4 else ()):  # ticks would take three times as long
+    # There is room for 1.04 inches, and a letter is 0.58 of its size wide.
+    names = short(names, int(129 / size)) if size >= 4 else ()
+    for row, name in enumerate(names):  # ticks would take three times as long
         axis.text(-0.022, row, name, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=size)
 
 

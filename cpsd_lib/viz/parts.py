@@ -12,7 +12,7 @@ from cpsd_lib import graph
 from cpsd_lib.evaluation import PAPER_EXPONENT, partition_numbers
 from cpsd_lib.partition import adjusted_rand, cut, spectral_embedding
 from cpsd_lib.viz.explorer import Explorer, canvas, name_rows
-from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, MARKERS, SD, graph_by_part
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, MARKERS, SD, graph_by_part, short
 from cpsd_lib.viz.plots_partition import BRANCHES
 
 COLOURS = (CO, SD, CPSD, DIS, "#CC79A7", "#56B4E9", BASELINE)  # with 10 marks: 70 parts before one repeats
@@ -125,7 +125,7 @@ def draw_points(figure, partition, points, names):
     placed = np.flatnonzero(~np.isnan(points[:, 0]))
     # Outliers first: they are what one asks about, and the middle has no room for all.
     placed = placed[np.argsort(-np.abs(points[placed]).max(1), kind="stable")]
-    name_points(axis, points[placed], [names[c] for c in placed], fontsize=7 if len(names) > 40 else 9)
+    name_points(axis, points[placed], short([names[c] for c in placed]), fontsize=7 if len(names) > 40 else 9)
 
 
 def _spread(points):

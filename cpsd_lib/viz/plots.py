@@ -2,10 +2,12 @@
 
 import textwrap
 import warnings
+from collections import Counter
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.ticker import LogFormatter
@@ -58,6 +60,21 @@ def undrawn(names):
     return [letter for letter in letters if not any(font.get_char_index(ord(letter)) for font in fonts)]
 
 
+def short(names, longest=24):
+    """Return names [n] of at most `longest` letters for a figure: a longer one keeps its two ends, and no two are alike."""
+    lines = [" ".join(name.split()) for name in names]
+    ends = {line: line if len(line) <= longest else f"{line[: longest - 7]}…{line[-6:]}" for line in lines}
+    count = Counter(ends.values())
+    alike = {line: f"{end[: longest - 6]}…{n}" for n, (line, end) in enumerate(ends.items()) if count[end] > 1}
+    return [alike.get(line, ends[line]) for line in lines]
+
+
+def shortened(names):
+    """Return a DataFrame of the names that figures shorten: as they stand there (its index), and in full."""
+    both = [(one, name) for one, name in zip(short(names), names, strict=True) if one != name]
+    return pd.DataFrame(both, columns=["in figures", "class"]).set_index("in figures")
+
+
 def save(figure, path):
     """Write a figure as PNG to `path` (atomically) and return it, so that a notebook's cell shows it."""
     with atomic(path) as temporary, open(temporary, "wb") as file:
@@ -96,7 +113,8 @@ def affinity_by_part(affinities, partitions, names, titles):
         figure.colorbar(image, ax=axis, shrink=0.7, label="affinity")
         axis.set(title=title, xlabel="class, ordered by part", ylabel="class, ordered by part")
         if len(names) <= 30:
-            ticks = {"ticks": range(len(names)), "labels": [names[c] for part in partition.parts for c in part]}
+            labels = short(names)
+            ticks = {"ticks": range(len(names)), "labels": [labels[c] for part in partition.parts for c in part]}
             axis.set_xticks(**ticks, rotation=90, fontsize=9)
             axis.set_yticks(**ticks, fontsize=9)
     return figure
@@ -115,6 +133,18 @@ def training_curves(histories, value, ylabel, title, scale="linear"):
         axis.yaxis.set_minor_formatter(LogFormatter())  # the default writes formulas
     # Beside the lines: inside, it hides some where there are many.
     axis.legend(fontsize=9, ncol=2 if len(histories) > 18 else 1, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return figure
+
+
+def class_bars(values, xlabel, title, colour=CO):
+    """A bar a class, the first at the top; values: a Series by class name."""
+    figure, axis = plt.subplots(figsize=(8.5, max(3.0, 0.27 * len(values) + 1.2)))
+    axis.barh(range(len(values)), values, color=colour, height=0.6)
+    axis.set_yticks(range(len(values)), short(values.index))
+    axis.invert_yaxis()
+    axis.axvline(0, color=BASELINE, linewidth=1)
+    axis.margins(y=0.01)
+    axis.set(xlabel=xlabel, title=title)
     return figure
 
 
@@ -142,12 +172,13 @@ def components(scores, title, xlabel, against=None):
 
 def pictures(images, captions, title, columns=6):
     """A sheet of images uint8 [n, 3, S, S] or float in [0, 1] with a caption each."""
-    rows = -(-len(images) // columns)
-    figure, axes = panels(rows, columns, 2.0 * columns, 2.4 * rows + 0.45, title)
+    # matplotlib's own wrapping takes dollars for formulas, whatever the style says.
+    captions, rows = [textwrap.fill(caption, 26) for caption in captions], range(0, len(images), columns)
+    lines = sum(1 + max(caption.count("\n") for caption in captions[row : row + columns]) for row in rows)
+    figure, axes = panels(len(rows), columns, 2.0 * columns, 2.0 * len(rows) + 0.17 * lines + 0.45, title)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(np.moveaxis(np.asarray(image), 0, -1))
-        # matplotlib's own wrapping takes dollars for formulas, whatever the style says.
-        axis.set_title(textwrap.fill(caption, 26), fontsize=10, loc="center")
+        axis.set_title(caption, fontsize=10, loc="center")
     return figure

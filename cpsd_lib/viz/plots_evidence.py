@@ -7,13 +7,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.patheffects import Normal, Stroke
 from scipy.stats import spearmanr
 
-from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, ROW_COLOURS, panels
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, ROW_COLOURS, panels, short
 
 MAP = matplotlib.colormaps["inferno"]
 COLOURS = ROW_COLOURS | {"co teachers": CO, "dis teachers": DIS, "teacher": BASELINE}
 OUTLINE = {"fill": False, "edgecolor": "white", "linewidth": 1.2}  # white on black is seen on every ground
 OUTLINE["path_effects"] = [Stroke(linewidth=2.6, foreground="black"), Normal()]
-LONGEST = 22  # letters above a picture; more would run into the next one
 
 
 # ---- where a model looks ---------------------------------------------------------------------------------------------
@@ -34,7 +33,8 @@ def looking(images, words, maps, captions, boxes, title):
     [(left, top, right, bottom) in pixels, ...], or None where nobody knows them.
     """
     count, size = len(images), images.shape[-1]
-    lines = {"picture": (np.moveaxis(np.asarray(images), 1, -1), words)}
+    # More letters above a picture would run into the next one.
+    lines = {"picture": (np.moveaxis(np.asarray(images), 1, -1), short(words, 18))}
     for name, heats in maps.items():
         lines[name] = ([overlay(image, heat) for image, heat in zip(images, heats, strict=True)], captions[name])
     figure, axes = panels(len(lines), count, 1.62 * count + 2.2, 1.78 * len(lines) + 0.4, title)
@@ -43,7 +43,7 @@ def looking(images, words, maps, captions, boxes, title):
             axis.imshow(pixels, extent=(0, size, size, 0))
             for left, top, right, bottom in sides:
                 axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, **OUTLINE))
-            axis.set_title(text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…", fontsize=10, loc="center")
+            axis.set_title(text, fontsize=10, loc="center")
             axis.set(xticks=[], yticks=[], xlim=(0, size), ylim=(size, 0))
             axis.grid(visible=False)
         colour = COLOURS.get(name, BASELINE)

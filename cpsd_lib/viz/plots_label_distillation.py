@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import pdist, squareform
 from scipy.special import huber
 
-from cpsd_lib.viz.plots import BASELINE, CO, DIS, panels
+from cpsd_lib.viz.plots import BASELINE, CO, DIS, panels, short
 
 ANNOTATED = 8  # a matrix of more rows than this has no room for its numbers
 
@@ -77,7 +77,7 @@ def distance_matrices(matrices, member, about, names=None):
     # A group of two has no distance but 1, and a scale needs two ends.
     scale = {"vmin": np.min(distances, initial=0.99), "vmax": np.max(distances, initial=1.01), "cmap": "viridis"}
     cells = {"annot": len(teacher) <= ANNOTATED, "fmt": ".2f", "annot_kws": {"fontsize": 11}, "cbar": False}
-    ticks = {"xticklabels": names or False, "yticklabels": names or False}
+    ticks = dict.fromkeys(("xticklabels", "yticklabels"), short(names, 14) if names else False)
     figure, axes = panels(1, len(matrices), 3.7 * len(matrices) + 0.9, 5.0, about, sharey=True)
     for number, (axis, (title, matrix)) in enumerate(zip(axes[0], matrices.items(), strict=True)):
         axis.grid(visible=False)

@@ -7,7 +7,7 @@ import numpy as np
 
 from cpsd_lib.evaluation import averages, check_probabilities, of_classes
 from cpsd_lib.viz.explorer import Explorer, canvas, name_rows
-from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY
+from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, short
 
 GRID = np.linspace(0, 1, 101)
 # Name of a class's score: of the mean over classes, of all decisions together, colour, mark.
@@ -47,13 +47,13 @@ def threshold_explorer(scores, targets, names, start=None):
             )
         now = count(threshold)
         each, numbers = of_classes(*now), {name: float(value) for name, value in averages(*now).items()}
-        scores, about, c = numbers, "CP CR CF1: classes averaged, OP OR OF1: all decisions", None
+        title, scores, about, c = "all classes", numbers, "CP CR CF1: classes averaged, OP OR OF1: all decisions", None
         if shown is not None:
-            c = names.index(shown)
+            (title,), c = short([shown], 60), names.index(shown)
             scores = {name: float(values[c]) for name, values in each.items()}
             about = f"{now[0][c]:,} of {present[c]:,} positives found, predicted in {now[1][c]:,} images"
         text = "   ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
-        figure = canvas(f"{shown or 'all classes'}, threshold {threshold:.2f}", f"{text}  (%; {about})")
+        figure = canvas(f"{title}, threshold {threshold:.2f}", f"{text}  (%; {about})")
         draw_curves(figure, curves, c, threshold, scores)
         draw_classes(figure, each, np.argsort(-present, kind="stable"), c, names)
         # Above the curves, which may be anywhere.

@@ -8,6 +8,7 @@ from jinja2 import Environment
 from scipy.stats import t
 
 from cpsd_lib.support import counted, read_json, write_text
+from cpsd_lib.viz import plots
 from cpsd_lib.workbench.published import no_figure
 from cpsd_lib.workbench.rows import CONTROLS, TITLES, baseline_of
 from cpsd_lib.workbench.run import params_text
@@ -35,6 +36,7 @@ def write_report(run):
     """Write the run's report.html from its manifest, its scores and the figures that the manifest lists; return its path."""
     records, stages = load_records(run), read_json(run.folder / "manifest.json")["stages"]
     last, compared = stages[max(stages)], against_paper(records, run.params)
+    long = plots.shortened(run.described["class_names"])
     # What else lies in figures/ is of other parameters, or somebody else's.
     figures = sorted(name for entry in stages.values() for name in entry["outputs"] if name.endswith(".png"))
     template = Environment(autoescape=True, trim_blocks=True).from_string(
@@ -51,6 +53,7 @@ def write_report(run):
         not_compared=no_figure(run.params),
         times=_html(pd.DataFrame(stages).T[["seconds"]].astype(float), ",.0f"),
         figures=[(Path(name).stem, base64.b64encode((run.folder / name).read_bytes()).decode()) for name in figures],
+        shortened=_html(long) if len(long) else "",
         data=run.described,
         params=params_text(run.params),
     )
@@ -66,7 +69,8 @@ def _tables(records):
 def _html(table, form="z.1f"):
     # A column of row titles needs no heading.
     table = table.rename_axis(None) if table.index.names == ["row"] else table
-    return table.to_html(border=0, na_rep="-", float_format=lambda value: format(value, form))
+    with pd.option_context("display.max_colwidth", None):  # a name of 60 letters is written in full
+        return table.to_html(border=0, na_rep="-", float_format=lambda value: format(value, form))
 
 
 def gain_summary(table, split):

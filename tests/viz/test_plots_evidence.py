@@ -41,7 +41,7 @@ def test_a_column_is_one_picture_with_its_boxes_in_every_row(draw, count, boxes)
         assert line[0].get_ylabel() == name
         for number, axis in enumerate(line):
             assert len(axis.patches) == (number + 1 if boxes else 0)
-            assert axis.get_title() == (captions[name][number] if name in maps else "a class with a name t…")
+            assert axis.get_title() == (captions[name][number] if name in maps else "a class wit…o long")
     np.testing.assert_array_equal(panels[0, -1].images[0].get_array(), np.moveaxis(images[-1], 0, -1))
     np.testing.assert_allclose(panels[4, 0].images[0].get_array(), plots_evidence.overlay(images[0], maps["+ CPSD"][0]))
 

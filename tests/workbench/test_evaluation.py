@@ -151,12 +151,14 @@ def test_the_report_is_one_page_that_needs_no_network(tmp_path, monkeypatch):
     entry["outputs"] = {"evaluation/components.csv": "1", "figures/07_components.png": "2"}
     write_json(tmp_path / "manifest.json", {"stages": {"07_ablation": entry}})
     skipped = [[f"{number}.jpg", "broken"] for number in range(60)]
-    run.described |= {"notes": ["a note"], "skipped": skipped}
+    named = f"{'a long name with <script> and more ' * 2}end"
+    run.described |= {"notes": ["a note"], "skipped": skipped, "class_names": ["cat", named]}
     for name in ("07_components", "07_of_other_parameters"):
         plots.save(component_figure(scores, "test", "hand-made"), run.folder / "figures" / f"{name}.png")
     page = write_report(run).read_text()
     assert "1 seed from 0" in page or "2 seeds from 0" in page
     assert "chosen on TEST" in page and "a processor" in page and "abc" in page and "&lt;hand&gt;" in page
+    assert named.replace("<", "&lt;").replace(">", "&gt;") in page and "a long name with …re end" in page
     assert "10 more files left out" in page and "data:image/png;base64," in page
     assert 'alt="07_components"' in page and "other_parameters" not in page, "only figures that the manifest lists"
     assert not re.search(r"(src|href)=\"(?!data:)", page), "the page must hold all it shows"
