@@ -41,8 +41,7 @@ def published(params):
     data, name = params.data, params.evaluation.released or params.model.name
     setting = [data.kind, name, data.size, data.labelled or 1]
     found = _FIGURES[(_FIGURES[_SETTING] == setting).all(axis=1)].drop(columns=_SETTING).set_index("row")
-    unlike = data.limit is not None if data.labelled else _unlike_the_paper(params)  # CAP cuts nothing
-    if found.empty or unlike:
+    if found.empty or (data.limit is not None if data.labelled else _unlike_the_paper(params)):  # CAP cuts nothing
         return {}
     rows = {row: figures.dropna().to_dict() for row, figures in found.iterrows()}
     return {"released": rows["cpsd"]} if params.evaluation.released else rows
