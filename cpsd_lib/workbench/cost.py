@@ -1,13 +1,11 @@
 """What a run will cost, before anyone pays: weights, FLOP and GPU memory, from shapes alone; nothing is decoded or trained."""
 
 import math
-import os
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from cpsd_lib.models import MetaModel, activation_bytes, forward_flop, make_tail, make_trunk
-from cpsd_lib.partition import Partition
 from cpsd_lib.support import counted, memory, pick_precision
 from cpsd_lib.workbench.building import build_shape
 from cpsd_lib.workbench.loading import MODELS, held_out_count
@@ -21,8 +19,8 @@ from cpsd_lib.workbench.rows import (
     trained_together,
     views_of,
 )
-from cpsd_lib.workbench.run import check_k
-from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on, repo_root
+from cpsd_lib.workbench.run import check_k, released_partitions
+from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on
 
 # ---- the workload of some rows, in epochs ----------------------------------------------------------------------------
 
@@ -269,11 +267,8 @@ def _parts(settings, num_classes):
     if not settings.use_released:
         check_k(settings.k, num_classes)
         return {"co": settings.k, "dis": settings.k}
-    files = {"co": settings.released_co, "dis": settings.released_dis}
     with blamed_on("partition"):
-        # load_params(paths=False) leaves paths as they are written; one that is resolved already stays the same.
-        paths = {b: repo_root() / os.path.expanduser(os.path.expandvars(file)) for b, file in files.items()}
-        return {branch: len(Partition.load(path, num_classes)) for branch, path in paths.items()}
+        return {branch: len(parts) for branch, parts in released_partitions(settings, num_classes).items()}
 
 
 # ---- in words --------------------------------------------------------------------------------------------------------

@@ -4,12 +4,11 @@ import torch
 
 from cpsd_lib.data import PUBLISHED, choose, count_images, read_source
 from cpsd_lib.models import check_split
-from cpsd_lib.partition import Partition
 from cpsd_lib.support import counted, memory, memory_gib, pick_device
 from cpsd_lib.workbench.building import build
 from cpsd_lib.workbench.cost import estimate
-from cpsd_lib.workbench.loading import check_count, data_on_disk
-from cpsd_lib.workbench.run import check_cut
+from cpsd_lib.workbench.loading import MODELS, check_count, data_on_disk
+from cpsd_lib.workbench.run import check_cut, released_partitions
 from cpsd_lib.workbench.scoring import load_checkpoint
 from cpsd_lib.workbench.yaml_files import blamed_on
 
@@ -22,7 +21,7 @@ def check_run(params):
 
     It costs seconds, and decoding a data set, which comes first in a run, costs up to an hour. No image is read.
     """
-    cut, size = params.partition, params.data.size
+    size = params.data.size
     with blamed_on("data"):
         table = choose(read_source(params.data), params.data)[1]
         names = table.names
@@ -35,18 +34,18 @@ def check_run(params):
         return
     check_count(params, table)
     check_cut(params, table)
-    for path in (cut.released_co, cut.released_dis):
-        if path is not None:
-            with blamed_on("partition"):
-                Partition.load(path, len(names))
+    with blamed_on("partition"):
+        released_partitions(params.partition, len(names))
     if params.data.kind == "labels":
         return
-    for section in ("model", "teacher_model") if params.teacher_model else ("model",):
-        with blamed_on(section):
-            teacher = _look(build(getattr(params, section), names), size)
+    looked = {}
+    for section in MODELS:
+        if getattr(params, section):
+            with blamed_on(section):
+                looked[section] = _look(build(getattr(params, section), names), size)
     if params.teachers.frozen_stages:
         with blamed_on("teachers.frozen_stages"):
-            check_split(teacher, params.teachers.frozen_stages, size)
+            check_split(looked.get("teacher_model", looked["model"]), params.teachers.frozen_stages, size)
 
 
 def remarks(params, stage):

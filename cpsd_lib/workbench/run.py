@@ -1,5 +1,6 @@
 """A run: its parameters, its folder, its data (stage 01) and its label graph cut into parts (stage 02)."""
 
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from cpsd_lib.workbench.yaml_files import (
     outputs_root,
     parse_overrides,
     parse_yaml,
+    repo_root,
 )
 
 
@@ -224,13 +226,12 @@ def held_out_indices(run, seed):
     return training_indices(run, student, seed)[1]
 
 
-def label_graph(run, branch, exponent=None, self_loops=None):
+def label_graph(run, branch, self_loops=None):
     """Return the affinity [C, C] of a branch ("co", "dis") of the train split's labels; None: as the parameters have it."""
     table, settings = run.dataset.table, run.params.partition
     counts, occurrence = graph.cooccurrence(table.targets[table.indices("train")])
-    exponent = settings.exponent if exponent is None else exponent
     self_loops = settings.self_loops if self_loops is None else self_loops
-    return graph.affinity(counts, occurrence, branch, exponent, self_loops)
+    return graph.affinity(counts, occurrence, branch, settings.exponent, self_loops)
 
 
 def check_k(k, num_classes):
@@ -265,7 +266,7 @@ def cut_labels(run):
     check_cut(run.params, run.dataset.table)
     describe_data(run)  # of the data that is cut, also where 01_data was left out
     if settings.use_released:
-        partitions = released_partitions(run)
+        partitions = released_partitions(settings, len(run.dataset.table.names))
     else:
         refine = {"co": settings.refine_co, "dis": settings.refine_dis}
         partitions = {b: partition.cut(label_graph(run, b), settings.k, settings.seed, refine[b]) for b in refine}
@@ -278,11 +279,12 @@ def cut_labels(run):
 _COMPARED = {"study_k", "study_repeats"}  # parameters of what a cut is compared with; all others determine it
 
 
-def released_partitions(run):
-    """Return {branch: Partition} of the files the parameters name, ours or the paper's form; {} when they name none."""
-    settings, num_classes = run.params.partition, len(run.dataset.table.names)
+def released_partitions(settings, num_classes):
+    """Return {branch: Partition} of the files PartitionParams name, ours or the paper's form; {} when they name none."""
     named = {"co": settings.released_co, "dis": settings.released_dis}
-    return {branch: Partition.load(path, num_classes) for branch, path in named.items() if path is not None}
+    # load_params(paths=False) leaves paths as they are written; one that is resolved already stays the same.
+    paths = {b: repo_root() / os.path.expanduser(os.path.expandvars(file)) for b, file in named.items() if file}
+    return {branch: Partition.load(path, num_classes) for branch, path in paths.items()}
 
 
 def _partition_fingerprint(run, data_key):

@@ -43,7 +43,10 @@ def evaluate(run):
         path.unlink()  # of other models
     released = run.params.evaluation.released is not None
     for seed in run.params.seed_list()[: 1 if released else None]:
-        models = list(_released(run) if released else _models(run, seed))
+        if released:
+            models = [("released", _on_device(run, load_checkpoint(run.params, run.dataset.table.names)), None)]
+        else:
+            models = list(_models(run, seed))
         held_out = None if released else held_out_indices(run, seed)
         if held_out is not None:  # to tune thresholds on, never scored
             for (name, *_), logits in zip(models, _logits(run, models, held_out), strict=True):
@@ -88,11 +91,6 @@ def load_checkpoint(params, names):
     check_class_names(loaded.class_names, names)
     check_preprocessing(loaded, model.normalize, params.data.size)
     return loaded
-
-
-def _released(run):
-    """Yield (row name, images -> logits, None) of the one checkpoint these parameters name."""
-    yield "released", _on_device(run, load_checkpoint(run.params, run.dataset.table.names)), None
 
 
 def _models(run, seed):

@@ -41,6 +41,10 @@ def tiny(**overrides):
             {"teacher_model": {"name": "nothing"}, "student__rows": ["student_only", "sd"]},
             "teacher_model: timm has no model",
         ),
+        (
+            {"wide_model": {"name": "nothing"}, "student__rows": ["baseline", "wide_mld"]},
+            "wide_model: timm has no model",
+        ),
     ],
 )
 def test_a_model_that_cannot_train_is_answered_before_anything_is_decoded(
