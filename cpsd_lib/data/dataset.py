@@ -38,10 +38,6 @@ PUBLISHED = {  # labelled images by split, classes; others have figures for thes
 WATCHED = {module.__name__.rpartition(".")[2]: module.WATCHED for module in (coco2014, nuswide, voc2007, labels)}
 
 
-class NoImages(ValueError):
-    """Something needs pixels, and the data set has labels only."""
-
-
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """N decoded images and their labels; an image has one index in all of them."""
@@ -57,9 +53,9 @@ class Dataset:
     incomplete: str = ""  # the caveat of figures that are not from the whole published data set, and why
 
     def need_images(self):
-        """Return `images`; raises NoImages, with what works without, for a data set of labels only."""
+        """Return `images`; raises ValueError, with what works without, for a data set of labels only."""
         if self.images is None:
-            raise NoImages(
+            raise ValueError(
                 "this data set has labels and no images: 01_data and 02_partition work on it, training and scoring do "
                 "not. Give data.kind and data.root of one with images"
             )

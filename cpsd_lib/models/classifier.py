@@ -277,12 +277,7 @@ def read_state(path):
         state = inner if isinstance(inner, dict) else state
     if not isinstance(state, dict) or not state or not all(torch.is_tensor(value) for value in state.values()):
         raise ValueError(f"{path} holds no state dict: names with a tensor each")
-    return plain_names(state, path)
-
-
-def plain_names(state, path):
-    """Return a state dict without what wrappers put before every name; ValueError where that makes two names one."""
-    plain = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in state.items()}
+    plain = timm.models.clean_state_dict(state)
     if len(plain) < len(state):
         raise ValueError(f"{path} has the same names with and without the prefix `module.`")
     return plain

@@ -10,7 +10,6 @@ from small_copies import coco, coco_file, nuswide, voc
 from cpsd_lib.data import dataset as module
 from cpsd_lib.data.check import check_data
 from cpsd_lib.data.dataset import open_dataset, signature
-from cpsd_lib.data.images.cache import BadFiles
 from cpsd_lib.data.scenes.scenes import Scenes
 from cpsd_lib.data.table import LabelTable
 from cpsd_lib.support import digest
@@ -306,7 +305,7 @@ def test_a_file_name_that_differs_a_little_from_what_is_there_is_offered(tmp_pat
     path.parent.mkdir(exist_ok=True)
     (root / "images" / "train0.png").rename(path)
     annotate(root, [line.replace("train0.png", written) for line in LINES])
-    with pytest.raises(BadFiles) as caught:
+    with pytest.raises(ValueError) as caught:
         opened(root)
     assert f"{written}: the file does not exist (did you mean " in str(caught.value) and shown in str(caught.value)
     checked = check_data(data(root), tmp_path / "run")
@@ -320,7 +319,7 @@ def test_nothing_is_offered_for_a_name_like_no_other_and_a_dead_link_is_not_offe
     (root / "images" / "train0.png").unlink()
     (root / "images" / "train1.png").unlink()
     (root / "images" / "train1.png").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(BadFiles) as caught:
+    with pytest.raises(ValueError) as caught:
         opened(root)
     assert "train0.png: the file does not exist\n" in str(caught.value) and "did you mean" not in str(caught.value)
 
@@ -376,7 +375,7 @@ def test_bad_files_are_an_error_before_anything_else_is_looked_at(tmp_path):
     (root / "images" / "train0.png").write_bytes(b"")
     (root / "images" / "train2.png").unlink()
     shutil.copy(root / "images" / "train1.png", root / "images" / "test2.png")  # an overlap, too
-    with pytest.raises(BadFiles) as caught:
+    with pytest.raises(ValueError) as caught:
         opened(root)
     for part in ("2 of 9 image files", "train0.png", "train2.png", "data.bad_files=skip"):
         assert part in str(caught.value)

@@ -503,7 +503,7 @@ def test_a_notebooks_own_error_and_path_end_the_run_with_exit_status_1(tmp_path)
     overrides = ("data.kind=csv", f"data.root={photos}", "partition.k=1", "name=broken")
     assert start(tmp_path, *OVERRIDES, *overrides).wait(120) == 1
     log = (tmp_path / "log.txt").read_text()
-    assert "01_data stopped: BadFiles: 1 of 24 image files cannot be used" in log and "7.jpg" in log
+    assert "01_data stopped: ValueError: 1 of 24 image files cannot be used" in log and "7.jpg" in log
     assert str(tmp_path / "broken" / "01_data.ipynb") in log and "Traceback" not in log
     manifest = tmp_path / "broken" / "manifest.json"
     assert not manifest.exists() or not read_json(manifest)["stages"]

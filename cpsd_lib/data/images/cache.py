@@ -18,10 +18,6 @@ from cpsd_lib.support import bar
 SYNC_SECONDS = 5.0  # at most this much decoding is lost when the machine goes down
 
 
-class BadFiles(ValueError):
-    """Image files that cannot be used, under the policy `error`."""
-
-
 def build(load, count, size, key, root, workers=None, desc="decoding", keep=True):
     """Return (images uint8 [count, 3, size, size], {index: reason} of the unusable ones, which are black) from root/key.
 
@@ -116,14 +112,14 @@ def _write(load, indices, path):
 
 
 def check_bad(bad, names, policy):
-    """Return the bad files as a sorted list of (file, reason); with policy "error" raise BadFiles if there are any.
+    """Return the bad files as a sorted list of (file, reason); with policy "error" raise ValueError if there are any.
 
     `bad` maps image index to reason, `names` [N] are the files of all images, `policy` is "error" or "skip".
     """
     files = sorted((names[index], reason) for index, reason in bad.items())
     if files and policy != "skip":
         lines = listed((f"{file}: {reason}" for file, reason in files), join="\n  ")
-        raise BadFiles(
+        raise ValueError(
             f"{len(files):,} of {len(names):,} image files cannot be used:\n  {lines}\n"
             "Repair them or remove their rows, or go on without them: data.bad_files=skip"
         )
