@@ -117,8 +117,6 @@ class DataParams(Section, DataSettings):
     def _root_fits_the_kind(self):
         if self.kind in _HOLDS and self.root is None:
             raise ValueError(f"kind {self.kind} needs data.root, the folder that holds {_HOLDS[self.kind]}")
-        if self.kind == "scenes" and self.size > 1024:
-            raise ValueError("kind scenes draws at most 1024 pixels; lower data.size")
         if self.kind == "scenes" and self.limit is not None:
             raise ValueError(f"kind scenes has no data.limit; data.images={max(100, self.limit)} draws that many")
         return self

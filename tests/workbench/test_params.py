@@ -603,11 +603,6 @@ def test_a_csv_run_needs_a_root_that_is_a_folder(tmp_path):
         assert refused(tmp_path, overrides={"data.kind": "csv", "data.root": wrong}).startswith("data.root:")
 
 
-def test_scenes_are_drawn_up_to_1024_pixels(tmp_path):
-    assert refused(tmp_path, overrides={"data.size": 1025}).startswith("data: kind scenes")
-    assert load_params(file(tmp_path), {"data.size": 1024}).data.size == 1024
-
-
 def test_a_limit_is_not_for_scenes_which_have_a_number_of_images(tmp_path):
     assert "data.images=300" in refused(tmp_path, overrides={"data.limit": 300})
     assert "data.images=100" in refused(tmp_path, overrides={"data.limit": 20})  # as few as are drawn
