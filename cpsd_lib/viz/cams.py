@@ -1,7 +1,7 @@
 """The CAM browser: where a model looks for the classes of an image."""
 
 from functools import lru_cache, partial
-from textwrap import shorten
+from textwrap import fill
 
 import ipywidgets
 import numpy as np
@@ -15,7 +15,6 @@ from cpsd_lib.viz.explorer import Explorer
 from cpsd_lib.viz.plots import panels, short
 from cpsd_lib.viz.plots_evidence import MAP, overlay
 
-MOST_MAPS = 3  # beside the picture; more would be too small to see
 LABEL = {1: "label", 0: "no label", -1: "unknown"}
 
 
@@ -23,8 +22,8 @@ def cam_browser(models, images, indices, targets, names, start=None):
     """Return an Explorer of class activation maps: image, class, model.
 
     models {name: Classifier or PartTeachers}; images uint8 [N, 3, S, S]; indices: of the images
-    to browse; targets [N, C] of 1, 0, -1; names [C]. start: {"image": 0 (its place in indices), "shown": None, "model": name},
-    shown: the name of a class, or None for the labels of the image (the first three; the most probable class where it has none).
+    to browse; targets [N, C] of 1, 0, -1; names [C]. start: {"image": 0 (its place in indices), "shown": "", "model": name},
+    shown: the name of a class, or "" for the labels of the image (the most probable class where it has none).
     Its numbers: "classes" shown, their "probabilities", and "labels" of the image. Raises ValueError for what does not fit.
     """
     if not models or not len(indices):
@@ -33,12 +32,12 @@ def cam_browser(models, images, indices, targets, names, start=None):
         )
     if targets.shape != (len(images), len(names)):
         raise ValueError(f"targets are {targets.shape} for {len(images)} images and {len(names)} names")
-    names, words = list(names), short(names, 32)
+    names, words = list(names), short(names)
 
     kind_of = lru_cache(lambda model: map_kinds(models[model], images.shape[-1])[0])
 
     def draw(image, shown, model):
-        if model not in models or shown not in (None, *names) or not 0 <= image < len(indices):
+        if model not in models or shown not in ("", *names) or not 0 <= image < len(indices):
             raise ValueError(
                 f"there is no image {image}, class {shown!r} or model {model!r}; images are 0..{len(indices) - 1}, "
                 f"models {', '.join(models)}, classes {', '.join(names[:10])} ..."
@@ -46,8 +45,8 @@ def cam_browser(models, images, indices, targets, names, start=None):
         labels = np.flatnonzero(targets[indices[image]] == 1).tolist()
         pixels = np.array(images[indices[image]])
         probabilities = predict(models[model], pixels[None])[0]
-        classes = labels[:MOST_MAPS] or [int(probabilities.argmax())]
-        classes = classes if shown is None else [names.index(shown)]
+        classes = labels or [int(probabilities.argmax())]
+        classes = classes if not shown else [names.index(shown)]
         numbers = {"classes": [names[c] for c in classes], "probabilities": [float(probabilities[c]) for c in classes]}
         numbers["labels"] = [names[c] for c in labels]
         view = test_view(torch.from_numpy(pixels[None]).to(next(models[model].parameters()).device))
@@ -58,25 +57,27 @@ def cam_browser(models, images, indices, targets, names, start=None):
         ]
         headline = f"model {model}, its maps of {kind_of(model)}; image {indices[image]}, its labels: "
         headline += ", ".join(words[c] for c in labels) or "none"
-        return draw_maps(pixels, maps, captions, shorten(headline, 130, placeholder=" …")), numbers
+        return draw_maps(pixels, maps, captions, fill(headline, 115)), numbers
 
-    classes = [("labels of the image", None), *zip(names, names, strict=True)]
+    classes = [("labels of the image", ""), *zip(names, names, strict=True)]
     controls = {
         "image": partial(ipywidgets.IntSlider, min=0, max=len(indices) - 1, description="image"),
         "shown": partial(ipywidgets.Dropdown, options=classes, description="class"),
         "model": partial(ipywidgets.Dropdown, options=list(models), description="model"),
     }
-    return Explorer(draw, {"image": 0, "shown": None, "model": next(iter(models))}, start, controls)
+    return Explorer(draw, {"image": 0, "shown": "", "model": next(iter(models))}, start, controls)
 
 
 def draw_maps(image, maps, captions, headline):
-    """Return the figure of an image uint8 [3, S, S] and up to three maps [K, S, S] in [0, 1] over its grey copy, captions [K]."""
-    figure, axes = panels(1, MOST_MAPS + 1, 13.5, 4.2, headline)
+    """Return the figure of an image uint8 [3, S, S] and of maps [K, S, S] in [0, 1] over its grey copy, captions [K]."""
+    rows = 1 if len(maps) < 4 else 2
+    columns = max(4, -(-(len(maps) + 1) // rows))
+    figure, axes = panels(rows, columns, 11, 2.75 * rows, headline)
     shown = [np.moveaxis(np.asarray(image), 0, -1), *(overlay(image, heat, 0.75) for heat in maps)]
-    for axis, pixels, caption in zip(axes[0], shown, ["the picture", *captions], strict=False):
+    for axis, pixels, caption in zip(axes.flat, shown, ["the picture", *captions], strict=False):
         axis.imshow(pixels)
-        axis.set_title(caption, loc="left", fontsize=10)
-    for axis in axes[0]:
+        axis.set_title(caption, loc="left", fontsize=11)
+    for axis in axes.flat:
         axis.axis("off")
     figure.colorbar(ScalarMappable(cmap=MAP), ax=axes, shrink=0.85, aspect=30, label="map")
     return figure

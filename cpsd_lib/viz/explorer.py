@@ -5,10 +5,12 @@ import io
 from functools import cached_property, lru_cache, partial
 from html import escape
 from textwrap import shorten
+from uuid import uuid4
 
 import ipywidgets
 import matplotlib.pyplot as plt
 from IPython import get_ipython
+from IPython.display import display
 
 from cpsd_lib.support import atomic
 from cpsd_lib.viz.plots import short
@@ -27,16 +29,17 @@ class Explorer:
 
     draw: called with the settings as keywords, returns (figure of pyplot, numbers dict); a setting that was there before is
     not drawn again. defaults: {setting: value}; start: those that begin otherwise, or None. controls: {setting: function of a
-    value that makes its widget}. buttons: {label: function of this Explorer that returns a message or None}. live: settings
-    that go back to these values whenever a control moves.
+    value that makes its widget}. buttons: {label: function of this Explorer that returns a message or None}. follows:
+    {setting: function of its new value that returns the settings that change with it}.
 
     After a change, `settings`, `numbers` and `png` are the new ones. In a notebook it shows itself: the last line of a
     cell, or display().
     """
 
-    def __init__(self, draw, defaults, start, controls, buttons=None, live=None):
+    def __init__(self, draw, defaults, start, controls, buttons=None, follows=None):
         self._draw = lru_cache(256)(partial(_png, draw))  # pictures of 0.2 MB
-        self._controls, self._buttons, self._live = controls, buttons or {}, live or {}
+        self._controls, self._buttons, self._follows = controls, buttons or {}, follows or {}
+        self._picture, self._shown = uuid4().hex, False
         self.settings = defaults
         self.set(**start or {})
 
@@ -47,8 +50,8 @@ class Explorer:
         settings = self.settings | changes
         self.png, self.numbers = self._draw(**settings)
         self.settings = settings
-        if "widget" in self.__dict__:
-            self.widget.children[-1].value = self.png
+        if self._shown:
+            display(self._plain(), raw=True, display_id=self._picture, update=True)
 
     def save(self, path):
         """Write the picture as it is now as PNG to `path` (atomically)."""
@@ -60,9 +63,7 @@ class Explorer:
         """The ipywidgets that change a setting each, {setting: widget}."""
         controls = {name: make(value=self.settings[name]) for name, make in self._controls.items()}
         for name, control in controls.items():
-            control.observe(
-                lambda change, name=name: self._try(lambda: self.set(**self._live | {name: change.new})), names="value"
-            )
+            control.observe(lambda change, name=name: self._try(lambda: self._move(name, change.new)), names="value")
         return controls
 
     @cached_property
@@ -75,15 +76,20 @@ class Explorer:
 
     @cached_property
     def widget(self):
-        """Controls, a line for messages, and the picture below, as one ipywidget."""
+        """Controls, and a line for messages, as one ipywidget; the picture is an output by itself."""
         row = ipywidgets.HBox([*self.controls.values(), *self.buttons.values()], layout={"flex_flow": "row wrap"})
-        layout = {"max_width": "100%", "object_fit": "contain"}
-        return ipywidgets.VBox([row, self.message, ipywidgets.Image(value=self.png, format="png", layout=layout)])
+        return ipywidgets.VBox([row, self.message])
 
     @cached_property
     def message(self):
         """The line that a button or an error writes to (an ipywidgets HTML)."""
         return ipywidgets.HTML()
+
+    def _move(self, name, value):
+        changes = {name: value} | self._follows.get(name, lambda _: {})(value)
+        self.set(**changes)
+        for other, followed in changes.items():
+            self.controls[other].value = followed
 
     def _try(self, action):
         # What a callback raises is lost in the server's log; the person who turned the control should read it.
@@ -99,10 +105,15 @@ class Explorer:
         }
         return ", ".join(f"{name} {shorten(text, 60, placeholder=' ...')}" for name, text in values.items())
 
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        # The picture goes along in any case: for GitHub, nbviewer and nbconvert, which cannot show the widget.
-        plain = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
-        return self.widget._repr_mimebundle_() | plain if front_end() else plain
+    def _plain(self):
+        return {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
+
+    def _ipython_display_(self):
+        # The picture is an output beside the controls: it stays when a kernel is started anew, on GitHub and in nbconvert.
+        self._shown = front_end()
+        if self._shown:
+            display(self.widget)
+        display(self._plain(), raw=True, display_id=self._picture)
 
 
 def _png(draw, **settings):
@@ -118,17 +129,18 @@ def _png(draw, **settings):
 
 
 def name_rows(axis, names):
-    """Write names [n] one below the other at the left of an axis, at 0 to n - 1; none where nobody could read them."""
-    size = min(9, 0.9 * 72 * axis.get_position().height * axis.figure.get_figheight() / len(names))
-    # There is room for 1.04 inches, and a letter is 0.58 of its size wide.
-    names = short(names, int(129 / size)) if size >= 4 else ()
-    for row, name in enumerate(names):  # ticks would take three times as long
-        axis.text(-0.022, row, name, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=size)
+    """Write names [n] one below the other at the left of an axis, at 0 to n - 1: as many as are read at 11 points."""
+    room = 72 * axis.get_position().height * axis.figure.get_figheight() / len(names)
+    look = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 11}
+    shown = short(names, 22)  # there is room for 1.9 inches
+    for row in range(0, len(names), max(1, round(12 / room))):  # ticks would take three times as long
+        axis.text(-0.022, row, shown[row], **look)
 
 
 def canvas(title, summary):
     """Return a new figure with a title and a line of text above where its axes will be."""
-    figure = plt.figure(figsize=(13.5, 8), dpi=100, layout="none")
-    figure.text(0.01, 0.97, title, fontsize=13, va="center")
-    figure.text(0.01, 0.9325, summary, fontsize=11, va="center")
+    # As wide as a notebook's cell in a window of 1280 pixels, so that text has its size, and low enough for the controls above.
+    figure = plt.figure(figsize=(11, 5.4), dpi=100, layout="none")
+    figure.text(0.01, 0.965, title, fontsize=13, va="center")
+    figure.text(0.01, 0.91, summary, fontsize=11, va="center")
     return figure

@@ -21,11 +21,12 @@ GAP = 7  # pixels from the middle of a point's mark to its name
 
 
 def partition_explorer(counts, occurrence, names, start=None, compare=None, folder=None, self_loops=False):
-    """Return an Explorer of the cuts of a label graph: branch, k, exponent, seed; refined at a button, written at another.
+    """Return an Explorer of the cuts of a label graph: branch, k, exponent, seed, refined or not; written at a button.
 
     counts [C, C], occurrence [C]: from graph.cooccurrence; names [C]. start: settings to begin with, such as
-    {"branch": "dis", "k": 5, "exponent": 0.5, "seed": 0, "refine": True}. compare: a Partition, or {branch: Partition}, that
-    the ARI is taken to. folder: "export" writes to explored_partitions/ in it, for partition.released_co / released_dis.
+    {"branch": "dis", "k": 5, "exponent": 0.5, "seed": 0, "refine": True}; "refine": {"co": False, "dis": True} has one a
+    branch. compare: a Partition, or {branch: Partition}, that the ARI is taken to. folder: "export" writes to
+    explored_partitions/ in it, for partition.released_co / released_dis.
     self_loops: as in graph.affinity.
     Its numbers are those of evaluation.partition_numbers, "partition", and with compare "ARI". Raises ValueError for what
     does not fit together.
@@ -53,6 +54,8 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
 
     defaults = {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": False}
     first = defaults | (start or {})
+    refined = first["refine"] if isinstance(first["refine"], dict) else {}
+    first["refine"] = refined.get(first["branch"], first["refine"])
     branches = [(title, name) for name, (title, _) in BRANCHES.items()]
     most = min(len(names), max(MOST_PARTS, first["k"]))
     limits = {"min": min(0.05, first["exponent"]), "max": max(2.0, first["exponent"]), "step": 0.01}
@@ -61,11 +64,11 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
         "k": partial(ipywidgets.IntSlider, min=1, max=most, description="parts k"),
         "exponent": partial(ipywidgets.FloatSlider, **limits, description="exponent p"),
         "seed": partial(ipywidgets.BoundedIntText, min=0, max=2**31 - 1, description="seed", layout={"width": "160px"}),
+        "refine": partial(ipywidgets.ToggleButton, description="refine"),
     }
-    buttons = {"refine": lambda explorer: explorer.set(refine=True)}
-    if folder is not None:
-        buttons["export"] = lambda explorer: export(explorer, folder)
-    return Explorer(draw, defaults, start, controls, buttons, live={"refine": False})
+    buttons = {} if folder is None else {"export": lambda explorer: export(explorer, folder)}
+    follows = {"branch": lambda branch: {"refine": refined[branch]}} if refined else {}
+    return Explorer(draw, defaults, first, controls, buttons, follows)
 
 
 def export(explorer, folder):
@@ -103,11 +106,11 @@ def _mark(number):
 
 def draw_graph(figure, affinity, partition, names):
     """Draw a graph [C, C] ordered by part into the left of a figure, each class with its name and the mark of its part."""
-    axis, bar = figure.add_axes((0.088, 0.035, 0.488, 0.85)), figure.add_axes((0.584, 0.035, 0.01, 0.85))
+    axis, bar = figure.add_axes((0.175, 0.06, 0.4, 0.79)), figure.add_axes((0.585, 0.06, 0.01, 0.79))
     # One scale for all settings: with its own for each, moving the exponent would show nothing.
     image = graph_by_part(axis, affinity, partition, vmin=0, vmax=1, aspect="auto")
     axis.set(xlabel="class, in the same order", autoscale_on=False)
-    figure.colorbar(image, cax=bar).ax.set_title("affinity", fontsize=10)
+    figure.colorbar(image, cax=bar).ax.set_title("affinity", fontsize=11)
     row = 0
     for number, part in enumerate(partition.parts):
         rows, row = np.arange(row, row + len(part)), row + len(part)
@@ -117,7 +120,7 @@ def draw_graph(figure, affinity, partition, names):
 
 def draw_points(figure, partition, points, names):
     """Draw the classes' points [C, 2] in 0..1, or NaN, into the right of a figure, with the marks of their parts."""
-    axis = figure.add_axes((0.655, 0.06, 0.335, 0.79))
+    axis = figure.add_axes((0.67, 0.07, 0.32, 0.75))
     axis.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1), xlabel="2nd eigenvector", ylabel="3rd eigenvector")
     axis.set_title("Spectral embedding, arsinh scale", loc="left", fontsize=11)
     for number, part in enumerate(partition.parts):
@@ -125,7 +128,7 @@ def draw_points(figure, partition, points, names):
     placed = np.flatnonzero(~np.isnan(points[:, 0]))
     # Outliers first: they are what one asks about, and the middle has no room for all.
     placed = placed[np.argsort(-np.abs(points[placed]).max(1), kind="stable")]
-    name_points(axis, points[placed], short([names[c] for c in placed]), fontsize=7 if len(names) > 40 else 9)
+    name_points(axis, points[placed], short([names[c] for c in placed]), fontsize=11)
 
 
 def _spread(points):

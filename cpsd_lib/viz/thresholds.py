@@ -18,7 +18,7 @@ def threshold_explorer(scores, targets, names, start=None):
     """Return an Explorer of the threshold: of all classes, or of one beside the others.
 
     scores [N, C]: probabilities; targets [N, C] of 1, 0, -1 = unknown (that entry is left out); names [C]. start:
-    {"threshold": 0.5, "shown": None}, shown: the name of a class, or None. Its numbers are fractions: those of
+    {"threshold": 0.5, "shown": ""}, shown: the name of a class, or "" for all. Its numbers are fractions: those of
     evaluation.precision_recall_f1, and with a class its "precision", "recall", "F1".
     A threshold is to be chosen on held-out TRAINING images; on the test split this is a look at the answers.
     Raises ValueError for tables that cannot be scored, scores outside 0..1, other names, a threshold outside 0..1.
@@ -41,15 +41,13 @@ def threshold_explorer(scores, targets, names, start=None):
     def draw(threshold, shown):
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must lie in 0..1, got {threshold}")
-        if shown is not None and shown not in names:
-            raise ValueError(
-                f"there is no class {shown!r}; shown is None for all, or one of {', '.join(names[:10])} ..."
-            )
+        if shown and shown not in names:
+            raise ValueError(f'there is no class {shown!r}; shown is "" for all, or one of {", ".join(names[:10])} ...')
         now = count(threshold)
         each, numbers = of_classes(*now), {name: float(value) for name, value in averages(*now).items()}
         title, scores, about, c = "all classes", numbers, "CP CR CF1: classes averaged, OP OR OF1: all decisions", None
-        if shown is not None:
-            (title,), c = short([shown], 60), names.index(shown)
+        if shown:
+            (title,), c = short([shown], 50), names.index(shown)
             scores = {name: float(values[c]) for name, values in each.items()}
             about = f"{now[0][c]:,} of {present[c]:,} positives found, predicted in {now[1][c]:,} images"
         text = "   ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
@@ -60,12 +58,12 @@ def threshold_explorer(scores, targets, names, start=None):
         figure.legend(loc="upper right", bbox_to_anchor=(0.99, 1.0), ncols=3, fontsize=11, frameon=False)
         return figure, numbers | scores
 
-    classes = [("all classes", None), *zip(names, names, strict=True)]
+    classes = [("all classes", ""), *zip(names, names, strict=True)]
     controls = {
         "threshold": partial(ipywidgets.FloatSlider, min=0, max=1, step=0.01, description="threshold"),
         "shown": partial(ipywidgets.Dropdown, options=classes, description="class"),
     }
-    return Explorer(draw, {"threshold": 0.5, "shown": None}, start, controls)
+    return Explorer(draw, {"threshold": 0.5, "shown": ""}, start, controls)
 
 
 def draw_curves(figure, curves, c, threshold, scores):
@@ -73,9 +71,9 @@ def draw_curves(figure, curves, c, threshold, scores):
 
     curves {name: [101] or [101, C]} of all scores over GRID; scores {name: number} now.
     """
-    axis = figure.add_axes((0.06, 0.07, 0.44, 0.79))
+    axis = figure.add_axes((0.065, 0.11, 0.43, 0.72))
     axis.set(xlim=(0, 1), ylim=(-1, 103), xlabel="threshold (probability)", ylabel="percent")
-    axis.set_title("solid: what is shown; dotted: all decisions together (OP, OR, OF1)", loc="left", fontsize=11)
+    axis.set_title("solid: shown; dotted: all decisions (OP, OR, OF1)", loc="left", fontsize=11)
     axis.axvline(threshold, color=BASELINE, linewidth=1)
     for name, (mean, overall, colour, mark) in STYLES.items():
         shown, now = (curves[mean], scores[mean]) if c is None else (curves[name][:, c], scores[name])
@@ -86,9 +84,9 @@ def draw_curves(figure, curves, c, threshold, scores):
 
 def draw_classes(figure, each, order, c, names):
     """Draw the scores {name: [C]} of each class into the right of a figure, in this order [C], class c marked; percent."""
-    axis, rows = figure.add_axes((0.605, 0.07, 0.385, 0.79)), range(len(names))
+    axis, rows = figure.add_axes((0.68, 0.11, 0.305, 0.72)), range(len(names))
     axis.set(xlim=(-1, 103), ylim=(len(names) - 0.4, -0.6), yticks=[], xlabel="percent")
-    axis.set_title("each class at this threshold, frequent classes first", loc="left", fontsize=11)
+    axis.set_title("each class, frequent ones first", loc="left", fontsize=11)
     if c is not None:
         axis.axhline(np.flatnonzero(order == c)[0], color=GREY, alpha=0.35, linewidth=8, zorder=1)
     for name, (_, _, colour, mark) in STYLES.items():

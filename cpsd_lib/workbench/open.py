@@ -45,7 +45,8 @@ def explore(run="demo", kind="partition", seed=None):
     table, seed = run.dataset.table, run.params.seed if seed is None else seed
     if kind == "partition":
         settings = run.params.partition
-        start = {"k": settings.k, "exponent": settings.exponent, "seed": settings.seed, "refine": settings.refine_co}
+        start = {"k": settings.k, "exponent": settings.exponent, "seed": settings.seed}
+        start["refine"] = {"co": settings.refine_co, "dis": settings.refine_dis}
         counts, occurrence = graph.cooccurrence(table.targets[table.indices("train")])
         compare = load_partitions(run) if (run.folder / "partition" / "fingerprint.json").exists() else None
         return partition_explorer(

@@ -201,7 +201,10 @@ def test_ctrl_c_between_steps_loses_none_and_a_notebook_shows_one_sentence(
             run(broken, tmp_path / "broken", images, targets, training=training, validation=validation)
     (sentence,) = stopped.value._render_traceback_()
     step = {"the next batch": 6, "the validation": 8}[where]
-    assert sentence == f"Interrupted: training: stopped at step {step} of 12; run it again and it goes on from its checkpoint"
+    assert (
+        sentence
+        == f"Interrupted: training: stopped at step {step} of 12; run it again and it goes on from its checkpoint"
+    )
     run(again, tmp_path / "broken", images, targets, training=training, validation=validation)
     assert f"training: resumed at step {step} of 12" in capsys.readouterr().out
     assert same(weights(unbroken), weights(again))
