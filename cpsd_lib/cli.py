@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 import sys
 from contextlib import suppress
 from dataclasses import fields
@@ -164,8 +165,11 @@ def _cost(params, overrides):
 def _targets(params, overrides):
     folder = workbench.outputs_root() / workbench.load_params(params, overrides).name
     if not folder.exists():
+        given = shlex.join(
+            [params, *(f"{key}={workbench.flow_text(value).strip()}" for key, value in overrides.items())]
+        )
         raise workbench.MissingStage(
-            f"there is no run {folder.name} in {folder.parent}; run 03_teachers first: cpsd run {params}"
+            f"there is no run {folder.name} in {folder.parent}; run 03_teachers first: cpsd run {given}"
         )
     run = workbench.open_run(params, overrides)
     with workbench.one_runner(folder):

@@ -80,7 +80,7 @@ def read_json(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path} is not valid JSON ({error}); mend it, or, where a run wrote it, delete it and run that stage again"
+            f"{path} is not valid JSON ({error}); mend it, or, where a run wrote it, move it away and run that stage again"
         ) from error
 
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -61,6 +62,21 @@ def test_a_wrong_parameter_is_answered_before_torch_is_loaded(outputs):
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=repo_root(), capture_output=True, text=True)
     assert done.stdout.split() == ["2", "False", "False"]
+
+
+@pytest.mark.parametrize("narrow", [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}])
+def test_a_terminal_that_lacks_a_letter_shows_its_number_and_ends_nothing(outputs, tmp_path, narrow):
+    (tmp_path / "images").mkdir()
+    lines = [f"{n} 狗.png,{'train' if n < 3 else 'test'},狗;Käse" for n in range(4)]
+    (tmp_path / "annotations.csv").write_text("\n".join(["file_name,split,labels", *lines]), encoding="utf-8")
+    words = ["tiny", "data={kind: csv}", f"data.root={tmp_path}", "partition.k=1"]
+    command = [sys.executable, "-m", "cpsd_lib", "data", "check", *words]
+    done = subprocess.run(command, capture_output=True, env=os.environ | narrow)
+    text = (done.stdout + done.stderr).decode(narrow["PYTHONIOENCODING"])
+    assert done.returncode == 1 and "Traceback" not in text  # no photo is there, and its name is printed
+    assert "\\u72d7.png" in text and "verdict: it cannot train" in text
+    done = subprocess.run([*command[:3], "run", "tiny", "name=狗"], capture_output=True, env=os.environ | narrow)
+    assert done.returncode == 2 and b"\\u72d7" in done.stderr and b"Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("words", [[], ["ran"], ["run"], ["run", "tiny", "--force"]])

@@ -67,6 +67,8 @@ def run_stages(source, overrides=None):
     error and path. Killed at any moment, the same call goes on where it was.
     """
     params = load_params(source, overrides)
+    if repo_root() != Path(__file__).resolve().parents[2]:  # another than the one this library lies in
+        print(f"project: {repo_root()}", flush=True)
     left, names = stages_left(params), stages_of(params)
     if left:  # one that is refused leaves no folder, and an old one as it was
         check_run(params)

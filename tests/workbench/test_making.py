@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import socket
 from types import SimpleNamespace
@@ -55,7 +56,7 @@ from cpsd_lib.workbench.run import (
 )
 from cpsd_lib.workbench.scoring import component_table, evaluate, load_records, score_path
 from cpsd_lib.workbench.store import Store
-from cpsd_lib.workbench.yaml_files import ParameterError
+from cpsd_lib.workbench.yaml_files import ParameterError, parse_overrides
 
 SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 32, "partition.k": 2}
 DISTILLED = ("sd", "cgpd", "dgpd", "cpsd")
@@ -362,7 +363,10 @@ def test_targets_can_be_filled_ahead_from_the_command_line(outputs, capsys):
         "seed=12",
     ]
     assert main(["targets", *words]) == 1
-    assert "there is no run by_hand" in capsys.readouterr().err and not (outputs / "by_hand").exists()
+    message = capsys.readouterr().err
+    assert "there is no run by_hand" in message and not (outputs / "by_hand").exists()
+    command, params, *given = shlex.split(message.split("cpsd ")[1])
+    assert (command, params) == ("run", "tiny") and parse_overrides(given) == parse_overrides(words[1:])
     run = small(name="by_hand", student__rows=["sd"], seed=12)
     cut_labels(run)
     assert main(["targets", *words]) == 1

@@ -197,6 +197,15 @@ def test_an_error_of_yaml_names_the_file_and_the_line_in_one_line(tmp_path, text
     assert message.startswith(f"{tmp_path / 'some.yaml'} is not valid YAML: line {line}") and "\n" not in message
 
 
+@pytest.mark.parametrize("teachers", ["teachers: {<<: *common, epochs: 3}", "teachers:\n  <<: *common\n  epochs: 3"])
+def test_a_merge_of_sections_is_what_yaml_has_it_to_be(tmp_path, teachers):
+    path = tmp_path / "merged.yaml"
+    path.write_text(f"{SMALL}\ntrain: &common {{epochs: 2, lr: 0.25}}\n{teachers}\nstudent: {{<<: *common}}\n")
+    params = load_params(path)
+    assert (params.teachers.epochs, params.student.epochs) == (3, 2)
+    assert params.teachers.lr == params.student.lr == 0.25
+
+
 @pytest.mark.parametrize("text", ["train: &t {lr: *t}\n", "student: &s [*s]\n", "seed: &s [*s]\n"])
 def test_an_anchor_that_holds_itself_is_refused_without_a_crash(tmp_path, text):
     section, _, _ = text.partition(":")

@@ -165,6 +165,26 @@ def test_each_stage_is_announced_with_its_number_and_why_it_is_done_again(root, 
     assert "[5/7] 05_evaluation ... again: what it left is not there unchanged" in capsys.readouterr().out
 
 
+def test_the_project_is_named_where_it_is_not_the_librarys_own_and_its_own_comes_before_the_working_folder(
+    root, stand, monkeypatch, capsys
+):
+    stand.run()
+    assert capsys.readouterr().out.startswith(f"project: {root}\n")
+    monkeypatch.delenv("CPSD_ROOT")
+    monkeypatch.chdir(root)  # it has params/ and notebooks/ too
+    assert pipeline.repo_root() == REPO
+    stand.run()
+    assert "project:" not in capsys.readouterr().out
+
+
+def test_a_notebook_of_ones_own_that_is_broken_is_not_to_be_deleted(root, stand):
+    path = root / "notebooks" / "03_teachers.ipynb"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"03_teachers\.ipynb is not valid JSON") as caught:
+        stand.run()
+    assert "delete" not in str(caught.value) and path.read_text() == "{"
+
+
 def edit_notebook(path, kind):
     notebook = read_json(path)
     cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == kind)
@@ -504,6 +524,7 @@ def test_a_notebooks_own_error_and_path_end_the_run_with_exit_status_1(tmp_path)
     assert start(tmp_path, *OVERRIDES, *overrides).wait(120) == 1
     log = (tmp_path / "log.txt").read_text()
     assert "01_data stopped: ValueError: 1 of 24 image files cannot be used" in log and "7.jpg" in log
-    assert str(tmp_path / "broken" / "01_data.ipynb") in log and "Traceback" not in log
+    assert str(tmp_path / "broken" / "01_data.ipynb") in log
+    assert "Traceback" not in log and "nothing was started" not in log
     manifest = tmp_path / "broken" / "manifest.json"
     assert not manifest.exists() or not read_json(manifest)["stages"]
