@@ -158,9 +158,3 @@ def test_any_number_of_groups_uses_all_classes(groups):
     scenes = Scenes(images=1000, groups=groups)
     assert sorted(set(scenes.groups_of_classes)) == list(range(groups))
     assert scenes.table.targets.any(axis=0).all()
-
-
-@pytest.mark.parametrize("i", [-1, 100])
-def test_a_picture_that_does_not_exist_is_an_index_error(i):
-    with pytest.raises(IndexError, match="there are 100"):
-        Scenes(images=100).load(i)

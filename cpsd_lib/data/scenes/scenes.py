@@ -62,7 +62,7 @@ class Scenes:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def load(self, i: int) -> np.ndarray:
-        """Picture i, uint8 [3,size,size]: the same bytes in any process and any order; IndexError out of range."""
+        """Picture i, uint8 [3,size,size]: the same bytes in any process and any order."""
         return self._draw(i)[0]
 
     def boxes(self, i: int) -> list[tuple[int, int, int, int, int]]:
@@ -70,8 +70,6 @@ class Scenes:
         return self._draw(i)[1]
 
     def _draw(self, i):
-        if not 0 <= i < self.images:
-            raise IndexError(f"scenes: picture {i} does not exist; there are {self.images}, numbered from 0")
         classes = np.flatnonzero(_labels(self.images, self.seed, self.groups)[i])
         for attempt in count():  # about one picture in 70 hides a thing too well and is drawn again
             scene = _compose(np.random.default_rng([self.seed, i, attempt]), self.size, classes)
