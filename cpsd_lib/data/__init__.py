@@ -16,7 +16,6 @@ __getattr__, __dir__, __all__ = exports(
         "boxes": "boxes_of",
         "images.decode": "BadImage decode",
         "images.photos": "decode_batches find_photos",
-        "images.pixels": "take",
         "readers.coco2014": "COCO_CLASSES",
         "readers.common": "NOT_COMPARABLE",
         "augment.views": "VIEWS VIEWS_VERSION permutation test_view train_view",

@@ -43,8 +43,7 @@ class Dataset:
     """N decoded images and their labels; an image has one index in all of them."""
 
     table: LabelTable
-    # uint8 [N, 3, S, S], a read-only memory map or decoded when read; None for a data set of labels only
-    images: np.ndarray | OnTheFly | None
+    images: OnTheFly | None  # uint8 [N, 3, S, S], from the cache or decoded when read; None for labels only
     key: str  # hash of pixels, labels, class order and splits
     notes: list[str]  # what a user should know before training
     skipped: list[tuple[str, str]]  # (file, reason) left out: unreadable or not on disk

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from cpsd_lib.data import VIEWS, permutation, take, test_view, train_view
+from cpsd_lib.data import VIEWS, permutation, test_view, train_view
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Batch:
 class Batches:
     """Epochs of batches over some images of a data set; order and views depend on (seed, epoch, image) alone.
 
-    images: uint8 [N, 3, S, S], an array, a cache's memory map or OnTheFly. targets: int8 [N, C] of 1, 0, -1 (unknown).
+    images: uint8 [N, 3, S, S], an array, or a Dataset's images. targets: int8 [N, C] of 1, 0, -1 (unknown).
     indices [n]: the images to train on; None: all. view: a name in VIEWS, or a ViewRecipe.
     stored_views: reuse this many views round robin; None draws a new view of each image every epoch.
     soft: a function (view number, image indices, images) -> {branch: logits [B, C] or Output}, such as
@@ -90,7 +90,7 @@ class Batches:
             self.soft.flush()
 
     def _gather(self, indices):
-        return self._pinned(torch.from_numpy(take(self.images, indices)))
+        return self._pinned(torch.from_numpy(self.images[np.asarray(indices)]))
 
     def _augmented(self, pixels, view, indices):
         images = train_view(self._move(pixels), self.recipe, self.seed, view, indices)
@@ -109,7 +109,7 @@ def predict_logits(forward, images, indices, device, batch_size=128, precision=N
     device, found = torch.device(device), []
     with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision is not None):
         for start in range(0, len(indices), batch_size):
-            pixels = torch.from_numpy(take(images, indices[start : start + batch_size])).to(device)
+            pixels = torch.from_numpy(images[np.asarray(indices[start : start + batch_size])]).to(device)
             view = test_view(pixels).contiguous(memory_format=torch.channels_last)
             found.append(forward(view).float().cpu().numpy())
     return np.concatenate(found)

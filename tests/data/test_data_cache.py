@@ -54,7 +54,7 @@ def same(built, count, bad=()):
     images, reasons = built
     assert reasons == {index: f"reason {index}" for index in bad}
     expected = np.stack([picture(index) * (index not in bad) for index in range(count)])
-    return images.shape == expected.shape and (images == expected).all()
+    return images.shape == expected.shape and (images[:] == expected).all()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -62,7 +62,7 @@ def test_a_cache_holds_every_image_and_the_reason_of_every_bad_one(tmp_path, mon
     monkeypatch.setattr(pixels, "POOL_SECONDS", 0)
     load = Logged(tmp_path / "log", bad=(3, 90))
     built = build(load, 100, SIZE, "key", tmp_path / "root", workers)
-    assert same(built, 100, bad=(3, 90)) and built[0].dtype == np.uint8 and not built[0].flags.writeable
+    assert same(built, 100, bad=(3, 90)) and built[0].dtype == np.uint8 and len(built[0]) == 100
     assert sorted(loaded(load.log)) == list(range(100))
     again = build(load, 100, SIZE, "key", tmp_path / "root", workers)
     assert same(again, 100, bad=(3, 90))
@@ -186,6 +186,53 @@ def test_a_cache_whose_pixels_were_cut_off_is_built_again(tmp_path, state):
     assert len(loaded(log)) == 10
 
 
+def flip(path, place):
+    """Change one byte of a file."""
+    with open(path, "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.parametrize("place", [0, 3 * SIZE**2 - 1, 3 * SIZE**2, 3 * SIZE**2 + 3])  # of its pixels, of its checksum
+def test_an_image_whose_bytes_changed_is_decoded_again_when_it_is_first_read_and_a_line_says_so(
+    tmp_path, capsys, place
+):
+    log, length = tmp_path / "log", 3 * SIZE**2 + cache.CHECKSUM
+    build(Logged(log), 9, SIZE, "key", tmp_path)
+    flip(tmp_path / "key" / "images.u8", 4 * length + place)
+    images, _ = build(Logged(log), 9, SIZE, "key", tmp_path)
+    assert len(loaded(log)) == 9
+    assert (images[[5, 4, 0, 4]] == np.stack([picture(index) for index in (5, 4, 0, 4)])).all()
+    assert loaded(log)[9:] == [4, 4]  # once for the file, once for the reader
+    assert capsys.readouterr().out == f"{tmp_path / 'key' / 'images.u8'} was damaged: its image 4 is decoded again\n"
+    assert same(build(Logged(log), 9, SIZE, "key", tmp_path), 9) and len(loaded(log)) == 11  # the file is mended
+
+
+def test_a_damaged_image_that_cannot_be_decoded_any_more_is_an_error(tmp_path):
+    build(Logged(tmp_path / "log"), 9, SIZE, "key", tmp_path)
+    flip(tmp_path / "key" / "images.u8", 0)
+    images, _ = build(Logged(tmp_path / "log", bad=(0,)), 9, SIZE, "key", tmp_path)
+    with pytest.raises(ValueError, match=r"images\.u8 is damaged, and its image 0 cannot be decoded again: reason 0"):
+        images[[0]]
+
+
+@pytest.mark.parametrize(
+    "change", [{"done": 80}, {"bad": {}}, {"bad": {"3": "x", "5": "y"}}, {"done": None}, [1], "garbage", None]
+)
+def test_a_record_of_what_is_done_that_was_changed_is_not_believed(tmp_path, capsys, change):
+    log, path = tmp_path / "log", tmp_path / "key" / "images.json"
+    with pytest.raises(KeyboardInterrupt):
+        build(Logged(log, stop_after=40, bad=(3,)), 80, SIZE, "key", tmp_path)
+    state = json.loads(path.read_text())
+    path.write_text(
+        change if isinstance(change, str) else json.dumps(state | change if isinstance(change, dict) else change)
+    )
+    assert same(build(Logged(log, bad=(3,)), 80, SIZE, "key", tmp_path), 80, bad=(3,))
+    assert "is damaged, or of another version: its images are decoded again" in capsys.readouterr().out
+
+
 def test_a_build_killed_after_its_new_pixels_were_laid_out_starts_anew_and_leaves_none_black(tmp_path, monkeypatch):
     log = tmp_path / "log"
     build(Logged(log), 20, SIZE, "key", tmp_path)
@@ -210,7 +257,7 @@ def test_a_killed_look_goes_on_where_it_was_and_stores_no_pixels(tmp_path):
 
 
 def test_a_disk_that_is_too_small_says_how_many_bytes_are_needed(tmp_path):
-    with pytest.raises(OSError, match=r"need 3,000,000,000,000,000 bytes .*free some space") as caught:
+    with pytest.raises(OSError, match=r"need 3,000,004,000,000,000 bytes .*free some space") as caught:
         build(Logged(tmp_path / "log"), 10**9, 1000, "key", tmp_path)
     assert caught.value.errno is not None
     assert not (tmp_path / "key" / "images.u8").exists()

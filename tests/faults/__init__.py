@@ -1,4 +1,4 @@
-"""What goes wrong, many times: kills, damaged files, full disks, hostile input. `make faults` counts all, `make test` a twentieth.
+"""Kills, damaged files, full disks, hostile input, many times each. `make faults` counts all, `make test` a twentieth.
 
 A test calls `tries(n)` for how often it tries and `count(row, outcome)` for each outcome; `make faults` ends with the table.
 """

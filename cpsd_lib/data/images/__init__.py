@@ -1,1 +1,1 @@
-"""Image files -> uint8 pixels of one size: decoding, the memory-mapped cache, decoding anew, content digests."""
+"""Image files -> uint8 pixels of one size: decoding, the cache, decoding anew, content digests."""

@@ -1,10 +1,11 @@
-"""Every image decoded once: uint8 pixels in a file that every run maps into memory, resumed when killed."""
+"""Every image decoded once: uint8 pixels and a checksum each, in a file that every run reads, resumed when killed."""
 
 import contextlib
 import multiprocessing
 import os
 import socket
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +16,22 @@ from cpsd_lib.data.images.pixels import OnTheFly, readable
 from cpsd_lib.data.table import listed
 from cpsd_lib.support import bar
 
+CHECKSUM = 4  # bytes behind the pixels of each image
 SYNC_SECONDS = 5.0  # at most this much decoding is lost when the machine goes down
 
 
 def build(load, count, size, key, root, workers=None, desc="decoding", keep=True):
-    """Return (images uint8 [count, 3, size, size], {index: reason} of the unusable ones, which are black) from root/key.
+    """Return (Cached images [count, 3, size, size], {index: reason} of the unusable ones, which are black) from root/key.
 
-    Image i is load(i): uint8 [3, size, size], or it raises BadImage; `load` must be picklable from a module. What the
-    cache does not hold yet is decoded; a killed build goes on where it was. `key` must change when any image does, their
-    count or size. keep=False stores no pixels: each image is tried once, so that a bad one is found before a training does,
-    and decoded anew whenever it is read. When two processes want one cache, one builds it and the other waits. Raises
-    OSError when the disk is too small, RuntimeError when a worker process dies, and what `load` raises but BadImage.
+    Image i is load(i): uint8 [3, size, size], or it raises BadImage; `load` must be picklable from a module. What the cache does
+    not hold yet is decoded; a killed build goes on where it was. `key` must change when any image does, their count or size.
+    keep=False stores no pixels and returns OnTheFly: each image is tried once, so that a bad one is found before a training
+    does. When two processes want one cache, one builds it and the other waits. Raises OSError when the disk is too small,
+    RuntimeError when a worker process dies, and what `load` raises but BadImage.
     """
     folder, images = Path(root) / key, OnTheFly(load, count, size, workers)
     pixels, state_file = (folder / "images.u8", folder / "images.json") if keep else (None, folder / "readable.json")
-    length = count * 3 * size**2
+    length = count * (3 * size**2 + CHECKSUM)
     state = _read_state(state_file, pixels, length)
     if state["done"] < count:
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,14 +40,54 @@ def build(load, count, size, key, root, workers=None, desc="decoding", keep=True
             if state["done"] < count:
                 _decode_all(images, state_file, pixels, length, state, desc)
     bad = {int(index): reason for index, reason in state["bad"].items()}
-    return np.memmap(pixels, np.uint8, "r", shape=images.shape) if keep else images, bad
+    return Cached(pixels, load, count, size, bad) if keep else images, bad
+
+
+class Cached(OnTheFly):
+    """The images of a cache, read from its file; one that does not match its checksum when first read is decoded again.
+
+    Read, not mapped: pages that are mapped count as this process's memory, and an epoch touches all of a cache.
+    """
+
+    def __init__(self, path, load, count, size, bad=()):
+        super().__init__(load, count, size)
+        self.path, self._checked = path, np.zeros(count, bool)
+        self._checked[list(bad)] = True  # of those nothing is stored
+
+    def _read(self, indices):
+        pixels, checksum = np.empty((len(indices), *self.shape[1:]), self.dtype), bytearray(CHECKSUM)
+        length = pixels[:1].nbytes + CHECKSUM
+        with open(self.path, "rb", buffering=0) as file:
+            for place in np.argsort(indices):  # in the order of the file: the disk likes it
+                index = int(indices[place])
+                whole = os.preadv(file.fileno(), [pixels[place], checksum], index * length) == length
+                if not whole or not (self._checked[index] or checksum == _checksum(pixels[place])):
+                    pixels[place] = self._again(index)
+                self._checked[index] = True
+        return pixels
+
+    def _again(self, index):
+        reasons, _ = _write(self._load, [index], self.path)
+        if reasons:
+            raise ValueError(f"{self.path} is damaged, and its image {index} cannot be decoded again: {reasons[index]}")
+        print(f"{self.path} was damaged: its image {index} is decoded again", flush=True)
+        return self._load(index)
+
+
+def _checksum(pixels):
+    # 20 us for 128 x 128 pixels, where training on them takes milliseconds; sha256 takes 100.
+    return zlib.crc32(pixels).to_bytes(CHECKSUM, "little")
 
 
 def _read_state(path, pixels, length):
     """Return the state of a cache: how many images are done, and which of them are bad; none, where nothing is usable."""
-    # Pixels damaged from outside are made again. The state is replaced as a whole, so no lock is needed to read it.
-    usable = path.exists() and (not pixels or (pixels.exists() and pixels.stat().st_size == length))
-    return support.read_json(path) if usable else {"done": 0, "bad": {}}
+    # The state is replaced as a whole, so no lock is needed to read it.
+    if path.exists() and (not pixels or (pixels.exists() and pixels.stat().st_size == length)):
+        with contextlib.suppress(ValueError):
+            state = support.read_json(path)
+            if isinstance(state, dict) and state.pop("checksum", None) == support.digest(state):
+                return state
+    return {"done": 0, "bad": {}}
 
 
 def _lock(state_file):
@@ -69,6 +111,8 @@ def _lock(state_file):
 def _decode_all(images, state_file, pixels, length, state, desc):
     """Decode in order what `state` says is not done."""
     if state["done"] == 0:
+        if state_file.exists():
+            print(f"{state_file.parent} is damaged, or of another version: its images are decoded again", flush=True)
         state_file.unlink(missing_ok=True)  # first: it must not vouch for the empty pixels that come next
         if pixels:
             support.need_space(pixels.parent, length, "the decoded images")
@@ -80,14 +124,14 @@ def _decode_all(images, state_file, pixels, length, state, desc):
         if pixels:  # they reach the disk before the number that vouches for them
             with open(pixels, "r+b") as file:
                 os.fsync(file.fileno())
-        support.write_json(state_file, state)
+        support.write_json(state_file, state | {"checksum": support.digest(state)})
 
     commit()
     committed = time.monotonic()
     try:
         with bar(len(images), desc, "img", initial=state["done"]) as shown, contextlib.closing(images):
             for bad, done in images.in_chunks(_write, range(state["done"], len(images)), pixels):
-                state["bad"] |= bad
+                state["bad"] |= {str(index): reason for index, reason in bad.items()}
                 state["done"] += done
                 shown.update(done)
                 if time.monotonic() - committed >= SYNC_SECONDS:
@@ -106,8 +150,8 @@ def _write(load, indices, path):
             if reason is not None:
                 bad[index] = reason
             elif file:
-                file.seek(index * pixels.nbytes)
-                file.write(np.ascontiguousarray(pixels))
+                file.seek(index * (pixels.nbytes + CHECKSUM))
+                file.write(pixels.tobytes() + _checksum(pixels.tobytes()))
     return bad, len(indices)
 
 

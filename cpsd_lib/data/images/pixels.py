@@ -1,4 +1,4 @@
-"""Pixels of the images a batch needs: read from the cache's file, or decoded anew where there is no room for a cache."""
+"""Pixels of the images a batch needs, decoded anew by worker processes: to fill a cache, or where there is no room for one."""
 
 import multiprocessing
 import os
@@ -19,24 +19,6 @@ AHEAD = 32  # chunks, at least: decoded while the caller works on an earlier one
 POOL_SECONDS = 4.0  # of decoding here, then worker processes take over: they need about as long to start
 
 
-def take(images, indices):
-    """Return the pixels uint8 [B, 3, S, S] of `indices` [B] of images [N, 3, S, S], in that order.
-
-    A memory map's file is read instead: pages that are mapped count as this process's memory, and an epoch touches all of
-    a cache, however large. Raises OSError for a file that ends too early.
-    """
-    indices = np.asarray(indices)
-    if not isinstance(images, np.memmap):
-        return images[indices]
-    pixels = np.empty((len(indices), *images.shape[1:]), images.dtype)
-    length = pixels[:1].nbytes
-    with open(images.filename, "rb", buffering=0) as file:
-        for place in np.argsort(indices):  # in the order of the file: the disk likes it
-            if os.preadv(file.fileno(), [pixels[place]], images.offset + int(indices[place]) * length) != length:
-                raise OSError(f"{images.filename} ends before image {indices[place]}: delete it, and it is made again")
-    return pixels
-
-
 class OnTheFly:
     """Images decoded each time they are read, where that takes long by worker processes: the pixels a cache would hold.
 
@@ -55,9 +37,11 @@ class OnTheFly:
         return self.shape[0]
 
     def __getitem__(self, key):
-        indices = np.arange(len(self))[key]
-        if indices.ndim == 0:
-            return self[indices[None]][0]
+        key, *rest = key if isinstance(key, tuple) else (key,)
+        indices = np.arange(len(self))[np.asarray(key, int) if isinstance(key, list) else key]
+        return self._read(np.atleast_1d(indices))[(slice(None) if indices.ndim else 0, *rest)]
+
+    def _read(self, indices):
         return np.concatenate([np.empty((0, *self.shape[1:]), self.dtype), *self.in_chunks(_stack, indices)])
 
     def in_chunks(self, work, indices, *arguments):
