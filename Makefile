@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 seeds ?= 1
 
-.PHONY: setup demo test lint lab bench check-gpu faults clean
+.PHONY: setup demo test lint lab exercises solutions bench check-gpu faults clean
 
 setup: .venv/installed
 
@@ -24,7 +24,7 @@ test: setup lint
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/nbstripout --verify notebooks/*.ipynb notebooks/exercises/*.ipynb
 
 # Copies, so that what is saved with outputs is not what git and `make lint` look at. One that is there stays as it was saved.
 lab: setup
@@ -32,6 +32,10 @@ lab: setup
 		mkdir -p "../outputs/lab/$$(dirname "$$one")" && test -e "../outputs/lab/$$one" || cp "$$one" "../outputs/lab/$$one"; done
 	@echo "your copies of notebooks/ are in outputs/lab/; delete one to have it anew"
 	$(BIN)/jupyter lab --notebook-dir=. outputs/lab/01_data.ipynb
+
+# For a class: exercises without their solutions in outputs/exercises/, and the solved ones executed in outputs/solutions/.
+exercises solutions: setup
+	$(BIN)/python notebooks/build.py $@
 
 # make bench args="--quick" is a smoke test of seconds; args="--help" lists the sizes.
 bench: setup
