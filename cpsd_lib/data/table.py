@@ -56,10 +56,7 @@ class LabelTable:
                 written = [ascii(name) for name, value in zip(given, values, strict=True) if value in twice]
                 how = f" (written {listed(written)}: write them alike)" if len(set(written)) > len(twice) else ""
                 raise ValueError(f"{what} names must be unique, these occur more than once: {listed(twice)}{how}")
-        object.__setattr__(self, "names", names)
-        object.__setattr__(self, "files", files)
-        object.__setattr__(self, "targets", targets.astype(np.int8, copy=False))
-        object.__setattr__(self, "split", split)
+        vars(self).update(names=names, files=files, targets=targets.astype(np.int8, copy=False), split=split)  # frozen
 
     def indices(self, split):
         """Return the image indices of `split`, ascending (int64 [n], maybe empty)."""

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = exports(
     {
         "yaml_files": "ParameterError Stopped flow_text outputs_root parse_overrides repo_root",
         "loading": "check_count data_on_disk load_params",
-        "rows": "ROWS TITLES baseline_of branches_of",
+        "rows": "BRANCHES ROWS TITLES baseline_of branches_of",
         "run": "MissingStage cut_labels describe_data label_graph load_partitions open_run overrides_of "
         "released_partitions show_params",
         "recipes": "soft_recipe student_task teacher_tasks work_in_baselines",
@@ -20,7 +20,6 @@ __getattr__, __dir__, __all__ = exports(
         "scoring": "SPLITS against_paper calibration_errors caveat component_figure component_table decision_rules evaluate "
         "gain_intervals load_per_class load_records probabilities_of scores_of",
         "published": "no_figure",
-        "explanation": "TEACHERS",
         "report": "deviation gain_summary scores_text write_report",
         "preflight": "images_of",
         "cost": "card estimate own_part work_of",

@@ -7,29 +7,17 @@ from cpsd_lib.data import boxes_of
 from cpsd_lib.evaluation import ACTIVATION
 from cpsd_lib.support import derive_seed
 from cpsd_lib.workbench.making import load_student, load_teachers
-from cpsd_lib.workbench.rows import TITLES, baseline_of, branches_of
+from cpsd_lib.workbench.rows import BRANCHES, TITLES, baseline_of, branches_of
 from cpsd_lib.workbench.scoring import probabilities_of
-
-TEACHERS = {
-    "co": "co teachers",
-    "dis": "dis teachers",
-    "whole": "teacher",
-    "random": "random teachers",
-    "random_2": "random teachers, second draw",
-    "ensemble": "ensemble",
-    "wide": "wide teacher",
-    "equal_compute": "teacher, CPSD's compute",
-    "continued": "teacher, continued",
-}
 
 
 def strategies(run):
     """Return {name of its saved scores: title} of all models of a run: the baseline, merged teachers, students."""
     rows = run.params.student.rows
-    branches = [b for b in TEACHERS if b in branches_of(rows) and (b != "whole" or run.params.teacher_model)]
+    branches = [b for b in branches_of(rows) if b != "whole" or run.params.teacher_model]
     against, students = baseline_of(rows), {row: title for row, title in TITLES.items() if row in rows}
     first = {against: students.pop(against)} if against else {}  # else a teacher of all classes is the baseline itself
-    return first | {f"teachers_{b}": TEACHERS[b] for b in branches} | students
+    return first | {f"teachers_{b}": BRANCHES[b] for b in branches} | students
 
 
 def load_named(run, seed, name):

@@ -70,7 +70,17 @@ ROWS = {
     "cap": Row("+ class-aware pseudo-labels", (), "pseudo"),
 }
 TITLES = {name: row.title for name, row in ROWS.items()} | {"released": "released checkpoint"}
-BRANCHES = ("whole", "co", "dis", "random", "random_2", "ensemble", "wide", "equal_compute", "continued")
+BRANCHES = {  # and what its merged teachers are called
+    "whole": "teacher",
+    "co": "co teachers",
+    "dis": "dis teachers",
+    "random": "random teachers",
+    "random_2": "random teachers, second draw",
+    "ensemble": "ensemble",
+    "wide": "wide teacher",
+    "equal_compute": "teacher, CPSD's compute",
+    "continued": "teacher, continued",
+}
 # The branches that start from their own model, whatever teachers.start is.
 FROM_MODEL = ("whole", "ensemble", "wide", "equal_compute")
 EQUAL = "baseline_equal_compute"  # trained as the baseline is, which is a teacher, for as long as all of CPSD
