@@ -5,10 +5,12 @@ import difflib
 import math
 import re
 from pathlib import Path
+from unittest.mock import patch
 
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants, get_session
 from torch import nn
 
 from cpsd_lib.data import listed
@@ -189,13 +191,24 @@ def _backbone(name, pretrained, options):
         raise ValueError(f"{name} cannot be built with model.options {options}: {error}") from error
     if not pretrained:
         return backbone
+    unreachable = _why_unreachable()
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0, **options)
+        with patch.object(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE or unreachable is not None):
+            return timm.create_model(name, pretrained=True, num_classes=0, **options)
     except Exception as error:
+        why = unreachable or error
         raise ConnectionError(
-            f"the ImageNet weights of {name} could not be fetched ({type(error).__name__}: {error}); set model.weights "
+            f"the ImageNet weights of {name} could not be fetched ({type(why).__name__}: {why}); set model.weights "
             "to a local .safetensors or .pth file of this timm model, or model.weights=null to start from random weights"
         ) from error
+
+
+def _why_unreachable():
+    """Return the error of one attempt to reach the hub, None where it answers: by itself it tries for more than a minute."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:
+        return error
 
 
 def _drop_unused(backbone, size):

@@ -5,6 +5,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants
 
 from cpsd_lib.models import classifier
 from cpsd_lib.models.classifier import build_model, load_backbone, preprocessing
@@ -271,6 +272,7 @@ def test_imagenet_weights_without_a_network_say_what_to_do(monkeypatch):
         return create(name, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(classifier, "_why_unreachable", lambda: None)
     with pytest.raises(ConnectionError) as caught:
         build_model("mobilenetv2_100", 3, weights="imagenet")
     for part in ("mobilenetv2_100", "the hub cannot be reached", "local .safetensors or .pth", "random weights"):
@@ -304,6 +306,25 @@ def test_an_unknown_name_is_answered_with_near_names(name, near):
     assert f"timm has no model '{name}'" in str(caught.value)
     names = str(caught.value).split("near names: ")[1].split(", ")
     assert near in names and len(set(names)) == len(names)
+
+
+def test_without_a_network_there_is_one_attempt_and_what_is_in_the_cache_is_taken(monkeypatch):
+    """The hub by itself tries five times a file, for 72 s."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    offline = []
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **_: offline.append(constants.HF_HUB_OFFLINE))
+    classifier._backbone("resnet18", True, {})
+    assert offline == [False, True] and not constants.HF_HUB_OFFLINE
+
+    def not_cached(name, pretrained, **_):
+        if pretrained:
+            raise OSError("offline mode is enabled")
+
+    monkeypatch.setattr(timm, "create_model", not_cached)
+    with pytest.raises(ConnectionError, match="Connection refused") as caught:
+        classifier._backbone("resnet18", True, {})
+    assert "offline mode" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "zzzzzzzzzz", "../x", "hf-hub:someone/model", "local-dir:/x", "resnet50\n"])
