@@ -64,18 +64,16 @@ def _path(kind, is_there, builtin=None, hint=""):
         if not path.strip():
             raise ValueError(f"an empty path{hint}")
         text = os.path.expanduser(path)
+        expanded = os.path.expandvars(text)  # where no `$` is part of its name
         # From the project's folder, as a file has it, or else from where the user types.
-        here = [str(start / text) for start in (repo_root(), Path.cwd())]
-        if not any(map(is_there, here)):  # else a `$` is part of its name
-            text = os.path.expandvars(text)
-            if "$" in text:
-                unset = " and ".join(re.findall(r"\$\{?(\w+)", text)) or "$"
-                raise ValueError(f"the environment variable {unset} is not set; set it, or give the path itself{hint}")
-        here = [str(start / text) for start in (repo_root(), Path.cwd())]
+        here = [str(start / one) for one in (text, expanded) for start in (repo_root(), Path.cwd())]
         found = next(filter(is_there, here), None)
+        if found is None and "$" in expanded:
+            unset = " and ".join(re.findall(r"\$\{?(\w+)", expanded)) or "$"
+            raise ValueError(f"the environment variable {unset} is not set; set it, or give the path itself{hint}")
         if found is None:
             where = "a relative path starts at the project's folder, or where the command is typed"
-            raise ValueError(f"there is no {kind} {here[0]} ({where}){hint}")
+            raise ValueError(f"there is no {kind} {here[2]} ({where}){hint}")
         return found
 
     return Annotated[str, AfterValidator(resolve)]
