@@ -142,7 +142,7 @@ def _evaluate(params, overrides, released, checkpoint):
 
 
 def _run(params, overrides):
-    workbench.load_params(params, overrides)
+    workbench.check_outputs(workbench.load_params(params, overrides).name)
     done = workbench.run_stages(params, overrides)
     if "05_evaluation" not in workbench.stages_of(done.params):
         print(f"\nlabels without images: nothing was trained; look at {done.folder / '02_partition.ipynb'}")
@@ -193,7 +193,7 @@ def _store(action):
 
 
 def _grid(params, overrides):
-    workbench.jobs_of(workbench.load_grid(params, overrides))
+    workbench.check_outputs(workbench.jobs_of(workbench.load_grid(params, overrides))[0].name)
     return workbench.run_grid(params, overrides)
 
 

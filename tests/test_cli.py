@@ -182,3 +182,16 @@ def test_two_photos_of_which_validation_holds_out_one_are_too_few_for_the_check_
     if not fine:
         assert cli.main(["run", *words, "train.select=val"]) == 2
         assert "holds out 1 of 2 training images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["run", "tiny"], ["grid", "params/grids/tiny.yaml"]])
+def test_outputs_that_cannot_be_written_are_refused_before_anything_is_computed(tmp_path, capsys, monkeypatch, words):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "file" / "outputs"))
+    for name in ("run_stages", "run_grid"):
+        monkeypatch.setattr(cli.workbench, name, None)
+    assert cli.main(words) == 2
+    assert (
+        f"{tmp_path / 'file'} cannot be written (Not a directory): name another in CPSD_OUTPUTS"
+        in capsys.readouterr().err
+    )

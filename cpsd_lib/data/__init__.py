@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = exports(
         "images.decode": "BadImage decode",
         "images.photos": "decode_batches find_photos",
         "readers.coco2014": "COCO_CLASSES",
-        "readers.common": "NOT_COMPARABLE",
+        "readers.common": "NOT_COMPARABLE read_arrays",
         "augment.views": "VIEWS VIEWS_VERSION permutation test_view train_view",
         "scenes.scenes": "Scenes",
     },

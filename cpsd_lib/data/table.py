@@ -1,5 +1,6 @@
 """The label table: which image carries which label, and which split it belongs to."""
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
@@ -21,8 +22,8 @@ class LabelTable:
 
     An image's index is its index in the cache, so images never move: one left out keeps its index, in split "skipped".
     A training image of which no label is known goes to split "unlabelled". Raises ValueError for known labels in that
-    split, other values, class or file names that are empty or occur twice, and class names that look the same (two Unicode
-    forms of é, a space of no width).
+    split, other values, class or file names that are empty, occur twice or hold control characters, and class names that
+    look the same (two Unicode forms of é, a space of no width).
     """
 
     names: list[str]
@@ -51,6 +52,8 @@ class LabelTable:
         ):
             if "" in values:
                 raise ValueError(f"{what} number {values.index('')} has an empty name, expected a name")
+            if odd := [ascii(name) for name in given if re.search(r"[\x00-\x1f\x7f-\x9f]", name)]:
+                raise ValueError(f"{what} names must have no control characters, rename these: {listed(odd)}")
             twice = [value for value, times in Counter(values).items() if times > 1]
             if twice:
                 written = [ascii(name) for name, value in zip(given, values, strict=True) if value in twice]

@@ -8,7 +8,8 @@ from cpsd_lib.support import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "classifier": "MODELS_VERSION Classifier build_model feature_map preprocessing state_faults trial_images",
+        "classifier": "MODELS_VERSION Classifier build_model feature_map preprocessing read_state"
+        " state_faults trial_images",
         "heads": "LabelTransformer LinearHead MLDecoder Query2Label",
         "label_vectors": "read_label_vectors",
         "released": "check_class_names check_preprocessing load_released",

@@ -1,12 +1,11 @@
 """A vector of each class for the label transformer: GloVe's text files, or an .npz of your own."""
 
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from cpsd_lib.data import listed
+from cpsd_lib.data import listed, read_arrays
 
 
 def read_label_vectors(source, class_names):
@@ -64,14 +63,10 @@ def _read_words(path, wanted):
 
 
 def _read_npz(path):
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found, vectors = file["class_names"].tolist(), np.asarray(file["vectors"], dtype=np.float32)
-    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} must hold the arrays class_names [n] and vectors [n, V] ({error})") from None
-    if vectors.ndim != 2 or not isinstance(found, list) or len(found) != len(vectors) or not np.isfinite(vectors).all():
+    names, vectors = read_arrays(path, ["class_names", "vectors"], "the arrays class_names [n] and vectors [n, V]")
+    numbers = vectors.ndim == 2 and vectors.dtype.kind in "fiu" and np.isfinite(vectors).all()
+    if not numbers or names.shape != vectors.shape[:1]:
         raise ValueError(f"{path}: vectors {vectors.shape} must be finite numbers, one row for each of its class_names")
-    twice = {name for name in found if found.count(name) > 1}
-    if twice:
-        raise ValueError(f"{path} has more than one vector for {listed(sorted(twice))}")
-    return dict(zip(found, vectors, strict=True))
+    if len(set(names.tolist())) < len(names):
+        raise ValueError(f"{path} has more than one vector for the same of its class_names")
+    return dict(zip(names.tolist(), vectors.astype(np.float32), strict=True))

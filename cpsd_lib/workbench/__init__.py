@@ -8,7 +8,7 @@ from cpsd_lib.support import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "yaml_files": "ParameterError Stopped flow_text outputs_root parse_overrides repo_root",
+        "yaml_files": "ParameterError Stopped check_outputs flow_text outputs_root parse_overrides repo_root",
         "loading": "check_count data_on_disk load_params",
         "rows": "BRANCHES ROWS TITLES baseline_of branches_of",
         "run": "MissingStage cut_labels describe_data label_graph load_partitions open_run overrides_of "

@@ -100,7 +100,7 @@ def resolve(raw, paths=True):
     sections = {name: raw.get(name) for name in ("train", "teachers", "student", *MODELS)}
     for name, section in sections.items():
         if section is not None and not isinstance(section, dict):
-            faults.append(f"{name}: must be a section of `name: value` lines, not {section!r}")
+            faults.append(f"{name}: must be a section of `name: value` lines, not {section!r:.80}")
         sections[name] = section if isinstance(section, dict) else {}
     raw.pop("train", None)
     shared = {name: value for name, value in sections["train"].items() if name in TrainParams.model_fields}
@@ -117,7 +117,8 @@ def resolve(raw, paths=True):
     except ValidationError as error:
         faults += [_explain(fault, shared, sections) for fault in error.errors()]
     if faults:
-        raise ParameterError("\n".join(dict.fromkeys(faults)))
+        faults = list(dict.fromkeys(faults))
+        raise ParameterError("\n".join(faults[:40] + [f"... and {len(faults) - 40:,} more"] * (len(faults) > 40)))
     return params
 
 

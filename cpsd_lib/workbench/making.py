@@ -1,5 +1,6 @@
 """Stages 03 and 04: the teachers and students of a run, and their soft targets, made where the store lacks them."""
 
+import shutil
 import time
 
 import numpy as np
@@ -132,7 +133,7 @@ def _make_models(run, seed, tasks, what, soft=None, pseudo=None):
             history = pd.DataFrame(record["history"]).drop(columns="learner")
             history.to_csv(lines, index=False)
             run.store.commit("model", task.recipe, {"model.safetensors": weights, "history.csv": lines}, about)
-        run.store.forget(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
     run.store.obtain("model", {task.key: task.recipe for task in tasks}, make, what)
 
@@ -215,7 +216,7 @@ class StoredTargets:
             np.save(folder / f"{branch}.npy", logits[branch])
             files = {"logits.npy": folder / f"{branch}.npy"}
             run.store.commit("soft_targets", recipes[branch], files, {"seconds": seconds})
-        run.store.forget(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---- readers: they follow the run's artifacts.json -------------------------------------------------------------------

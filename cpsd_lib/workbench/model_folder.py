@@ -16,7 +16,7 @@ import safetensors.torch
 from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
-from cpsd_lib.models import make_tail, make_trunk, state_faults
+from cpsd_lib.models import make_tail, make_trunk, read_state, state_faults
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import read_json, sha256
 from cpsd_lib.teachers import Copies, PartTeachers
@@ -90,7 +90,7 @@ def read_model(folder):
         raise ValueError(f"there is no {path}, and nothing else is read as weights; the folder holds {there}")
     if sha256(path) != config.sha256.get(WEIGHTS):
         raise ValueError(f"{path} is not the file that config.json was written for (its sha256): copy the folder again")
-    state = safetensors.torch.load_file(path)
+    state = read_state(path)
     model = _assembled(config, state)
     own = state_of(model)
     if faults := state_faults(own, state):

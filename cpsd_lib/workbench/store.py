@@ -1,7 +1,7 @@
 """Artifacts: whatever costs time to make, kept under the hash of its recipe, all that determines it.
 
 exca (one cached result a configuration) and joblib.Memory (one a call) know neither a group of models that trains side by
-side and resumes, nor several files an artifact, nor a waiter that names whom it waits for; both pickle. So: 200 lines.
+side and resumes, nor a waiter that names whom it waits for; both pickle.
 """
 
 import ast
@@ -27,6 +27,7 @@ from cpsd_lib.support import cores, read_json, sha256, write_json
 from cpsd_lib.workbench.yaml_files import outputs_root, repo_root
 
 KINDS = ("model", "soft_targets")
+_RING_1 = {f"cpsd_lib.{name}" for name in ("losses", "objectives", "partition", "teachers")}
 _verified = set()  # (folder, checksum of artifact.json) whose files this process has read through
 
 
@@ -124,10 +125,6 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def forget(self, folder):
-        """Remove the folder of a group that is made."""
-        shutil.rmtree(folder, ignore_errors=True)
-
     def commit(self, kind, recipe, files, about):
         """Put the files {name: path}, which are moved, and their record into place, all at once; return the key.
 
@@ -190,7 +187,8 @@ def code_of(*objects):
         functions = [f for f in vars(one).values() if inspect.isfunction(f)] if inspect.isclass(one) else [one]
         for function in functions:
             reached = (function.__globals__.get(used) for used in _names_in(function.__code__))
-            todo += [x for x in reached if (inspect.isfunction(x) or inspect.isclass(x)) and _in_ring_1(x)]
+            of_ring_1 = (x for x in reached if getattr(x, "__module__", "") in _RING_1)
+            todo += [x for x in of_ring_1 if inspect.isfunction(x) or inspect.isclass(x)]
     return key_of(sorted(seen.items()))
 
 
@@ -224,12 +222,6 @@ def _names_in(code):
     return {*code.co_names, *(name for one in inner for name in _names_in(one))}
 
 
-def _in_ring_1(thing):
-    return getattr(thing, "__module__", "") in {
-        f"cpsd_lib.{name}" for name in ("losses", "objectives", "partition", "teachers")
-    }
-
-
 def environment():
     """Return the versions, hardware and commit a number was made with."""
     import torch
@@ -244,12 +236,9 @@ def environment():
 
 
 def _cpu_name():
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _commit():

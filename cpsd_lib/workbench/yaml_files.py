@@ -4,15 +4,21 @@ import difflib
 import io
 import os
 import re
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.reader import ReaderError
 
 from cpsd_lib.support import Sentence
+
+# Far more than any parameter file has, and read in a second: megabytes take minutes, and 20 aliases stand for a billion values.
+MAX_CHARACTERS, MAX_ALIASES, MAX_DEPTH = 2**16, 10, 50
 
 
 class ParameterError(Sentence, ValueError):
@@ -51,6 +57,16 @@ def outputs_root():
     """Return the folder all runs are written below: CPSD_OUTPUTS, or outputs/ in the project."""
     # From the project's folder, not the working folder: runner and notebooks work in different ones.
     return (repo_root() / os.path.expanduser(os.environ.get("CPSD_OUTPUTS") or "outputs")).resolve()
+
+
+def check_outputs(name):
+    """Raise ParameterError where a run or grid of this name could not be written: now, not after its data was looked at."""
+    wanted = outputs_root() / name
+    there = next(folder for folder in (wanted, *wanted.parents) if os.path.exists(folder))
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ParameterError(f"{there} cannot be written ({error.strerror}): name another in CPSD_OUTPUTS") from None
 
 
 def find_params(source, grid=False):
@@ -110,15 +126,29 @@ def read_params(path):
 # ---- YAML 1.2 -------------------------------------------------------------------------------------------------------
 
 
+class _Composer(Composer):  # ruamel.yaml's own follows any number of aliases and any depth of brackets
+    level = aliases = 0
+
+    def compose_node(self, parent, index):
+        event, self.level = self.parser.peek_event(), self.level + 1
+        self.aliases += isinstance(event, AliasEvent)
+        if self.level > MAX_DEPTH or self.aliases > MAX_ALIASES:
+            problem = f"more than {MAX_DEPTH} values within each other, or more than {MAX_ALIASES} aliases (*name)"
+            raise ComposerError(None, None, problem, event.start_mark)
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
+
+
 class _Constructor(SafeConstructor):
     """ruamel.yaml's own, which lets ValueError, KeyError, ... of a value through without its line, and names be numbers."""
 
     def construct_object(self, node, deep=False):
         try:
             return super().construct_object(node, deep)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:  # 2024-13-45, `!!bool x`, `!!int ""`
-            kind = node.tag.rpartition(":")[2]
-            problem = f"{node.value!r} is no {kind} ({type(error).__name__}: {error})"
+        except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:  # 2024-13-45, `!!int ""`
+            kind, value = node.tag.rpartition(":")[2], node.value if isinstance(node.value, str) else "this"
+            problem = f"{value[:80]!r} is no {kind} ({type(error).__name__}: {error})"
             raise ConstructorError(None, None, problem, node.start_mark) from None
 
     def check_mapping_key(self, node, key_node, mapping, key, value):
@@ -130,7 +160,7 @@ class _Constructor(SafeConstructor):
 def _yaml():
     # Plain values only. On the files here twice as slow as PyYAML (7 ms for demo.yaml), and as fast to import (18 ms).
     yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = _Constructor
+    yaml.Composer, yaml.Constructor = _Composer, _Constructor
     return yaml
 
 
@@ -147,6 +177,8 @@ def read_yaml(path):
 
 def parse_yaml(text, where):
     """Return the value of YAML text; ParameterError names `where` it stands, and the line, where it is none."""
+    if len(text) > MAX_CHARACTERS:
+        raise ParameterError(f"{str(where)[:300]} has more than {MAX_CHARACTERS:,} characters: is it another file?")
     try:
         return _yaml().load(text)
     except MarkedYAMLError as error:  # the error's own text is five lines and a link

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -187,6 +188,20 @@ def test_wrong_label_arrays_are_refused_with_what_was_expected(tmp_path, change,
         read_labels(labels(tmp_path / "labels", **change))
     for part in ("labels.npz", *parts):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", ["(1099511627776, 64)", "(9999999999, 1)", "(99, 1)", "(-1, 1)"])
+def test_an_array_that_promises_what_the_file_does_not_hold_is_refused_by_its_header(tmp_path, shape):
+    path = labels(tmp_path / "labels") / "labels.npz"
+    before = f"'shape': (2, 1), }}{'':{len(shape) - 6}}".encode()
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["targets.npy"] = members["targets.npy"].replace(before, f"'shape': {shape}, }}".encode().ljust(len(before)))
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=r"labels\.npz cannot be read"):
+        read_labels(path.parent)
 
 
 def test_a_missing_or_broken_label_file_says_what_was_expected(tmp_path):

@@ -225,6 +225,8 @@ def test_skipped_images_keep_their_index_and_leave_their_split():
         (["a", "a"], [[1, 1]], ["x"], ["train"], "class names must be unique.*: a$"),
         (["a"], [[1], [1]], ["x", "x"], ["train", "test"], "file names must be unique.*: x$"),
         ([""], [[1]], ["x"], ["train"], "class number 0 has an empty name"),
+        (["a\x1b[31m"], [[1]], ["x"], ["train"], r"class names must have no control characters.*: 'a\\x1b\[31m'$"),
+        (["a"], [[1]], ["x\0.jpg"], ["train"], r"file names must have no control characters.*: 'x\\x00\.jpg'$"),
         (["a"], [[1]], ["x"], ["training set"], "unknown split 'training set'"),
     ],
 )

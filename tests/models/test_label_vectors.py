@@ -112,7 +112,7 @@ def test_an_npz_of_something_else_is_refused(tmp_path, arrays):
 def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
     path = tmp_path / "v.npz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="must hold the arrays"):
+    with pytest.raises(ValueError, match="expected the arrays class_names"):
         read_label_vectors(path, ["a"])
 
 

@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -733,3 +734,40 @@ def test_a_relative_path_starts_at_the_projects_folder_or_else_where_the_command
     monkeypatch.chdir(tmp_path / "my_photos")
     with pytest.raises(ParameterError, match="or where the command is typed"):
         load_params("tiny", words | {"data.root": "my_photos"})
+
+
+LAUGHS = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]\n" for n in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            f"x0: &x0 [sd]\n{LAUGHS}student: {{rows: *x9}}\n",
+            "line 6, column 15: more than 50 values within each other",
+        ),
+        ("x: " + "[" * 60_000, "column 53: more than 50 values within each other"),
+        ("x:\n" + "- " * 60 + "1", "more than 50 values within each other"),
+        ("x: [" + "1, " * 2_000_000, "has more than 65,536 characters"),
+    ],
+)
+def test_a_file_that_stands_for_too_much_is_refused_in_a_second(tmp_path, text, words):
+    began = time.process_time()
+    assert words in refused(tmp_path, SMALL + text)
+    assert time.process_time() - began < 1  # of a file that is too long 0.1 s, see below
+
+
+def test_a_file_of_megabytes_and_a_value_of_megabytes_are_refused_in_a_tenth_of_a_second(tmp_path):
+    path, began = file(tmp_path, SMALL + "x: [" + "1, " * 2_000_000), time.process_time()
+    with pytest.raises(ParameterError, match="more than 65,536 characters"):
+        load_params(path)
+    for value in ("x" * 5_000_000, "/" * 5_000_000, "[1, " * 1_000_000):
+        with pytest.raises(ParameterError, match="more than 65,536 characters") as caught:
+            parse_overrides([f"name={value}"])
+        assert len(str(caught.value)) < 400
+    assert time.process_time() - began < 0.1
+
+
+def test_forty_faults_are_listed_and_the_others_counted(tmp_path):
+    message = refused(tmp_path, SMALL + "".join(f"name_{n}: 1\n" for n in range(60)))
+    assert len(message.splitlines()) == 41 and message.endswith("... and 20 more")

@@ -4,6 +4,7 @@ import ast
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def maker(store, recipes, made, pause=0.0):
             (folder / key).write_text(by_key[key]["name"])
             store.commit("model", by_key[key], {"weights": folder / key}, {"seconds": 1.0})
             made.append(by_key[key]["name"])
-        store.forget(folder)
+        shutil.rmtree(folder)
 
     return make
 

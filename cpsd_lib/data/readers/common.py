@@ -2,6 +2,8 @@
 
 import os
 import unicodedata
+import zipfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -16,6 +18,8 @@ from cpsd_lib.data.images.digests import file_states
 from cpsd_lib.data.table import LabelTable, listed
 
 PHOTOS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2", ".avif")
+
+_BROKEN = (LookupError, ValueError, TypeError, OSError, EOFError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +120,17 @@ def read_text(path, what):
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{path} is not UTF-8 text (line {line}), expected {what}") from None
+
+
+def read_arrays(path, names, what):
+    """Return the arrays `names` of an .npz, nothing unpickled; FileNotFoundError or ValueError say `what` was expected."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}, expected {what}") from None
+    except (*_BROKEN, zipfile.BadZipFile, zlib.error) as error:  # MemoryError: a header promises terabytes
+        raise ValueError(f"{path} cannot be read ({error}), expected {what}") from None
 
 
 def read_names(path, what):

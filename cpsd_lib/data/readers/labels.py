@@ -1,7 +1,5 @@
 """Labels without images: enough for the label graph and its partitions."""
 
-import zipfile
-
 import numpy as np
 
 from cpsd_lib.data.readers import common
@@ -19,7 +17,8 @@ def read_labels(root):
     Raises FileNotFoundError for a missing file, ValueError for arrays that do not fit together.
     """
     path = common.need_folder(root) / FILE
-    packed, ids, names = _load(path)
+    packed, ids, names = common.read_arrays(path, ["targets", "image_id", "class_names"], HOLDS)
+    ids, names = ids.astype(str).tolist(), names.astype(str).tolist()
     common.refuse_repeats(path, names, "class name")
     common.refuse_repeats(path, ids, "image id")
     width = -(-len(names) // 8)
@@ -36,14 +35,3 @@ def read_labels(root):
         [names[number] for number in order], bits[:, order].astype(np.int8), ids, np.full(len(ids), "train")
     )
     return common.LabelledFiles(table, [])
-
-
-def _load(path):
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            names = arrays["class_names"].astype(str).tolist()
-            return arrays["targets"], arrays["image_id"].astype(str).tolist(), names
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}, expected {HOLDS}") from None
-    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}), expected {HOLDS}") from None
