@@ -1,7 +1,8 @@
-"""Build what a class needs from the notebooks: exercises | solutions | slides, each with `make NAME`, into outputs/.
+"""Build what a class needs from the notebooks into outputs/, each with `make NAME`:
 
-exercises: the students' version, without what stands between ### BEGIN SOLUTION and ### END SOLUTION (nbgrader's markers).
-solutions: the full exercises, executed. slides: decks of the notebooks that have slideshow metadata; they need no network.
+exercises: the students' version, without what stands between nbgrader's ### BEGIN SOLUTION and
+### END SOLUTION. solutions: the full exercises, executed. slides: decks of the notebooks that have
+slideshow metadata; they need no network.
 """
 
 import re
@@ -35,7 +36,7 @@ def without_solutions(notebook):
 
 
 def executed(notebook, folder=HERE):
-    """Return a notebook with its outputs, run in a kernel of this Python; CellExecutionError where a cell fails."""
+    """Return a notebook with its outputs, run in this Python; CellExecutionError where a cell fails."""
     client = NotebookClient(notebook, timeout=600, kernel_name="python3")
     return client.execute(cwd=str(folder))
 
