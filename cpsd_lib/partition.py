@@ -191,18 +191,22 @@ def ncut(affinity, partition):
     return _ncut(affinity, partition.labels(), len(partition))
 
 
-def cut(affinity, k, seed=0, refine=False):
-    """Cut the label graph into k parts of low normalised cut; deterministic in (affinity, k, seed, refine).
+def cut(affinity, k, seed=0, refine=False, balance=None):
+    """Cut the label graph into k parts of low normalised cut; deterministic in its arguments.
 
     affinity: [C, C] from `graph.affinity`. refine=False is the paper's: the k smallest eigenvectors of the normalised
     Laplacian D^-1/2 (D - P) D^-1/2, rescaled by D^-1/2, then k-means. refine=True then moves and swaps single classes while the
     normalised cut falls, from several starts, and keeps the best; never above the plain cut of the same seed.
     Parts come in order of their smallest class. Where the graph falls into components, none is split while there are as
     many of them as parts; a class without any weight joins the smallest part.
-    Raises ValueError unless 1 <= k <= C and the affinity is symmetric, finite and >= 0.
+    balance: the largest part has at most this many times the classes of the smallest, or one class more; the cut is then
+    refined, components or not. None: sizes as they come.
+    Raises ValueError unless 1 <= k <= C and the affinity is symmetric, finite and >= 0, and for a balance below 1.
     """
     affinity = check_affinity(affinity)
     _check_k(k, len(affinity))
+    if balance is not None and not balance >= 1:
+        raise ValueError(f"balance must be at least 1, parts of equal sizes; got {balance}")
     labels = np.full(len(affinity), -1)
     connected = np.flatnonzero(affinity.sum(1) > 0)
     components = [connected[part] for part in _components(affinity[np.ix_(connected, connected)])]
@@ -218,7 +222,16 @@ def cut(affinity, k, seed=0, refine=False):
                 labels[classes] = labels.max() + 1 + _cut_connected(graph, parts, seed, refine)
     for c in np.flatnonzero(labels < 0):
         labels[c] = _smallest(labels, k)
-    return _from_labels(labels)
+    return _from_labels(labels if balance is None else _balanced(affinity, labels, k, seed, balance))
+
+
+def _balanced(affinity, labels, k, seed, balance):
+    """Return the labels of low Ncut with parts of alike sizes: from a cut whose sizes were levelled, and from random parts."""
+    random = np.random.default_rng(seed)
+    starts = [labels, *(random.permutation(len(labels)) % k for _ in range(RANDOM_STARTS))]
+    with threadpool_limits(1):
+        ends = [_Cut(affinity, start, k, balance).descend() for start in starts]
+    return min(ends, key=lambda end: _ncut(affinity, end, k))
 
 
 def _components(affinity):
@@ -278,13 +291,20 @@ def _cut_connected(affinity, k, seed, refine):
 class _Cut:
     """Classes in k parts, none empty, and the sums by which a change of Ncut is known without computing it anew."""
 
-    def __init__(self, affinity, labels, k):
-        self.affinity, self.labels = affinity, labels.copy()
+    def __init__(self, affinity, labels, k, balance=np.inf):
+        self.affinity, self.labels, self.balance = affinity, labels.copy(), balance
         self.degree, self.own = affinity.sum(1), affinity.diagonal()
         self.to_part, self.within, self.volume = _weights(affinity, labels, k)
         self.count = np.bincount(labels, minlength=k)
-        for part in np.flatnonzero(self.count == 0):  # the class whose leaving raises Ncut least
-            self.move(self.move_changes()[:, part].argmin(), part)
+        while not self._allowed(self.count):  # the class whose moving into the smallest part raises Ncut least
+            part = self.count.argmin()
+            larger = self.count[self.labels] > self.count[part] + 1
+            self.move(np.where(larger, self._changes()[:, part], np.inf).argmin(), part)
+
+    def _allowed(self, count):
+        """Return whether sizes of parts, [..., k], are in balance, none of them empty."""
+        least = count.min(-1)
+        return (least > 0) & (count.max(-1) <= np.maximum(self.balance * least.clip(1), least + 1))
 
     def move(self, c, part):
         """Move class c into another part."""
@@ -324,7 +344,13 @@ class _Cut:
         return swapped
 
     def move_changes(self):
-        """Return the change of Ncut by moving class c to part t, [C, k]; inf where nothing moves or a part would be empty."""
+        """Return the change of Ncut by moving class c to part t, [C, k]; inf where nothing moves or the sizes would not do."""
+        from_to = np.eye(len(self.count), dtype=int)
+        after = self.count + from_to[None] - from_to[:, None]  # [from, to, k]
+        return np.where(self._allowed(after)[self.labels], self._changes(), np.inf)
+
+    def _changes(self):
+        """Return the change of Ncut by moving class c to part t, [C, k], whatever the sizes; inf where nothing moves."""
         classes, labels = np.arange(len(self.labels)), self.labels
         before, own = _leaving(self.within, self.volume), self.own
         without = self.within[labels] - 2 * self.to_part[classes, labels] + own
@@ -332,7 +358,6 @@ class _Cut:
         new = _leaving(self.within + 2 * self.to_part + own[:, None], self.volume + self.degree[:, None])
         change = (old - before[labels])[:, None] + new - before
         change[classes, labels] = np.inf
-        change[self.count[labels] == 1] = np.inf
         return change
 
     def swap_changes(self, a, b):

@@ -39,23 +39,26 @@ def moved(ours, other, names):
     return table[table["ours"] != table["other"]]
 
 
-def over_exponents(counts, occurrence, branch, k, exponents, seed=0, refine=False, other=None, self_loops=False):
+def over_exponents(
+    counts, occurrence, branch, k, exponents, seed=0, refine=False, other=None, self_loops=False, balance=None
+):
     """Cut the graph of each exponent into k parts; a line an exponent, agreement with the cut at p = 1/2 (the paper's).
 
     counts [C, C] and occurrence [C] as from graph.cooccurrence; other: a partition to compare with as well, or None;
-    self_loops: as in graph.affinity. The Ncut of two lines cannot be compared: each is measured on the
-    exponent's own graph. A low ARI is the exponent's doing only where `stability` finds the cut again with other seeds.
+    self_loops: as in graph.affinity, balance: as in partition.cut. The Ncut of two lines cannot be compared: each is
+    measured on the exponent's own graph. A low ARI is the exponent's doing only where `stability` finds the cut again with
+    other seeds.
     Columns: exponent, those of `partition_numbers`, ARI to p = 0.5, and with `other` ARI to other.
     """
 
     def graph_of(exponent):
         return graph.affinity(counts, occurrence, branch, float(exponent), self_loops)
 
-    paper = cut(graph_of(PAPER_EXPONENT), k, seed, refine)
+    paper = cut(graph_of(PAPER_EXPONENT), k, seed, refine, balance)
     lines = []
     for exponent in exponents:
         affinity = graph_of(exponent)
-        partition = cut(affinity, k, seed, refine)
+        partition = cut(affinity, k, seed, refine, balance)
         line = {"exponent": float(exponent)} | partition_numbers(affinity, partition)
         line["ARI to p = 0.5"] = adjusted_rand(partition, paper)
         if other is not None:
@@ -64,7 +67,9 @@ def over_exponents(counts, occurrence, branch, k, exponents, seed=0, refine=Fals
     return pd.DataFrame(lines)
 
 
-def stability(targets, branch, ks, exponent=PAPER_EXPONENT, seed=0, refine=False, repeats=3, self_loops=False):
+def stability(
+    targets, branch, ks, exponent=PAPER_EXPONENT, seed=0, refine=False, repeats=3, self_loops=False, balance=None
+):
     """Measure how well a cut into k parts is reproduced, by another seed and on other images; targets [N, C] in {1, 0, -1}.
 
     Columns k, kind, repeat, ari. Kind "seeds": the graph of all images, cut with seed + 1 ... seed + repeats, each
@@ -86,9 +91,9 @@ def stability(targets, branch, ks, exponent=PAPER_EXPONENT, seed=0, refine=False
     halves = [(graph_of(order[:half]), graph_of(order[half:])) for order in orders]
     lines = []
     for k in ks:
-        used = cut(whole, k, seed, refine)
-        seeds = [(used, cut(whole, k, seed + 1 + repeat, refine)) for repeat in range(repeats)]
-        of_halves = [[cut(affinity, k, seed, refine) for affinity in pair] for pair in halves]
+        used = cut(whole, k, seed, refine, balance)
+        seeds = [(used, cut(whole, k, seed + 1 + repeat, refine, balance)) for repeat in range(repeats)]
+        of_halves = [[cut(affinity, k, seed, refine, balance) for affinity in pair] for pair in halves]
         for kind, pairs in (("seeds", seeds), ("halves", of_halves)):
             lines += [(k, kind, repeat, adjusted_rand(*pair)) for repeat, pair in enumerate(pairs)]
     return pd.DataFrame(lines, columns=["k", "kind", "repeat", "ari"])

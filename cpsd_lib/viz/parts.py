@@ -20,14 +20,16 @@ MOST_PARTS = 16  # the papers' largest k is 13
 GAP = 7  # pixels from the middle of a point's mark to its name
 
 
-def partition_explorer(counts, occurrence, names, start=None, compare=None, folder=None, self_loops=False):
+def partition_explorer(
+    counts, occurrence, names, start=None, compare=None, folder=None, self_loops=False, balance=None
+):
     """Return an Explorer of the cuts of a label graph: branch, k, exponent, seed, refined or not; written at a button.
 
     counts [C, C], occurrence [C]: from graph.cooccurrence; names [C]. start: settings to begin with, such as
     {"branch": "dis", "k": 5, "exponent": 0.5, "seed": 0, "refine": True}; "refine": {"co": False, "dis": True} has one a
     branch. compare: a Partition, or {branch: Partition}, that the ARI is taken to. folder: "export" writes to
     explored_partitions/ in it, for partition.released_co / released_dis.
-    self_loops: as in graph.affinity.
+    self_loops: as in graph.affinity; balance: as in partition.cut.
     Its numbers are those of evaluation.partition_numbers, "partition", and with compare "ARI". Raises ValueError for what
     does not fit together.
     """
@@ -37,7 +39,7 @@ def partition_explorer(counts, occurrence, names, start=None, compare=None, fold
     def draw(branch, k, exponent, seed, refine):
         exponent = round(exponent, 6)  # a slider says 0.31000000000000005; the exported name says 0.31
         affinity = graph.affinity(counts, occurrence, branch, exponent, self_loops)
-        partition = cut(affinity, k, seed, refine)
+        partition = cut(affinity, k, seed, refine, balance)
         numbers = partition_numbers(affinity, partition)
         other = compare.get(branch) if isinstance(compare, dict) else compare
         if other is not None:

@@ -49,9 +49,8 @@ def explore(run="demo", kind="partition", seed=None):
         start["refine"] = {"co": settings.refine_co, "dis": settings.refine_dis}
         counts, occurrence = graph.cooccurrence(table.targets[table.indices("train")])
         compare = load_partitions(run) if (run.folder / "partition" / "fingerprint.json").exists() else None
-        return partition_explorer(
-            counts, occurrence, table.names, start, compare, run.folder, self_loops=settings.self_loops
-        )
+        cutting = {"self_loops": settings.self_loops, "balance": settings.balance}
+        return partition_explorer(counts, occurrence, table.names, start, compare, run.folder, **cutting)
     test = table.indices("test")
     if kind == "thresholds":
         row = "cpsd" if "cpsd" in run.params.student.rows else run.params.student.rows[-1]

@@ -130,6 +130,8 @@ class PartitionParams(Section):
     refine_dis: bool = True  # the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)
     # The formula of the paper has 1 on the diagonal of P-, which makes parts of one class cheap; its code ignores a diagonal.
     self_loops: bool = False
+    # The largest part has at most this many times the classes of the smallest (or one more); None: sizes as they come.
+    balance: float | None = Field(None, ge=1, le=1000)
     # Partition files, ours or the paper's, that the cut is compared with.
     released_co: File | None = None
     released_dis: File | None = None

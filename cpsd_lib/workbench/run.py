@@ -269,7 +269,8 @@ def cut_labels(run):
         partitions = released_partitions(settings, len(run.dataset.table.names))
     else:
         refine = {"co": settings.refine_co, "dis": settings.refine_dis}
-        partitions = {b: partition.cut(label_graph(run, b), settings.k, settings.seed, refine[b]) for b in refine}
+        k, seed, balance = settings.k, settings.seed, settings.balance
+        partitions = {b: partition.cut(label_graph(run, b), k, seed, refine[b], balance) for b in refine}
     for branch, cut in partitions.items():
         cut.save(run.folder / "partition" / f"{branch}.json")
     write_json(run.folder / "partition" / "fingerprint.json", _partition_fingerprint(run, run.dataset.key))

@@ -409,3 +409,49 @@ def test_the_refined_cut_of_coco_ends_at_or_below_the_figures_of_method(golden, 
     affinity = coco(golden, branch)
     parts = partition.cut(affinity, k, seed=seed, refine=True)
     assert partition.ncut(affinity, parts) <= REFINED[branch][k] + 1e-4
+
+
+# --- parts of alike sizes
+
+
+def sizes_in(parts):
+    return sorted(map(len, parts.parts))
+
+
+@pytest.mark.parametrize("balance", [1, 1.5, 2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_balanced_cut_is_the_best_there_is_on_small_graphs(seed, balance):
+    affinity = random_affinity(seed, c=7)
+    best = np.inf
+    for labels in product(range(3), repeat=7):
+        sizes = [labels.count(part) for part in range(3)]
+        if min(sizes) and max(sizes) <= max(balance * min(sizes), min(sizes) + 1):
+            best = min(best, naive_ncut(affinity, [[c for c in range(7) if labels[c] == part] for part in range(3)]))
+    found = partition.cut(affinity, 3, balance=balance)
+    sizes = sizes_in(found)
+    assert sizes[-1] <= max(balance * sizes[0], sizes[0] + 1)
+    assert partition.ncut(affinity, found) == pytest.approx(best)
+
+
+def test_a_cut_that_leaves_one_class_alone_is_balanced_and_a_balanced_one_stays():
+    affinity, _ = blocks([9, 1], outside=0.01)
+    affinity[0, 9] = affinity[9, 0] = 0.02
+    assert sizes_in(partition.cut(affinity, 2)) == [1, 9]
+    assert sizes_in(partition.cut(affinity, 2, balance=1)) == [5, 5]
+    assert sizes_in(partition.cut(affinity, 2, balance=2.4)) == [3, 7]
+    even, _ = blocks([5, 5])
+    assert partition.cut(even, 2, balance=1) == partition.cut(even, 2) == partition.cut(even, 2, balance=9)
+
+
+def test_components_and_classes_without_any_weight_are_balanced_too():
+    affinity, _ = blocks([8, 2], outside=0)
+    affinity = np.pad(affinity, (0, 2))
+    assert sizes_in(partition.cut(affinity, 2)) == [4, 8]
+    assert sizes_in(partition.cut(affinity, 2, balance=1)) == [6, 6]
+    assert sizes_in(partition.cut(affinity, 5, balance=1)) == [2, 2, 2, 3, 3]  # no equal sizes: one class more
+
+
+@pytest.mark.parametrize("balance", [0.5, float("nan")])
+def test_a_balance_below_one_is_refused(balance):
+    with pytest.raises(ValueError, match="balance must be at least 1"):
+        partition.cut(random_affinity(0), 2, balance=balance)

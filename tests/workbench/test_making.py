@@ -772,12 +772,14 @@ def test_released_parts_of_fewer_classes_than_the_default_k_are_used(folder_of_p
     assert [len(found) for found in cut_labels(open_run("tiny", settings)).values()] == [2, 2]
 
 
-@pytest.mark.parametrize("loops", [False, True])
-def test_the_partition_explorer_cuts_the_graph_of_the_run_and_exports_what_the_run_would_cut(outputs, loops):
-    run = small(name=f"explored{loops}", partition__self_loops=loops)
+@pytest.mark.parametrize(("loops", "balance"), [(False, None), (True, None), (False, 1)])
+def test_the_partition_explorer_cuts_the_graph_of_the_run_and_exports_what_the_run_would_cut(outputs, loops, balance):
+    run = small(name=f"explored{loops}{balance}", partition__self_loops=loops, partition__balance=balance)
     cuts, explorer = cut_labels(run), explore(run, "partition")
     assert explorer.numbers["partition"] == cuts["co"]
     explorer.set(branch="dis", refine=run.params.partition.refine_dis)
     assert explorer.numbers["partition"] == cuts["dis"] and explorer.numbers["ARI"] == 1
     path = export(explorer, run.folder).removeprefix("written to ").partition(";")[0]
     assert Partition.load(path) == cuts["dis"]
+    sizes = {branch: {len(part) for part in cut.parts} for branch, cut in cuts.items()}
+    assert balance is None or all(max(of_branch) - min(of_branch) <= 1 for of_branch in sizes.values())
