@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 seeds ?= 1
 
-.PHONY: setup demo test lint lab exercises solutions bench check-gpu faults clean
+.PHONY: setup demo test lint lab exercises solutions slides bench check-gpu faults clean
 
 setup: .venv/installed
 
@@ -36,6 +36,11 @@ lab: setup
 # For a class: exercises without their solutions in outputs/exercises/, and the solved ones executed in outputs/solutions/.
 exercises solutions: setup
 	$(BIN)/python notebooks/build.py $@
+
+# Decks of 00, 02, 04 and 07 in outputs/slides/, from a finished run; shown without a network. make slides run=tiny
+run ?= demo
+slides: setup
+	$(BIN)/python notebooks/build.py slides $(run)
 
 # make bench args="--quick" is a smoke test of seconds; args="--help" lists the sizes.
 bench: setup

@@ -5,11 +5,13 @@ import csv
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from nbconvert import HTMLExporter
 
@@ -18,6 +20,7 @@ from cpsd_lib.workbench.pipeline import STAGES
 REPO = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
+BUILD = runpy.run_path(str(REPO / "notebooks" / "build.py"))
 
 
 def cells(path, kind="code"):
@@ -124,6 +127,16 @@ def test_a_notebook_becomes_a_page_with_all_its_pictures_and_without_errors(exec
     ]
     saved = list((executed[1] / "figures").glob(f"{name[:2]}_*.png"))
     assert len(pictures) == len(shown) >= len(saved) > 0
+
+
+@pytest.mark.parametrize("name", ["02_partition", "04_student", "07_ablation"])
+def test_a_deck_has_slides_and_fetches_nothing_from_a_network(executed, name):
+    page = BUILD["deck"](nbformat.read(executed[0] / f"{name}.ipynb", 4))
+    assert 5 <= page.count("<section>") <= 60
+    assert not re.findall(r"""(?:src=|href=|url\(|import )["']?https?://[^"')]*\.(?:js|css|woff2?)""", page)
+    for inside in ("reveal.js/dist/reveal.js", "reveal.js/dist/theme/white.css", "mathjax/MathJax.js"):
+        assert f'"{inside}' in page
+    assert "parameters" not in re.sub(r"<[^>]+>", "", page.split("</section>")[0])  # of a slide no set-up cell is part
 
 
 def made(run, name):

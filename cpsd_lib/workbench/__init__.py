@@ -17,10 +17,11 @@ __getattr__, __dir__, __all__ = exports(
         "making": "StoredTargets fill_targets history keys_of load_student load_teachers row_key student_batches"
         " train_student train_teachers",
         "store": "Store clean inventory",
-        "scoring": "SPLITS against_paper calibration_errors caveat component_figure component_table decision_rules evaluate "
+        "scoring": "SPLITS against_paper caveat component_figure component_table decision_rules evaluate "
         "gain_intervals load_per_class load_records probabilities_of scores_of",
         "published": "no_figure",
-        "report": "deviation gain_summary scores_text write_report",
+        "summary": "gain_summary maps_summary",
+        "report": "deviation scores_text write_report",
         "preflight": "images_of",
         "cost": "card estimate own_part work_of",
         "pipeline": "one_runner run_stages stages_of",

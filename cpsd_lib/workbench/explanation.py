@@ -1,10 +1,9 @@
-"""Where do the models of a run look? Its models, its test pictures, its boxes, and the sentences of notebook 06."""
+"""Where do the models of a run look? Its models, its test pictures and its boxes."""
 
 import numpy as np
 import pandas as pd
 
 from cpsd_lib.data import boxes_of
-from cpsd_lib.evaluation import ACTIVATION
 from cpsd_lib.support import derive_seed
 from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.rows import BRANCHES, TITLES, baseline_of, branches_of
@@ -66,35 +65,3 @@ def sample_positives(run, split, count):
     sample["boxes"] = pixel_boxes(run, sample[["image", "class"]].to_numpy())
     sample = sample[sample["boxes"].astype(bool)]
     return None if sample.empty else sample
-
-
-# ---- sentences -------------------------------------------------------------------------------------------------------
-
-
-def summary(table, against=None):
-    """Return what a split's table shows in sentences, one a strategy and kind of map; against: a title.
-
-    table: DataFrame of evaluation.summarise_shares, a line a (seed, strategy, map).
-    """
-    sentences = []
-    for (strategy, kind), lines in table.groupby(level=["strategy", "map"], sort=False):
-        empty, maps = lines[["empty", "positives"]].sum()
-        text = f"{strategy}{'' if kind == ACTIVATION else f', {kind}'}: "
-        if empty == maps:
-            sentences.append(f"{text}all {maps:.0f} maps are 0.")
-            continue
-        text += f"{lines['share'].mean():.1f} %, {_difference(lines, 'above', 'chance')}"
-        if lines["over"].notna().all():
-            text += f"; {_difference(lines, 'over', f'the {against}')}"
-        sentences.append(f"{text}; {empty:.0f} of {maps:.0f} maps are all 0, left out." if empty else f"{text}.")
-    return "\n".join(sentences)
-
-
-def _difference(lines, name, against):
-    """Return a difference in points with its interval, or of several seeds how many intervals leave out zero, as text."""
-    if len(lines) == 1:
-        interval = " to ".join(f"{lines[f'{name}_{end}'].iloc[0]:+z.2f}" for end in ("low", "high"))
-    else:
-        sure = ((lines[f"{name}_low"] > 0) | (lines[f"{name}_high"] < 0)).sum()
-        interval = f"the interval leaves out zero in {sure} of {len(lines)} seeds"
-    return f"{lines[name].mean():+z.2f} points against {against} ({interval})"

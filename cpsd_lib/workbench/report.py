@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment
-from scipy.stats import t
 
 from cpsd_lib.support import counted, read_json, write_text
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.published import no_figure
-from cpsd_lib.workbench.rows import CONTROLS, TITLES, baseline_of
 from cpsd_lib.workbench.run import params_text
 from cpsd_lib.workbench.scoring import SPLITS, against_paper, caveat, component_table, load_records, table_text
+from cpsd_lib.workbench.summary import gain_summary
 
 
 def scores_text(run):
@@ -73,18 +72,6 @@ def _html(table, form="z.1f"):
         return table.to_html(border=0, na_rep="-", float_format=lambda value: format(value, form))
 
 
-def gain_summary(table, split):
-    """Return what a component table shows as sentences, gain against spread (95 % interval of Student's t)."""
-    if list(table.index) == [TITLES["released"]]:
-        return ""  # nobody's gain: one model, trained elsewhere
-    against = baseline_of([row for row, title in TITLES.items() if title in table.index])
-    methods = [TITLES[row] for row in ("cpsd", "mld_led", "cpsd_mld", "cpsd_mld_led") if TITLES[row] in table.index]
-    if not methods or against is None:
-        return "The rows + CPSD and baseline were not both run: there is no gain to state."
-    gains = [_gain_of(row, table, split, TITLES[against]) for row in methods]
-    return " ".join(gains + _against_controls(table, split))
-
-
 def deviation(params):
     """Return in a sentence how Params `params` leave the papers' method, in which nothing starts from the baseline."""
     teachers, student, deviations = params.teachers, params.student, []
@@ -100,23 +87,3 @@ def deviation(params):
         return ""
     baseline = f"The baseline trains {counted(teachers.trained_epochs, 'epoch')}."
     return f"Not the paper's method: {'; '.join(deviations)}. {baseline}"
-
-
-def _against_controls(table, split):
-    """Return the sentence that sets + CPSD beside the rows that leave its cut out, in a list; [] where none was run."""
-    controls = [TITLES[row] for row in CONTROLS if TITLES[row] in table.index]
-    if not controls or TITLES["cpsd"] not in table.index:
-        return []
-    gains = [f"{table.loc[TITLES['cpsd'], 'mAP'] - table.loc[row, 'mAP']:+z.1f} against {row}" for row in controls]
-    return [f"Beside what does without its cut, + CPSD is on {split}: {'; '.join(gains)}."]
-
-
-def _gain_of(row, table, split, against):
-    line, seeds = table.loc[row], int(table["seeds"].iloc[0])
-    sd = f" and {line['mAP'] - table.loc['+ SD', 'mAP']:+z.1f} against + SD" if "+ SD" in table.index else ""
-    text = f"On {split}, {row} is {line['gain']:+z.1f} mAP against the {against}{sd}"
-    if seeds == 1:
-        return f"{text}, from one seed: no spread is known, so no gain is claimed."
-    half = t.ppf(0.975, seeds - 1) * line["gain spread"] / seeds**0.5
-    verdict = "leaves out zero" if abs(line["gain"]) > half else "includes zero: these seeds alone do not prove it"
-    return f"{text}. Paired over {seeds} seeds, the 95 % interval of the gain over the {against} is +-{half:.1f} and {verdict}."

@@ -12,7 +12,6 @@ from cpsd_lib.data import NOT_COMPARABLE
 from cpsd_lib.evaluation import (
     average_precision,
     best_thresholds,
-    expected_calibration_error,
     mean_average_precision,
     paired_bootstrap,
     precision_recall_f1,
@@ -268,17 +267,6 @@ def gain_intervals(run, row, against, split="test", resamples=1000):
         percent = {"gain": 100 * paired.difference, "low": 100 * paired.low, "high": 100 * paired.high}
         lines[seed] = percent | {"p": paired.p_value}
     return pd.DataFrame(lines).T.rename_axis("seed")
-
-
-def calibration_errors(run, rows, split="test"):
-    """Return the expected calibration error of rows (mean and standard deviation over seeds), in percent."""
-    targets = run.dataset.table.targets[run.dataset.table.indices(split)]
-
-    def error(row, seed):
-        return 100 * expected_calibration_error(probabilities_of(run, seed, row, split), targets)
-
-    errors = pd.DataFrame({TITLES[row]: [error(row, seed) for seed in run.params.seed_list()] for row in rows})
-    return pd.DataFrame({"ECE": errors.mean(), "spread": errors.std()}).rename_axis("row")
 
 
 def decision_rules(run, rows, split="test"):

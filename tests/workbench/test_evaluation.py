@@ -10,7 +10,7 @@ import pytest
 from cpsd_lib.support import write_json
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.loading import load_params
-from cpsd_lib.workbench.report import deviation, gain_summary, write_report
+from cpsd_lib.workbench.report import deviation, write_report
 from cpsd_lib.workbench.rows import TITLES
 from cpsd_lib.workbench.run import MissingStage
 from cpsd_lib.workbench.scoring import (
@@ -22,6 +22,7 @@ from cpsd_lib.workbench.scoring import (
     score,
     table_text,
 )
+from cpsd_lib.workbench.summary import gain_summary
 
 
 def records(maps, split="test"):
@@ -108,6 +109,14 @@ def test_an_even_gain_leaves_out_zero_and_a_wild_one_includes_it():
     assert "leaves out zero" in gain_summary(even, "test")
     wild = component_table(records({"baseline": [50.0, 52.0, 54.0], "cpsd": [56.0, 51.0, 55.0]}))
     assert "includes zero" in gain_summary(wild, "test")
+
+
+def test_one_summary_says_what_seeds_and_what_images_leave_of_a_gain():
+    table = component_table(records({"baseline": [50.0, 51.0], "cpsd": [52.0, 52.5]}))
+    images = {"+ CPSD": pd.DataFrame({"low": [0.3, -0.2], "high": [3.0, 2.0]}, index=[0, 1])}
+    text = gain_summary(table, "test", images)
+    assert "includes zero: these seeds alone do not prove it" in text
+    assert text.endswith("Over draws of the test images its 95 % interval lies above zero in 1 of 2 seeds.")
 
 
 def test_what_does_without_the_cut_is_set_beside_it():

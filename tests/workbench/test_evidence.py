@@ -5,7 +5,6 @@ import pytest
 from scipy.special import expit
 
 from cpsd_lib.evaluation import bootstrap, metrics
-from cpsd_lib.evaluation.calibration import expected_calibration_error
 from cpsd_lib.viz import plots_evidence
 from cpsd_lib.workbench import scoring
 from cpsd_lib.workbench.run import MissingStage, held_out_indices, open_run, training_indices
@@ -51,17 +50,6 @@ def test_a_gain_is_taken_seed_by_seed_on_the_same_images_and_in_percent(run):
 def test_scores_that_are_not_there_name_05(run):
     with pytest.raises(MissingStage, match="05_evaluation"):
         scoring.gain_intervals(run, "sd", "baseline")
-
-
-def test_calibration_is_the_mean_over_seeds(run):
-    targets = run.dataset.table.targets[run.dataset.table.indices("test")]
-    table = scoring.calibration_errors(run, ["baseline", "cpsd"])
-    errors = [
-        100 * expected_calibration_error(expit(np.load(score_path(run, seed, "cpsd", "test")).astype(float)), targets)
-        for seed in (0, 1)
-    ]
-    assert table.loc["+ CPSD", "ECE"] == pytest.approx(np.mean(errors))
-    assert table.loc["+ CPSD", "spread"] == pytest.approx(np.std(errors, ddof=1))
 
 
 def test_thresholds_are_tuned_on_images_held_out_of_training_and_used_on_test(run):
