@@ -6,12 +6,20 @@ import shlex
 import sys
 from contextlib import suppress
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 
 # Its names are imported on first use, and those that load torch after a look at the parameters: a wrong one is answered at once.
 from cpsd_lib import workbench
 from cpsd_lib.data import ImportSettings
 from cpsd_lib.support import counted, keep_freed_memory, memory, pick_device
+
+EXAMPLES = """examples:
+  cpsd list                                               what there is to run, and what has run
+  cpsd run tiny                                           everything once, in minutes
+  cpsd run demo name=five partition.k=5 seeds=3           a run of your own; `cpsd params` has all the names
+  cpsd run demo name=five partition.k=5 seeds=3 --dry-run what that would do, and how long it takes
+  cpsd predict five photos/ --csv labels.csv              label photos"""
 
 
 def main(arguments=None):
@@ -23,7 +31,11 @@ def main(arguments=None):
     try:
         if "overrides" in options:
             options["overrides"] = workbench.parse_overrides(options["overrides"])
-        return work(**options) or 0
+        done = work(**options) or 0
+        if isinstance(done, int):
+            return done
+        print("\n".join(done))
+        return 0
     except KeyboardInterrupt:
         print(f"\nstopped; {way}", file=sys.stderr)
         return 130
@@ -41,6 +53,8 @@ def main(arguments=None):
 def _parser():
     """Return the parser: what it returns has `work`, which takes all else by name, and maybe the `way` on after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="cpsd", description="Distil many small multi-label experts into one model.")
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    parser.add_argument("--version", action="version", version=f"cpsd {version('cpsd_lib')}")
     commands = parser.add_subparsers(required=True)
 
     of_run, of_model = (argparse.ArgumentParser(add_help=False) for _ in range(2))
@@ -55,7 +69,11 @@ def _parser():
         command.set_defaults(work=work, **defaults)
         return command.add_argument
 
-    add(commands, "run", _run, "run or go on with all stages of a parameter file", of_run)
+    option = add(commands, "run", _run, "run or go on with all stages of a parameter file", of_run)
+    option("--dry-run", action="store_true", help="say which stages would be done, why and about how long")
+    add(commands, "list", lambda: workbench.listing(), "runs, parameter files, grids and rows, a line each")
+    option = add(commands, "params", lambda begin: workbench.parameters(begin), "every parameter, default and meaning")
+    option("begin", nargs="?", default="", metavar="NAME", help="those that begin so, such as student or data.s")
     option = add(
         commands, "evaluate", _evaluate, "score a checkpoint released with the paper: notebook 05 on it", of_run
     )
@@ -114,7 +132,7 @@ def _threshold(text):
 
 
 def _export(run, row, seed, to, format):
-    print("\n".join(workbench.export(workbench.opened_run(run), row, seed, to, format)))
+    return workbench.export(workbench.opened_run(run), row, seed, to, format)
 
 
 def _predict(model, photos, row, seed, device, csv, resume, strict, **rules):
@@ -141,8 +159,11 @@ def _evaluate(params, overrides, released, checkpoint):
     _run(params, {"name": name} | scored | overrides)
 
 
-def _run(params, overrides):
-    workbench.check_outputs(workbench.load_params(params, overrides).name)
+def _run(params, overrides, dry_run=False):
+    checked = workbench.load_params(params, overrides)
+    if dry_run:
+        return workbench.plan(checked)
+    workbench.check_outputs(checked.name)
     done = workbench.run_stages(params, overrides)
     if "05_evaluation" not in workbench.stages_of(done.params):
         print(f"\nlabels without images: nothing was trained; look at {done.folder / '02_partition.ipynb'}")
@@ -154,12 +175,15 @@ def _run(params, overrides):
 def _cost(params, overrides):
     params = workbench.load_params(params, overrides, paths=False)
     there = workbench.images_of(params.data)
-    shown = workbench.card(
-        workbench.estimate(params, there.classes, there.train, there.test, unlabelled=there.unlabelled)
-    )
+    cost = workbench.estimate(params, there.classes, there.train, there.test, unlabelled=there.unlabelled)
     unlabelled = f", {there.unlabelled:,} unlabelled" if there.unlabelled else ""
     images = f"{there.train:,} training{unlabelled} and {counted(there.test, 'test image')}"
-    print(f"{params.name}: {images}, {counted(there.classes, 'class', 'classes')} ({there.origin})\n{shown}")
+    print(f"{params.name}: {images}, {counted(there.classes, 'class', 'classes')} ({there.origin})")
+    print(workbench.card(cost), flush=True)
+    if cost.trained_images:
+        speed = workbench.measured_speed(params, cost)
+        time = workbench.spoken_time(cost.eflop * 1e18 / speed)
+        print(f"On this machine, where its student has just trained at {speed / 1e9:,.3g} GFLOP/s, it is {time}.")
 
 
 def _targets(params, overrides):
@@ -201,7 +225,7 @@ def _import(dry_run, **options):
     settings = ImportSettings(**options)
     from cpsd_lib.data import import_labels
 
-    print("\n".join(import_labels(settings, dry_run)))
+    return import_labels(settings, dry_run)
 
 
 def _check_data(params, overrides):

@@ -1,11 +1,16 @@
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
-from cpsd_lib import cli
+from cpsd_lib import cli, workbench
+from cpsd_lib.support import write_json
+from cpsd_lib.workbench import overview
+from cpsd_lib.workbench.loading import load_params
+from cpsd_lib.workbench.rows import ROWS
 from cpsd_lib.workbench.yaml_files import repo_root
 
 
@@ -143,7 +148,9 @@ def test_overrides_reach_the_run_as_values(monkeypatch):
     seen = []
     monkeypatch.setattr(cli, "_run", lambda **options: seen.append(options))
     assert cli.main(["run", "params/tiny.yaml", "train.lr=1e-4", "student.rows=[sd]"]) == 0
-    assert seen == [{"params": "params/tiny.yaml", "overrides": {"train.lr": 1e-4, "student.rows": ["sd"]}}]
+    assert seen == [
+        {"params": "params/tiny.yaml", "overrides": {"train.lr": 1e-4, "student.rows": ["sd"]}, "dry_run": False}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -195,3 +202,58 @@ def test_outputs_that_cannot_be_written_are_refused_before_anything_is_computed(
         f"{tmp_path / 'file'} cannot be written (Not a directory): name another in CPSD_OUTPUTS"
         in capsys.readouterr().err
     )
+
+
+# ---- what there is, and what would be done ---------------------------------------------------------------------------
+
+
+def test_every_parameter_is_listed_with_its_default_and_its_meaning(capsys):
+    assert cli.main(["params"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    words = {line.split()[0]: line.split(maxsplit=2)[1:] for line in lines if line.startswith("  ")}
+    dumped = load_params("tiny").model_dump()
+    sections = {name for name, value in dumped.items() if isinstance(value, dict)} | {"teacher_model", "wide_model"}
+    names = {f"{name}.{inner}" for name in sections for inner in dumped[name] or ()} | (dumped.keys() - sections)
+    assert words.keys() == names
+    assert [name for name, found in words.items() if len(found) < 2] == []
+    assert words["student.alpha"] == ["0.5", "CPSD: weight of the co branch; 1 - alpha is the dis branch's"]
+    assert words["data.kind"][0] == "(needed)" and words["teachers.batch_size"] == ["32", "images"]
+    assert words["student.match"][1].startswith("mse, kl, mld; ") and words["student.rows"][0] == "[baseline,"
+    assert cli.main(["params", "evaluation.t"]) == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]) == 1
+
+
+def test_runs_files_grids_and_rows_are_listed_a_line_each(outputs, capsys):
+    scores = [
+        {"row": "cpsd", "split": "test", "seed": 0, "mAP": 51.26},
+        {"row": "sd", "split": "test", "seed": 0, "mAP": 1},
+    ]
+    write_json(outputs / "mine" / "manifest.json", {"stages": {"01_data": {}, "02_partition": {}}})
+    write_json(outputs / "mine" / "evaluation" / "metrics.json", scores)
+    assert cli.main(["list"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert lines[0] == ["mine", "2 stages; + CPSD 51.3 mAP (seed 0)"]
+    files = [
+        path.stem for folder in ("params", "params/grids") for path in sorted((repo_root() / folder).glob("*.yaml"))
+    ]
+    assert [name for name, _ in lines] == ["mine", *files, *ROWS]
+
+
+def test_a_dry_run_says_what_would_be_done_why_and_how_long_and_leaves_nothing(outputs, capsys, monkeypatch):
+    monkeypatch.setattr(overview, "measured_speed", lambda *_: 1e9)
+    assert cli.main(["run", "tiny", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[1/7] 01_data         to do" and not outputs.exists()
+    assert re.fullmatch(r"\[3/7] 03_teachers     to do; about \d+ min for all its models", lines[2])
+    done = {"finished": "yesterday", "fingerprint": {"params": "of others"}, "outputs": {}, "keys": {}}
+    write_json(outputs / "tiny" / "manifest.json", {"stages": {"01_data": done}})
+    assert cli.main(["run", "tiny", "--dry-run"]) == 0
+    assert "[1/7] 01_data         again, its parameters" in capsys.readouterr().out
+    assert cli.main(["run", "tiny", "model.name=resnet19", "--dry-run"]) == 2
+    assert "timm has no model 'resnet19'" in capsys.readouterr().err
+
+
+def test_the_cost_is_in_the_time_of_this_machine_too(capsys, monkeypatch):
+    monkeypatch.setattr(workbench, "measured_speed", lambda *_: 1e9, raising=False)
+    assert cli.main(["cost", "tiny"]) == 0
+    assert re.search(r"On this machine, .* at 1 GFLOP/s, it is about \d+ s", capsys.readouterr().out)

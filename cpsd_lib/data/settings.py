@@ -20,8 +20,8 @@ class DataSettings:
     groups: Annotated[int, Interval(ge=2, le=4)] = 4  # scenes: planted groups
     seed: Annotated[int, Interval(ge=0, le=2**31)] = 0  # scenes: which world; others: which images `limit` keeps
     root: str | None = None  # the folder all but scenes are read from
-    annotations: str = "annotations.csv"  # csv
-    image_folder: str = "images"  # csv
+    annotations: str = "annotations.csv"  # csv: the table of labels, in root
+    image_folder: str = "images"  # csv: the folder of photos, in root
     separator: Annotated[str, MinLen(1)] = ";"  # csv: what joins the class names of an image
     # csv: photos in the image folder that no line names; "unlabelled": students train on them too
     unnamed: Literal["ignore", "unlabelled"] = "ignore"
@@ -29,7 +29,7 @@ class DataSettings:
     difficult: bool | dict[str, bool] = True
     # disk: every image is decoded once, size * size * 3 bytes each; none: at every look, for want of room on the disk
     cache: Literal["disk", "none"] = "disk"
-    bad_files: Literal["error", "skip"] = "error"
+    bad_files: Literal["error", "skip"] = "error"  # missing or unreadable photos: stop, or leave them out and say so
     allow_overlap: bool = False  # True: images that stand in train and in test only warn
     max_pixels: Annotated[int, Ge(1)] = 178_956_970  # Pillow's own limit against decompression bombs
     # how many training images keep their labels: a number, or a share below 1; the others are unlabelled

@@ -15,7 +15,7 @@ class Training:
     Nothing here checks the ranges; pydantic reads them where parameters come from a file.
     """
 
-    epochs: Annotated[int, Interval(ge=1, le=10_000)] = 6
+    epochs: Annotated[int, Interval(ge=1, le=10_000)] = 6  # of the schedule
     stop_after: Annotated[int, Ge(1)] | None = None  # epochs of the schedule that are trained; None: all of them
     optimizer: Literal["adam", "adamw"] = "adamw"  # adam: weight decay is part of the gradient
     lr: Annotated[float, Interval(gt=0, le=10)] = 5e-4  # highest learning rate of OneCycle
@@ -26,8 +26,8 @@ class Training:
     ema_warmup: bool = True  # decay min(ema_decay, (1 + t) / (10 + t)) at step t
     # auto: bfloat16 on GPUs that have it, else float32
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool = False
-    validate_every: Annotated[int, Ge(1)] = 1  # epochs
+    compile: bool = False  # torch.compile: a minute of compiling, then a sixth faster on a GPU
+    validate_every: Annotated[int, Ge(1)] = 1  # epochs between two looks at the images that select one
     checkpoint_seconds: Annotated[float, Ge(0)] = 60  # between two checkpoints; 0: after every step
 
     @property

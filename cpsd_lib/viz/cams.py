@@ -26,12 +26,6 @@ def cam_browser(models, images, indices, targets, names, start=None):
     shown: the name of a class, or "" for the labels of the image (the most probable class where it has none).
     Its numbers: "classes" shown, their "probabilities", and "labels" of the image. Raises ValueError for what does not fit.
     """
-    if not models or not len(indices):
-        raise ValueError(
-            f"there are {len(models)} models and {len(indices)} images to browse; give one of each at least"
-        )
-    if targets.shape != (len(images), len(names)):
-        raise ValueError(f"targets are {targets.shape} for {len(images)} images and {len(names)} names")
     names, words = list(names), short(names)
 
     kind_of = lru_cache(lambda model: map_kinds(models[model], images.shape[-1])[0])

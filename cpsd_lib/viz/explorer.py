@@ -12,7 +12,6 @@ import matplotlib.pyplot as plt
 from IPython import get_ipython
 from IPython.display import display
 
-from cpsd_lib.support import atomic
 from cpsd_lib.viz.plots import short
 
 
@@ -52,11 +51,6 @@ class Explorer:
         self.settings = settings
         if self._shown:
             display(self._plain(), raw=True, display_id=self._picture, update=True)
-
-    def save(self, path):
-        """Write the picture as it is now as PNG to `path` (atomically)."""
-        with atomic(path) as temporary:
-            temporary.write_bytes(self.png)
 
     @cached_property
     def controls(self):

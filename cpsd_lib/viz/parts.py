@@ -33,8 +33,6 @@ def partition_explorer(
     Its numbers are those of evaluation.partition_numbers, "partition", and with compare "ARI". Raises ValueError for what
     does not fit together.
     """
-    if len(names) != len(occurrence):
-        raise ValueError(f"{len(names)} names for {len(occurrence)} classes; pass the names of the same label table")
 
     def draw(branch, k, exponent, seed, refine):
         exponent = round(exponent, 6)  # a slider says 0.31000000000000005; the exported name says 0.31

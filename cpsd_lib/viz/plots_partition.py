@@ -1,12 +1,11 @@
 """Figures of evaluation.partitions: what the exponent does, how stable a cut is, where two partitions differ."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import MaxNLocator
 
-from cpsd_lib.evaluation import PAPER_EXPONENT, match, overlap
+from cpsd_lib.evaluation import PAPER_EXPONENT
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, GREY, panels
 
 BRANCHES = {"co": ("CGP (cuts P+)", CO), "dis": ("DGP (cuts P-)", DIS)}
@@ -74,33 +73,4 @@ def stability_by_k(tables):
         axis.legend(fontsize=10)
     axes[0, 0].set_ylim(min(0, *(table["ari"].min() for table in tables.values())) - 0.05, 1.05)
     axes[0, 0].set_ylabel("ARI of two cuts\n(1 = same parts, 0 = chance)")
-    return figure
-
-
-def comparison_matrix(ours, other):
-    """Heatmap of the classes that each part of our cut shares with each released part; a frame around matched parts.
-
-    The columns are ordered and numbered by evaluation.match: equal partitions fill the diagonal only.
-    """
-    numbers = match(ours, other)
-    order = np.argsort(numbers)
-    common = pd.DataFrame(overlap(ours, other)[:, order])
-    common.columns = pd.Index(
-        [f"{numbers[part]}\n({len(other.parts[part])})" for part in order], name="released: part (its classes)"
-    )
-    common.index = pd.Index(
-        [f"{number} ({len(part)})" for number, part in enumerate(ours.parts)], name="our cut: part (its classes)"
-    )
-    rows, columns = common.shape
-    figure, axis = plt.subplots(figsize=(max(5.0, 0.7 * columns + 2.2), 0.55 * rows + 2.2), layout="constrained")
-    # No bar: each cell says its number.
-    look = {"annot_kws": {"fontsize": 12}, "linewidths": 1, "linecolor": "white", "cbar": False}
-    sns.heatmap(common, ax=axis, cmap="Blues", vmin=0, annot=common.replace(0, "·"), fmt="", **look)
-    kept = 0
-    for column, row in enumerate(numbers[order]):
-        if row < rows and common.iloc[row, column]:
-            kept += common.iloc[row, column]
-            axis.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor=DIS, linewidth=2.5, clip_on=False))
-    axis.set_title(f"Classes in common:\n{kept} of {ours.num_classes} in matched parts (framed)", loc="left")
-    axis.tick_params(rotation=0, labelsize=11)
     return figure

@@ -21,11 +21,9 @@ def threshold_explorer(scores, targets, names, start=None):
     {"threshold": 0.5, "shown": ""}, shown: the name of a class, or "" for all. Its numbers are fractions: those of
     evaluation.precision_recall_f1, and with a class its "precision", "recall", "F1".
     A threshold is to be chosen on held-out TRAINING images; on the test split this is a look at the answers.
-    Raises ValueError for tables that cannot be scored, scores outside 0..1, other names, a threshold outside 0..1.
+    Raises ValueError for tables that cannot be scored, or a class or threshold that is not there.
     """
     (scores, targets), names = check_probabilities(scores, targets), list(names)
-    if len(names) != scores.shape[1]:
-        raise ValueError(f"{len(names)} names for {scores.shape[1]} classes; pass the names of the label table")
     # A class's scores side by side: COCO's 40,137 x 80 are counted in 4 ms.
     by_class, positive, known = (np.ascontiguousarray(x.T) for x in (scores, targets == 1, targets != -1))
     present = positive.sum(1)
@@ -41,8 +39,6 @@ def threshold_explorer(scores, targets, names, start=None):
     def draw(threshold, shown):
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must lie in 0..1, got {threshold}")
-        if shown and shown not in names:
-            raise ValueError(f'there is no class {shown!r}; shown is "" for all, or one of {", ".join(names[:10])} ...')
         now = count(threshold)
         each, numbers = of_classes(*now), {name: float(value) for name, value in averages(*now).items()}
         title, scores, about, c = "all classes", numbers, "CP CR CF1: classes averaged, OP OR OF1: all decisions", None

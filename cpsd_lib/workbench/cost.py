@@ -1,12 +1,16 @@
 """What a run will cost, before anyone pays: weights, FLOP and GPU memory, from shapes alone; nothing is decoded or trained."""
 
 import math
+import time
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from cpsd_lib.models import MetaModel, activation_bytes, forward_flop, make_tail, make_trunk
-from cpsd_lib.support import counted, memory, pick_precision
+from cpsd_lib.objectives import Supervised
+from cpsd_lib.support import counted, keep_freed_memory, memory, pick_device, pick_precision
+from cpsd_lib.training import Batches, fit
 from cpsd_lib.workbench.building import build_shape
 from cpsd_lib.workbench.loading import MODELS, held_out_count
 from cpsd_lib.workbench.rows import (
@@ -271,6 +275,41 @@ def _parts(settings, num_classes):
         return {branch: len(parts) for branch, parts in released_partitions(settings, num_classes).items()}
 
 
+# ---- on this machine -------------------------------------------------------------------------------------------------
+
+
+def measured_speed(params, cost, threads=None, seconds=2.0):
+    """Return the FLOP a second of this machine while the student of Params trains on one batch of random images.
+
+    threads: of torch on a CPU; None: as they are. Takes about `seconds`, or one step where that is longer. Raises
+    RuntimeError where a step does not fit into memory.
+    """
+    keep_freed_memory()
+    training, before, device = params.student, torch.get_num_threads(), pick_device(params.device)
+    # A batch of large models is minutes of a CPU's work, and two of its images are as fast.
+    most = int(5e10 / cost.student.flop) if device.type == "cpu" else cost.student_batch
+    batch, size, draw = max(2, min(most, cost.student_batch)), params.data.size, np.random.default_rng(params.seed)
+    pixels = draw.integers(0, 256, (batch, 3, size, size), np.uint8)
+    targets = draw.random((batch, cost.num_classes)) < 0.1
+    batches = Batches(pixels, targets, batch_size=batch, view=training.view, seed=params.seed, device=device)
+
+    def seconds_of_steps(count):
+        settings = training.model_copy(update={"epochs": count, "stop_after": None, "compile": False})
+        began = time.perf_counter()
+        fit(model, batches, settings, objective=Supervised(asl=training.asl), desc="measuring the speed")
+        return time.perf_counter() - began
+
+    try:
+        torch.set_num_threads(threads or before)
+        with torch.random.fork_rng():
+            model = build_shape(params.model, cost.num_classes)
+            first = seconds_of_steps(1)  # it is not like the others
+            steps = max(2, round(seconds / first))
+            return 3 * cost.student.flop * batch * (1 / first if first > seconds else steps / seconds_of_steps(steps))
+    finally:
+        torch.set_num_threads(before)
+
+
 # ---- in words --------------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +339,13 @@ def card(cost):
     unit = next((unit for unit, scale in units.items() if cost.eflop * scale >= 1), "GFLOP")
     for name, eflop in {**cost.stages, "total": cost.eflop}.items():
         lines[name] = f"{eflop * units[unit]:>9,.3f} {unit}  {remarks.get(name, '')}".rstrip()
-    hours = cost.eflop * 1e18 / 100e12 / 3600
-    time = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 3600:,.4g} seconds"
-    last = f"At 100 TFLOP/s sustained that is {time}: arithmetic, not a measurement."
+    last = f"At 100 TFLOP/s sustained that is {spoken_time(cost.eflop * 1e18 / 100e12)}: arithmetic, not a measurement."
     return "\n".join([*(f"{name:<14}{text}" for name, text in lines.items()), last])
+
+
+def spoken_time(seconds):
+    """Return seconds as words: "about 2 h 10 min"."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min" if minutes < 90 else f"about {minutes // 60:,} h {minutes % 60} min"

@@ -141,14 +141,14 @@ def own_params(params):
 def _explain(fault, shared, sections):
     location = fault["loc"]
     if fault["type"] == "extra_forbidden":
-        return _unknown(location, _SECTIONS[".".join(location[:-1])])
+        return _unknown(location, SECTIONS[".".join(location[:-1])])
     if len(location) > 1 and location[1] in shared and location[1] not in sections.get(location[0], shared):
         location = ("train", *location[1:])  # where the user wrote it
     return format_error(fault, location)
 
 
 # The kind of each section by its name; "": the top level.
-_SECTIONS = {"": Params, "train": TrainParams} | {
+SECTIONS = {"": Params, "train": TrainParams} | {
     name: kind
     for name, field in Params.model_fields.items()
     for kind in (field.annotation, *get_args(field.annotation))
@@ -160,7 +160,7 @@ def _unknown(location, section):
     name, here = location[-1], ".".join(location[:-1])
     known = [*section.model_fields, *(["train"] if section is Params else [])]
     # The right name in the wrong place, or else a wrong name in the right place.
-    places = [f"{place}.{name}".lstrip(".") for place, kind in _SECTIONS.items() if name in kind.model_fields]
+    places = [f"{place}.{name}".lstrip(".") for place, kind in SECTIONS.items() if name in kind.model_fields]
     if places:
         hint = f"did you mean {places[0]}?"
     else:

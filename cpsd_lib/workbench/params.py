@@ -125,16 +125,15 @@ class PartitionParams(Section):
 
     k: int = Field(4, ge=1, le=1000)  # parts of each branch, and so its teachers
     exponent: float = Field(0.5, gt=0, le=4)  # of the conditional probabilities in the affinity
-    seed: int = Field(0, ge=0, le=2**31)
-    refine_co: bool = False
-    refine_dis: bool = True  # the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)
+    seed: int = Field(0, ge=0, le=2**31)  # of k-means in the cut
+    refine_co: bool = False  # move and swap classes after the cut of P+
+    refine_dis: bool = True  # the same for P-: the plain cut of P- is degenerate (COCO, k = 2: 79 + 1 classes)
     # The formula of the paper has 1 on the diagonal of P-, which makes parts of one class cheap; its code ignores a diagonal.
     self_loops: bool = False
     # The largest part has at most this many times the classes of the smallest (or one more); None: sizes as they come.
     balance: float | None = Field(None, ge=1, le=1000)
-    # Partition files, ours or the paper's, that the cut is compared with.
-    released_co: File | None = None
-    released_dis: File | None = None
+    released_co: File | None = None  # a partition file, ours or the paper's, that the cut is compared with
+    released_dis: File | None = None  # the same for P-
     use_released: bool = False  # True: train on those two, and cut nothing
     study_k: Annotated[list[int], AfterValidator(_part_counts)] = [2, 3, 5, 8]  # cut for the study of stability alone
     study_repeats: int = Field(3, ge=2, le=100)  # seeds, and random halves of the images, a k
@@ -153,8 +152,8 @@ _OWN_HEADS = {"resnet101_tf": "label_transformer", "q2l_resnet101": "query2label
 class ModelParams(Section):
     """A timm backbone and its head, or a model of the paper by its name (classifier.PRESETS), which has a head of its own."""
 
-    name: str
-    head: Literal["gap", "label_transformer", "query2label", "ml_decoder"] = "gap"
+    name: str  # a backbone of timm, or a model of the paper
+    head: Literal["gap", "label_transformer", "query2label", "ml_decoder"] = "gap"  # gap: mean over places, one layer
     # width of a head with tokens, in multiples of 8; None: the papers' own (1024, 2048, 768)
     head_width: int | None = Field(None, ge=8, le=8192, multiple_of=8)
     # label_transformer: "learned", or a file: GloVe text, or an .npz with class_names and vectors
@@ -191,10 +190,10 @@ class TrainParams(Section, Training):
 
     batch_size: int = Field(ge=2, le=65_536)  # images
     gamma_neg: float = Field(ge=0, le=10)  # exponents of the asymmetric loss; all three 0: binary cross entropy
-    gamma_pos: float = Field(ge=0, le=10)
+    gamma_pos: float = Field(ge=0, le=10)  # that of positives
     clip: float = Field(ge=0, lt=1)  # probability taken off the negatives
-    view: Literal["plain", "flip", "default", "release"]
-    select: Literal["last", "val"] = "last"
+    view: Literal["plain", "flip", "default", "release"]  # augmentation of the training images
+    select: Literal["last", "val"] = "last"  # which epoch is kept
     # select val: fraction of train held out, where the data has no val split
     val_share: float = Field(0.1, gt=0, lt=0.5)
     # What the teachers of parts, or the students, start from: `model` as every method of the papers does, or the trained
@@ -219,9 +218,11 @@ class TeacherParams(TrainParams):
 class StudentParams(TrainParams):
     """Student training and how it matches its teachers: alpha and match are CPSD's; mld, cd and id are L2D's."""
 
-    rows: Annotated[list[Literal[tuple(ROWS)]], AfterValidator(_table_rows)] = list(COMPONENTS)
+    rows: Annotated[list[Literal[tuple(ROWS)]], AfterValidator(_table_rows)] = list(
+        COMPONENTS
+    )  # of the table: cpsd list
     alpha: float = Field(0.5, ge=0, le=1)  # CPSD: weight of the co branch; 1 - alpha is the dis branch's
-    match: Literal["mse", "kl", "mld"] = "mse"
+    match: Literal["mse", "kl", "mld"] = "mse"  # CPSD: the distance of logits
     mld: float = Field(10, ge=0)  # weights of L2D's losses, in the rows that have them, beside the labels' loss
     cd: float = Field(100, ge=0)  # LED: the images' embeddings of a class
     id: float = Field(1000, ge=0)  # LED: the classes' embeddings of an image
@@ -252,14 +253,13 @@ class Params(Section):
     """Everything that determines a run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # folder below outputs/
-    seed: int = Field(0, ge=0, le=2**31)
+    seed: int = Field(0, ge=0, le=2**31)  # of weights, order and views
     seeds: int = Field(1, ge=1, le=100)  # the whole of training is repeated with seed, seed + 1, ...
-    protocol: Literal["honest", "paper"] = (
-        "honest"  # paper: the best epoch is chosen on TEST, noted beside every figure
-    )
-    recipe: Literal["default", "release", "l2d"] = "default"
-    method: Literal["paper", "shared_trunk"] = "paper"  # paper: every model in full; defaults.method_sections
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    # paper: the best epoch is chosen on TEST, noted beside every figure
+    protocol: Literal["honest", "paper"] = "honest"
+    recipe: Literal["default", "release", "l2d"] = "default"  # what is not given: workbench/defaults.py
+    method: Literal["paper", "shared_trunk"] = "paper"  # paper: every model in full; shared_trunk: one frozen trunk
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto, cpu, cuda:0
     data: DataParams
     partition: PartitionParams = PartitionParams()
     model: ModelParams  # the student's

@@ -117,7 +117,7 @@ CHANGED |= {"notebook": "its notebook", "before": "what it builds on"}
 def _why(run, entry, fingerprint):
     changed = [what for part, what in CHANGED.items() if entry["fingerprint"].get(part) != fingerprint[part]]
     if changed:
-        return f"{' and '.join(changed)} changed"
+        return f"{', '.join(changed)} changed"
     return None if outputs_are_there(run, entry) else "what it left is not there unchanged"
 
 

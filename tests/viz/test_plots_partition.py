@@ -64,22 +64,3 @@ def test_stability_shows_the_mean_and_the_range_of_the_repeats(draw):
         band = axis.collections[1].get_paths()[0].vertices[:, 1]
         assert (band.min(), band.max()) == pytest.approx((0.0, 0.7))
         assert list(axis.get_xticks()) == [2, 3]
-
-
-def test_equal_partitions_fill_and_frame_the_diagonal_only(draw):
-    ours, other = Partition([[0, 1], [2], [3, 4, 5]], 6), Partition([[2], [3, 4, 5], [0, 1]], 6)
-    axis = draw(plots_partition.comparison_matrix(ours, other)).axes[0]
-    assert texts(axis) == ["2", "·", "·", "·", "1", "·", "·", "·", "3"]
-    assert sorted(frame.get_xy() for frame in axis.patches) == [(0, 0), (1, 1), (2, 2)]
-    assert "6 of 6" in axis.get_title(loc="left")
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_matrix_of_unequal_numbers_of_parts_frames_the_matched_ones(draw, turned):
-    pair = Partition([[0, 1, 2], [3, 4]], 5), Partition([[0], [3, 4], [1, 2]], 5)
-    ours, other = reversed(pair) if turned else pair
-    axis = draw(plots_partition.comparison_matrix(ours, other)).axes[0]
-    assert len(axis.patches) == 2 and "4 of 5" in axis.get_title(loc="left")
-    assert axis.get_xlabel() == "released: part (its classes)" and axis.get_ylabel() == "our cut: part (its classes)"
-    labels = [label.get_text() for label in axis.get_xticklabels()]
-    assert labels == (["1\n(2)", "2\n(3)"] if turned else ["0\n(2)", "1\n(2)", "2\n(1)"])

@@ -26,11 +26,12 @@ from grid_fakes import journal
 from cpsd_lib import cli
 from cpsd_lib.data import NOT_COMPARABLE
 from cpsd_lib.support import read_json, write_json, write_text
+from cpsd_lib.workbench import cost
 from cpsd_lib.workbench.grids import engines, plan, results, runner
 from cpsd_lib.workbench.grids.params import Grid, jobs_of
 from cpsd_lib.workbench.run import Run, params_text
 from cpsd_lib.workbench.scoring import caveats
-from cpsd_lib.workbench.yaml_files import ParameterError, repo_root
+from cpsd_lib.workbench.yaml_files import ParameterError
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -115,7 +116,7 @@ def test_the_speed_is_that_of_real_steps_and_draws_nothing_from_the_global_gener
     (one,) = planned(vary={"partition.k": [2]})
     torch.manual_seed(0)
     threads, before = torch.get_num_threads(), torch.get_rng_state()
-    speed = plan.measured_speed(one, 1, seconds=0.1)
+    speed = cost.measured_speed(one.params, one.cost, 1, seconds=0.1)
     assert 1e7 < speed < 1e14
     assert torch.equal(before, torch.get_rng_state()) and torch.get_num_threads() == threads
 
@@ -135,7 +136,7 @@ def test_memory_limits_the_jobs_side_by_side_and_leaves_one(outputs, monkeypatch
     [(0.2, "about 1 s"), (89, "about 89 s"), (600, "about 10 min"), (7800, "about 2 h 10 min")],
 )
 def test_a_time_is_said_in_words(seconds, words):
-    assert plan.spoken_time(seconds) == words
+    assert cost.spoken_time(seconds) == words
 
 
 # ---- jobs in processes of their own ----------------------------------------------------------------------------------
@@ -405,12 +406,6 @@ def test_a_run_finds_the_finished_grids_of_its_own_data(outputs):
 def test_what_notebook_07_takes_from_the_results_is_there():
     taken = set(re.findall(r"\bresults\.(\w+)", (REPO / "notebooks" / "07_ablation.ipynb").read_text()))
     assert len(taken) > 4 and all(hasattr(results, name) for name in taken)
-
-
-def test_every_grid_file_is_offered_with_its_command():
-    lines = results.offered().splitlines()
-    assert len(lines) == len(list((repo_root() / "params" / "grids").glob("*.yaml")))
-    assert "cpsd grid scenes_k: partition.k = 1, 2, 3, 5, 8, from demo" in lines
 
 
 def test_the_sentences_name_the_best_value_against_the_spread(outputs):

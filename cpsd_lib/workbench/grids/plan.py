@@ -1,17 +1,12 @@
 """A grid before it starts: what is left of each job, how many fit into memory, how long they all take."""
 
-import time
 from functools import cache
 
-import numpy as np
 import psutil
 import torch
 
-from cpsd_lib.objectives import Supervised
-from cpsd_lib.support import cores, counted, keep_freed_memory, memory, pick_device
-from cpsd_lib.training import Batches, fit
-from cpsd_lib.workbench.building import build_shape
-from cpsd_lib.workbench.cost import estimate
+from cpsd_lib.support import cores, counted, memory, pick_device
+from cpsd_lib.workbench.cost import estimate, measured_speed, spoken_time
 from cpsd_lib.workbench.grids.params import refuse
 from cpsd_lib.workbench.pipeline import stages_left
 from cpsd_lib.workbench.preflight import images_of
@@ -66,37 +61,6 @@ def side_by_side(grid, jobs):
     return (most, why) if most < grid.jobs else (grid.jobs, None)
 
 
-def measured_speed(job, threads, seconds=2.0):
-    """Return the FLOP a second of this machine while a planned Job's student trains on one batch of random images.
-
-    threads: of torch on a CPU. Takes about `seconds`, or two steps after the first where those are longer. Raises
-    RuntimeError where a step does not fit into memory.
-    """
-    keep_freed_memory()
-    params, cost, training, before = job.params, job.cost, job.params.student, torch.get_num_threads()
-    batch, size, draw = max(2, cost.student_batch), params.data.size, np.random.default_rng(params.seed)
-    pixels = draw.integers(0, 256, (batch, 3, size, size), np.uint8)
-    targets = draw.random((batch, cost.num_classes)) < 0.1
-    batches = Batches(
-        pixels, targets, batch_size=batch, view=training.view, seed=params.seed, device=pick_device(params.device)
-    )
-
-    def seconds_of_steps(count):
-        settings = training.model_copy(update={"epochs": count, "stop_after": None, "compile": False})
-        began = time.perf_counter()
-        fit(model, batches, settings, objective=Supervised(asl=training.asl), desc="measuring the speed")
-        return time.perf_counter() - began
-
-    try:
-        torch.set_num_threads(threads)
-        with torch.random.fork_rng():
-            model = build_shape(params.model, cost.num_classes)
-            steps = max(2, round(seconds / seconds_of_steps(1)))  # the first step is not like the others
-            return 3 * cost.student.flop * batch * steps / seconds_of_steps(steps)
-    finally:
-        torch.set_num_threads(before)
-
-
 def seconds_of(jobs, speed):
     """Return the seconds that each of the planned Jobs takes at most, at `speed` FLOP a second, in their order.
 
@@ -119,14 +83,6 @@ def seconds_of(jobs, speed):
     return seconds
 
 
-def spoken_time(seconds):
-    """Return seconds as words: "about 2 h 10 min"."""
-    if seconds < 90:
-        return f"about {max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"about {minutes} min" if minutes < 90 else f"about {minutes // 60:,} h {minutes % 60} min"
-
-
 def print_plan(grid, jobs, most, why):
     """Print what will be done and an estimate of the time; jobs: all planned Jobs; most, why: as side_by_side found."""
     todo = [job for job in jobs if job.left]
@@ -138,7 +94,7 @@ def print_plan(grid, jobs, most, why):
     print(f"engine {grid.engine}, {most} side by side{f' ({why})' if why else ''}, {threads}", flush=True)
     seconds = {}
     try:
-        speed = measured_speed(todo[0], grid.threads_a_job)
+        speed = measured_speed(todo[0].params, todo[0].cost, grid.threads_a_job)
     except (RuntimeError, ValueError) as error:  # no room, or no such device here
         trouble = str(error).partition("\n")[0]
         estimated = f"no estimate of the time: training steps on random images stopped: {trouble}"

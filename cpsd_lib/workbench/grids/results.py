@@ -7,12 +7,11 @@ import seaborn as sns
 
 from cpsd_lib.support import atomic, read_json, write_json, write_text
 from cpsd_lib.viz import plots
-from cpsd_lib.workbench.grids.params import load_grid
 from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.rows import TITLES
 from cpsd_lib.workbench.run import Run
 from cpsd_lib.workbench.scoring import load_records
-from cpsd_lib.workbench.yaml_files import outputs_root, read_yaml, repo_root
+from cpsd_lib.workbench.yaml_files import outputs_root, read_yaml
 
 SCORES = ("mAP", "CF1", "OF1", "seconds")
 PAPER = ("paper mAP", "paper CF1", "paper OF1")
@@ -113,16 +112,6 @@ def beside(params):
             left = read_json(path)
             found[name] = frame, left["keys"], left["notes"]
     return found
-
-
-def offered():
-    """Return one line of text a grid file in params/grids: its command, what it varies, and its base."""
-    lines = []
-    for file in sorted((repo_root() / "params" / "grids").glob("*.yaml")):
-        grid = load_grid(file.stem)
-        varied = "; ".join(f"{key} = {', '.join(map(str, values))}" for key, values in grid.vary.items())
-        lines.append(f"cpsd grid {file.stem}: {varied}, from {grid.source}")
-    return "\n".join(lines)
 
 
 def summary(frame, key, others=()):
