@@ -256,4 +256,4 @@ def test_a_dry_run_says_what_would_be_done_why_and_how_long_and_leaves_nothing(o
 def test_the_cost_is_in_the_time_of_this_machine_too(capsys, monkeypatch):
     monkeypatch.setattr(workbench, "measured_speed", lambda *_: 1e9, raising=False)
     assert cli.main(["cost", "tiny"]) == 0
-    assert re.search(r"On this machine, .* at 1 GFLOP/s, it is about \d+ s", capsys.readouterr().out)
+    assert re.search(r"On this machine, .* at 1 GFLOP/s, it is about \d+ min", capsys.readouterr().out)
