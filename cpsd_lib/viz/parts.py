@@ -13,9 +13,9 @@ from cpsd_lib.evaluation import PAPER_EXPONENT, partition_numbers
 from cpsd_lib.partition import adjusted_rand, cut, spectral_embedding
 from cpsd_lib.viz.explorer import Explorer, canvas, name_rows
 from cpsd_lib.viz.plots import BASELINE, CO, CPSD, DIS, MARKERS, SD, graph_by_part, short
-from cpsd_lib.viz.plots_partition import BRANCHES
 
 COLOURS = (CO, SD, CPSD, DIS, "#CC79A7", "#56B4E9", BASELINE)  # with 10 marks: 70 parts before one repeats
+BRANCHES = {"co": "CGP (cuts P+)", "dis": "DGP (cuts P-)"}
 MOST_PARTS = 16  # the papers' largest k is 13
 GAP = 7  # pixels from the middle of a point's mark to its name
 
@@ -42,7 +42,7 @@ def partition_explorer(
         other = compare.get(branch) if isinstance(compare, dict) else compare
         if other is not None:
             numbers["ARI"] = adjusted_rand(partition, other)
-        title = f"{BRANCHES[branch][0]}, k = {k}, p = {exponent:g}, seed {seed}, {'refined' if refine else 'plain'} cut"
+        title = f"{BRANCHES[branch]}, k = {k}, p = {exponent:g}, seed {seed}, {'refined' if refine else 'plain'} cut"
         sizes, agree = ", ".join(map(str, numbers["sizes"])), ""
         if "ARI" in numbers:
             agree = f";  ARI to the other partition {numbers['ARI']:.3f}"
@@ -56,7 +56,7 @@ def partition_explorer(
     first = defaults | (start or {})
     refined = first["refine"] if isinstance(first["refine"], dict) else {}
     first["refine"] = refined.get(first["branch"], first["refine"])
-    branches = [(title, name) for name, (title, _) in BRANCHES.items()]
+    branches = [(title, name) for name, title in BRANCHES.items()]
     most = min(len(names), max(MOST_PARTS, first["k"]))
     limits = {"min": min(0.05, first["exponent"]), "max": max(2.0, first["exponent"]), "step": 0.01}
     controls = {
