@@ -240,5 +240,6 @@ def _check_data(params, overrides):
         except workbench.ParameterError as error:
             print("\n".join([*checked.lines[:-1], f"verdict: it cannot train: {error}"]))
             return 1
-    print("\n".join(checked.lines))
+    cuts = () if checked.table is None else params.partition.study(len(checked.table.names))[2:]
+    print("\n".join([*checked.lines[:-1], *cuts, checked.lines[-1]]))
     return 0 if checked.trainable else 1

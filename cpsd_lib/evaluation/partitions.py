@@ -7,6 +7,7 @@ from sklearn.metrics.cluster import contingency_matrix
 
 from cpsd_lib import graph
 from cpsd_lib.partition import adjusted_rand, cut, ncut
+from cpsd_lib.support import bar
 
 PAPER_EXPONENT = 0.5
 
@@ -45,10 +46,9 @@ def over_exponents(
     """Cut the graph of each exponent into k parts; a line an exponent, agreement with the cut at p = 1/2 (the paper's).
 
     counts [C, C] and occurrence [C] as from graph.cooccurrence; other: a partition to compare with as well, or None;
-    self_loops: as in graph.affinity, balance: as in partition.cut. The Ncut of two lines cannot be compared: each is
-    measured on the exponent's own graph. A low ARI is the exponent's doing only where `stability` finds the cut again with
-    other seeds.
-    Columns: exponent, those of `partition_numbers`, ARI to p = 0.5, and with `other` ARI to other.
+    self_loops: as in graph.affinity, balance: as in partition.cut. Columns: exponent, those of `partition_numbers` (Ncut on
+    the exponent's own graph), ARI to p = 0.5 (low by the exponent only where `stability` finds the cut again), and with
+    `other` ARI to other.
     """
 
     def graph_of(exponent):
@@ -70,13 +70,11 @@ def over_exponents(
 def stability(
     targets, branch, ks, exponent=PAPER_EXPONENT, seed=0, refine=False, repeats=3, self_loops=False, balance=None
 ):
-    """Measure how well a cut into k parts is reproduced, by another seed and on other images; targets [N, C] in {1, 0, -1}.
+    """Measure how well a cut into k parts is found again; targets [N, C] in {1, 0, -1}; columns k, kind, repeat, ari.
 
-    Columns k, kind, repeat, ari. Kind "seeds": the graph of all images, cut with seed + 1 ... seed + repeats, each
-    against the cut with `seed`, the one that a run uses. Kind "halves": the images fall at random into two halves (the
-    same halves for every k), each half's graph is cut with `seed`, and the two are compared. What a half lacks altogether
-    counts as any class that occurs with no other does in `cut`; classes that occur with no other in all images say nothing of
-    a cut of "co" and are left out, with every k that is then too large.
+    Kind "seeds": the graph of all images, cut with seed + 1 ... seed + repeats, each against the cut with `seed`, the one that
+    a run uses. Kind "halves": the cuts of two random halves of the images, the same for every k. Classes that occur with no
+    other say nothing of a cut of "co": they are left out, and every k that is then too large.
     """
     targets = np.asarray(targets)
     if branch == "co":
@@ -86,17 +84,22 @@ def stability(
     def graph_of(indices):
         return graph.affinity(*graph.cooccurrence(targets[indices]), branch, float(exponent), self_loops)
 
-    whole, half = graph_of(slice(None)), len(targets) // 2
-    orders = [np.random.default_rng([seed, repeat]).permutation(len(targets)) for repeat in range(repeats)]
-    halves = [(graph_of(order[:half]), graph_of(order[half:])) for order in orders]
-    lines = []
-    for k in ks:
-        used = cut(whole, k, seed, refine, balance)
-        seeds = [(used, cut(whole, k, seed + 1 + repeat, refine, balance)) for repeat in range(repeats)]
-        of_halves = [[cut(affinity, k, seed, refine, balance) for affinity in pair] for pair in halves]
-        for kind, pairs in (("seeds", seeds), ("halves", of_halves)):
-            lines += [(k, kind, repeat, adjusted_rand(*pair)) for repeat, pair in enumerate(pairs)]
-    return pd.DataFrame(lines, columns=["k", "kind", "repeat", "ari"])
+    whole, half, lines = graph_of(slice(None)), len(targets) // 2, []
+    with bar(len(ks) * (1 + 3 * repeats), f"stability of {branch}", "cut") as progress:
+
+        def counted_cut(affinity, k, seed):
+            progress.update(1)
+            return cut(affinity, k, seed, refine, balance)
+
+        used = {k: counted_cut(whole, k, seed) for k in ks}
+        for repeat in range(repeats):
+            lines += [(k, "seeds", repeat, used[k], counted_cut(whole, k, seed + 1 + repeat)) for k in ks]
+            order = np.random.default_rng([seed, repeat]).permutation(len(targets))
+            pair = graph_of(order[:half]), graph_of(order[half:])  # of many classes a graph is large
+            lines += [(k, "halves", repeat, *(counted_cut(affinity, k, seed) for affinity in pair)) for k in ks]
+    lines = [(k, kind, repeat, adjusted_rand(*cuts)) for k, kind, repeat, *cuts in lines]
+    table = pd.DataFrame(lines, columns=["k", "kind", "repeat", "ari"])
+    return table.sort_values(["k", "kind", "repeat"], ascending=[True, False, True], ignore_index=True)
 
 
 def partition_numbers(affinity, partition):

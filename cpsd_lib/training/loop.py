@@ -1,6 +1,5 @@
 """THE loop, once: experts side by side or one student, with moving average, validation, checkpoints and history."""
 
-import csv
 import math
 import time
 from contextlib import contextmanager, nullcontext
@@ -8,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -168,7 +168,8 @@ def _train(states, batches, training, folder, described, progress, validation, p
             _end_epoch(states, batches, training, progress, validation, precision)
             progress["seconds"] = spent()
             if folder:
-                _write_history(folder / "history.csv", progress["history"])
+                with atomic(folder / "history.csv") as temporary:
+                    pd.DataFrame(progress["history"]).to_csv(temporary, index=False)
     if checkpoint:
         write()
     progress["seconds"] = spent()
@@ -268,14 +269,6 @@ def _validate(states, epoch, validation, device, precision):
             kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
             state.best = {"score": score, "epoch": epoch, "kind": kind, "state": kept}
     return scores
-
-
-def _write_history(path, history):
-    names = list(dict.fromkeys(name for line in history for name in line))
-    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(history)
 
 
 def _select(state, progress, side_by_side):

@@ -20,25 +20,19 @@ MARKERS = "osD^vP*X<>"
 ROW_COLOURS = {"baseline": BASELINE, "+ SD": SD, "+ CGPD": CO, "+ DGPD": DIS, "+ CPSD": CPSD}
 ROW_COLOURS |= {"student only": BASELINE, "+ MLD": "#CC79A7", "+ LED": "#56B4E9", "+ MLD + LED": "#882255"}
 ROW_COLOURS |= {"+ random parts": "#999933", "baseline, CPSD's compute": "#555555", "+ SD, CPSD's compute": "#AA7700"}
-ROW_COLOURS |= {"+ SD, teacher continued": "#CC6677"}
 ROW_COLOURS |= {"+ CGPD by MLD": CO, "+ DGPD by MLD": DIS, "+ random parts by MLD": "#999933"}
 ROW_COLOURS |= {
     "+ two draws of random parts by MLD": "#666600",
     "+ ensemble by MLD": SD,
     "+ wide teacher by MLD": "#AA4499",
 }
-ROW_COLOURS |= {"+ class-aware pseudo-labels": "#882222"}
+ROW_COLOURS |= {"+ SD, teacher continued": "#CC6677", "+ class-aware pseudo-labels": "#882222"}
 ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "released checkpoint": GREY}
 # Where they are installed, for class names in other scripts than the first font's.
-FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Malgun Gothic")
-FONTS += (
-    "Noto Sans Arabic",
-    "Noto Sans Hebrew",
-    "Noto Sans Devanagari",
-    "Noto Sans Thai",
-    "Arial Unicode MS",
-    "Noto Emoji",
+FONTS = (
+    "Noto Sans CJK SC, Noto Sans CJK JP, Microsoft YaHei, PingFang SC, Hiragino Sans, Malgun Gothic, Noto Sans Arabic, "
 )
+FONTS += "Noto Sans Hebrew, Noto Sans Devanagari, Noto Sans Thai, Arial Unicode MS, Noto Emoji"
 
 
 def use_style():
@@ -48,7 +42,7 @@ def use_style():
     plt.rcParams.update({"axes.titlelocation": "left", "figure.constrained_layout.use": True})
     plt.rcParams["text.parse_math"] = False  # a class may be called "US$ or $": that is no formula
     installed = set(font_manager.get_font_names())
-    plt.rcParams["font.family"] = ["sans-serif", *(name for name in FONTS if name in installed)]
+    plt.rcParams["font.family"] = ["sans-serif", *(name for name in FONTS.split(", ") if name in installed)]
     warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # 01_data says so once, see `undrawn`
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from cpsd_lib.data import DataSettings
+from cpsd_lib.support import counted
 from cpsd_lib.training import Training
 from cpsd_lib.workbench.rows import COMPONENTS, ROWS, branches_of
 from cpsd_lib.workbench.yaml_files import repo_root
@@ -120,6 +121,9 @@ class DataParams(Section, DataSettings):
         return self
 
 
+STUDY_SECONDS = 900  # of notebook 02's cuts, above which its study has fewer repeats
+
+
 class PartitionParams(Section):
     """How the label graph is cut, in both branches, and what 02_partition compares the cut with."""
 
@@ -137,6 +141,29 @@ class PartitionParams(Section):
     use_released: bool = False  # True: train on those two, and cut nothing
     study_k: Annotated[list[int], AfterValidator(_part_counts)] = [2, 3, 5, 8]  # cut for the study of stability alone
     study_repeats: int = Field(3, ge=2, le=100)  # seeds, and random halves of the images, a k
+
+    def study(self, num_classes):
+        """Return (numbers of parts, repeats, a sentence on the time) of 02_partition: repeats that fit into STUDY_SECONDS."""
+        ks, squared = [k for k in self.study_k if k < num_classes], num_classes**2
+        plain, fine = (
+            0.1 + 2.4e-7 * squared,
+            0.25 + 9e-7 * squared,
+        )  # seconds of a cut on a Zen core, 20 to 6,000 classes
+        branches = sum(fine if refined else plain for refined in (self.refine_co, self.refine_dis))
+
+        def seconds(repeats):  # beside the comparison of cuts: the run's, six exponents, and those of every k
+            return 3 * (plain + fine) + branches * (7 + len(ks) * (2 + 3 * repeats))
+
+        fit = next(
+            (count for count in range(self.study_repeats, 1, -1) if not ks or seconds(count) <= STUDY_SECONDS), 1
+        )
+        time = f"{seconds(fit):.0f} s" if seconds(fit) < 90 else f"{seconds(fit) / 60:,.0f} minutes"
+        text = f"02_partition cuts the graph of {counted(num_classes, 'class', 'classes')} for about {time}"
+        if fit < self.study_repeats:
+            text += f", with {fit} instead of {self.study_repeats} repeats; partition.study_k=[] leaves the study out"
+        if many := [str(k) for k in self.study_k if k >= num_classes]:
+            text += f"; partition.study_k: k = {', '.join(many)} left out of the study"
+        return ks, fit, text
 
     @model_validator(mode="after")
     def _both_files_or_a_cut(self):

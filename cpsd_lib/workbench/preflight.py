@@ -12,6 +12,7 @@ from cpsd_lib.workbench.run import check_cut, released_partitions
 from cpsd_lib.workbench.scoring import load_checkpoint
 from cpsd_lib.workbench.yaml_files import blamed_on
 
+MANY = 500  # classes from which a run says how long their cuts take
 TIGHT = 0.9  # share of the memory from which preflight warns that a run may not fit
 
 
@@ -51,11 +52,9 @@ def check_run(params):
 def remarks(params, stage):
     """Return what a user should know before `stage`, the first that is not done, starts: sentences, in most runs none."""
     there = images_of(params.data)
-    sentences, many = [], [k for k in params.partition.study_k if k >= there.classes]
-    if many and stage <= "02_partition" and not params.evaluation.released:
-        only = counted(there.classes, "class", "classes")
-        left_out = ", ".join(map(str, many))
-        sentences.append(f"partition.study_k: k = {left_out} left out of the study, since there are only {only}")
+    sentences, cuts = [], params.partition.study(there.classes)[2]
+    if stage <= "02_partition" and not params.evaluation.released and (there.classes > MANY or "left out" in cuts):
+        sentences.append(cuts)
     if stage > "04_student" or params.data.kind == "labels":  # no model is made of labels alone
         return sentences
     with blamed_on("device"):  # a cuda:7 that is not there

@@ -41,6 +41,7 @@ def test_a_whole_copy_can_train_and_its_counts_and_frequencies_are_shown(check, 
     assert lines[0] == f"{kind}: 5 images, {dict(coco2014=80, nuswide=81, voc2007=20)[kind]} classes"
     assert any("0 images not on disk" in line for line in lines)
     assert any(f"{kind} count:" in line and "expected" in line for line in lines)
+    assert "02_partition cuts the graph" in lines[-2]
     assert not check.folder.exists()  # nothing decoded, nothing missing: nothing written
 
 
@@ -240,6 +241,7 @@ def test_the_real_label_table_of_coco_is_checked_and_cut(check, shared_data, tmp
     status, lines = check("labels", shared_data / "coco_val2014_labels")
     assert status == 1 and lines[0] == "labels: 40,137 images, 80 classes"
     assert lines[-1].endswith("it has labels and no images: 01_data and 02_partition work on it")
+    assert lines[-2].startswith("02_partition cuts the graph of 80 classes for about 19 s")
     data = DataParams(kind="labels", root=str(shared_data / "coco_val2014_labels"))
     table = open_dataset(data, tmp_path).table
     counts, occurrence = graph.cooccurrence(table.targets[table.indices("train")])

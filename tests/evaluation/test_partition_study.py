@@ -1,4 +1,6 @@
+from contextlib import contextmanager
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,6 +154,19 @@ def test_halves_are_the_cut_of_two_halves_of_the_images():
     )
     table = study.stability(targets, "dis", [3], exponent=0.7, seed=seed, repeats=1)
     assert table["ari"][1] == partition.adjusted_rand(one, two)
+
+
+def test_the_cuts_of_the_study_are_counted_while_they_are_made(monkeypatch):
+    totals, made = [], []
+
+    @contextmanager
+    def bar(total, *_):
+        totals.append(total)
+        yield SimpleNamespace(update=made.append)
+
+    monkeypatch.setattr(study, "bar", bar)
+    study.stability(planted(), "dis", [2, 3, 5], repeats=2)
+    assert totals == [sum(made)] == [3 * 7]
 
 
 def test_the_result_is_a_function_of_the_seed():

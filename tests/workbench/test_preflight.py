@@ -81,8 +81,8 @@ def test_vectors_that_lack_a_class_of_the_data_are_refused(tmp_path):
 def test_labels_alone_need_no_model_but_as_many_classes_as_parts(tmp_path):
     params = tiny(data__kind="labels", data__root=str(labels(tmp_path)), partition__k=3, model__name="no_such_model")
     check_run(params)
-    assert remarks(params.model_copy(update={"device": "cuda:99"}), "01_data")[0].startswith(
-        "partition.study_k: k = 3, 5, 8"
+    assert remarks(params.model_copy(update={"device": "cuda:99"}), "01_data")[0].endswith(
+        "partition.study_k: k = 3, 5, 8 left out of the study"
     )
     with pytest.raises(ParameterError, match=r"partition\.k is 4, but the data set has only 3 classes"):
         check_run(params.model_copy(update={"partition": params.partition.model_copy(update={"k": 4})}))
@@ -114,8 +114,19 @@ def test_the_memory_of_this_machine_is_what_the_system_says():
 def test_numbers_of_parts_beyond_the_classes_are_said_to_be_left_out_of_the_study(tmp_path):
     assert remarks(tiny(partition__study_k=[2, 19]), "01_data") == []
     (line,) = remarks(tiny(partition__study_k=[2, 20, 30]), "02_partition")
-    assert line.startswith("partition.study_k: k = 20, 30 left out") and "only 20 classes" in line
+    assert "partition.study_k: k = 20, 30 left out" in line and "20 classes" in line
     assert remarks(tiny(partition__study_k=[20]), "03_teachers") == []  # the study is done
+
+
+def test_many_classes_are_told_how_long_their_cuts_take_and_get_fewer_repeats():
+    coco, many, most = (tiny().partition.study(classes) for classes in (80, 700, 9_000))
+    assert coco[:2] == ([2, 3, 5, 8], 3) and coco[2] == "02_partition cuts the graph of 80 classes for about 19 s"
+    assert many[1] == 3 and "700 classes for about 49 s" in many[2]
+    assert most[1] == 1 and "9,000 classes for about 46 minutes" in most[2]
+    assert "with 1 instead of 3 repeats; partition.study_k=[] leaves the study out" in most[2]
+    ks, repeats, text = tiny(partition__study_k=[]).partition.study(9_000)
+    assert (ks, repeats) == ([], 3) and "repeats" not in text
+    assert tiny(partition__study_repeats=100).partition.study(2_000)[1] == 13
 
 
 def test_the_run_prints_its_remarks_before_it_starts(tmp_path, monkeypatch, capsys):
