@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from torch.utils._pytree import tree_map_only
 
 from cpsd_lib.support import atomic, read_json, sha256, write_json
 
@@ -21,16 +22,13 @@ def one_trainer(folder):
     """Make a folder and hold its lock; RuntimeError when another process trains there."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=LOCK_SECONDS)
     try:
-        lock.acquire()
+        with FileLock(folder / ".lock", timeout=LOCK_SECONDS):
+            for leftover in folder.glob(".*.tmp"):  # half-written by a killed process; ours alone under the lock
+                leftover.unlink(missing_ok=True)
+            yield
     except Timeout:
         raise RuntimeError(f"another process trains in {folder}; wait for it, or stop it, and start again") from None
-    with lock:
-        lock.release()  # `with` counted a second acquisition
-        for leftover in folder.glob(".*.tmp"):  # half-written by a killed process; ours alone under the lock
-            leftover.unlink(missing_ok=True)
-        yield
 
 
 @contextlib.contextmanager
@@ -61,15 +59,13 @@ def resume(folder, states, training, device):
     """Return the loop's progress, from the last sound checkpoint of the same training in `folder`; broken ones are left."""
     fresh = {"epoch": 0, "step": 0, "seconds": 0.0, "history": []}
     there = [path for path in (Path(folder) / CHECKPOINT, Path(folder) / BEFORE) if path.exists()] if folder else []
-    saved = None
-    while there and saved is None:
-        saved = _read(there[0], device)
-        if saved is None:
-            go_on = f"goes on from {there[1].name}" if len(there) > 1 else "starts anew"
-            print(f"{there[0]} cannot be read; this training {go_on}")
-        del there[0]
-    if saved is None:
+    # torch.load compares no checksum.
+    sound = next((path for path in there if sha256(path) in _sums(path)), None)
+    for path in there[: there.index(sound)] if sound else there:
+        print(f"{path} cannot be read; this training {f'goes on from {sound.name}' if sound else 'starts anew'}")
+    if sound is None:
         return fresh
+    saved = torch.load(sound, map_location=device, weights_only=True)
     there, wanted = dict(saved.get("training", {})), dict(training)
     if not wanted.pop("learners").items() <= there.pop("learners", {}).items() or there != wanted:
         return fresh
@@ -82,22 +78,21 @@ def resume(folder, states, training, device):
     return progress
 
 
-def _read(path, device):
-    """Return what a checkpoint holds, None where a byte of it has changed: torch.load compares no checksum."""
-    if sha256(path) not in _sums(path):
-        return None
-    return torch.load(path, map_location=device, weights_only=True)
-
-
 def _sums(path):
     with contextlib.suppress(FileNotFoundError, ValueError):
         return read_json(path.with_name(SUMS))
     return []
 
 
-def write_checkpoint(path, states, progress, training):
-    """Write the loop's progress and all its TrainStates, atomically; training: JSON-able, what determines its result."""
+def copy_of(states, progress, training):
+    """Return what a checkpoint holds, on the host: the loop's progress, its TrainStates and what determines its result."""
     content = progress | {"training": training, "states": {s.learner.name: s.state() for s in states}}
+    content["history"] = list(progress["history"])
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), content)
+
+
+def write_checkpoint(path, content):
+    """Write what `copy_of` returned, atomically."""
     with atomic(path) as temporary:
         torch.save(content, temporary)
         write_json(path.with_name(SUMS), [sha256(temporary), *_sums(path)][:3])

@@ -2,6 +2,7 @@
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from cpsd_lib.objectives import Supervised
 from cpsd_lib.support import Interrupted, atomic, bar, derive_seed, pick_precision
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training.batches import predict_logits
-from cpsd_lib.training.checkpoint import CHECKPOINT, interrupt_waits, one_trainer, resume, write_checkpoint
+from cpsd_lib.training.checkpoint import CHECKPOINT, copy_of, interrupt_waits, one_trainer, resume, write_checkpoint
 from cpsd_lib.training.learner import Learner, start_state
 from cpsd_lib.training.settings import Training
 
@@ -97,10 +98,8 @@ def _described(states, batches, training, seed, validation, pseudo):
 def _train(states, batches, training, folder, described, progress, validation, pseudo, files, desc):
     precision = pick_precision(training.precision, batches.device)
     checkpoint = folder / CHECKPOINT if folder else None
-    pending, whole = (
-        [],
-        True,
-    )  # (image indices, {learner: loss}) not looked at yet; whether all learners made the same steps
+    pending = []  # (image indices, {learner: loss}) not looked at yet
+    whole, writing = True, None  # whether all learners made the same steps; the checkpoint that is being written
     look_every = CHECK_EVERY if batches.device.type == "cuda" else 1
     saved_at = began = time.perf_counter()
     every = training.checkpoint_seconds
@@ -115,9 +114,14 @@ def _train(states, batches, training, folder, described, progress, validation, p
     def spent():
         return before + time.perf_counter() - began - batches.soft_seconds
 
-    def write():
+    def write():  # a copy, by a thread: the training goes on
         progress["seconds"] = spent()
-        write_checkpoint(checkpoint, states, progress, described)
+        return writer.submit(timed, copy_of(states, progress, described))
+
+    def timed(content):
+        started = time.perf_counter()
+        write_checkpoint(checkpoint, content)
+        return time.perf_counter() - started
 
     @contextmanager
     def kept_when_interrupted():
@@ -128,20 +132,19 @@ def _train(states, batches, training, folder, described, progress, validation, p
                 if pending:
                     _check_losses(pending, progress, checkpoint, files)
                     _check_weights(states, pending[-1][0], progress, checkpoint, files)
-                write()
+                write().result()
             at = f"{progress['epoch'] * batches.steps + progress['step']:,} of {last_epoch * batches.steps:,}"
             way = "run it again and it goes on from its checkpoint" if folder else "nothing is kept without a folder"
             raise Interrupted(f"{desc}: stopped at step {at}; {way}") from None
 
-    with bar(last_epoch * batches.steps, desc, "step", initial=done) as shown, kept_when_interrupted():
+    shown = bar(last_epoch * batches.steps, desc, "step", initial=done)
+    with ThreadPoolExecutor(1) as writer, shown as shown, kept_when_interrupted():
         while progress["epoch"] < last_epoch:
             if pseudo:
                 pseudo.label(states, batches, progress, precision)
             for batch in batches.epoch(progress["epoch"], progress["step"]):
                 step = progress["epoch"] * batches.steps + progress["step"]
-                whole = (
-                    False  # a second Ctrl-C, in the middle of a step, leaves some learners a step ahead of the others
-                )
+                whole = False  # a second Ctrl-C, within a step, leaves some learners a step ahead of the others
                 with interrupt_waits() as interrupted:
                     losses = {
                         state.learner.name: _step(state, batch, precision, described["seed"], step) for state in states
@@ -149,6 +152,10 @@ def _train(states, batches, training, folder, described, progress, validation, p
                     progress["step"], whole = progress["step"] + 1, True
                 pending.append((batch.indices, losses))
                 due = checkpoint is not None and time.perf_counter() - saved_at >= every
+                if due and writing:  # eleven ResNet-101 are 7.5 GB: one write at a time, 2 % of the time at most
+                    took = writing.result()
+                    every = every and max(training.checkpoint_seconds, 50 * took)
+                    due = time.perf_counter() - saved_at >= every
                 last_step = progress["step"] == batches.steps
                 if len(pending) >= look_every or due or last_step:
                     _check_losses(pending, progress, checkpoint, files)
@@ -157,11 +164,7 @@ def _train(states, batches, training, folder, described, progress, validation, p
                     pending = []
                     shown.note(f"epoch {progress['epoch'] + 1}/{last_epoch}")
                 if due:
-                    started = time.perf_counter()
-                    write()
-                    saved_at = time.perf_counter()
-                    # Eleven ResNet-101 are 7.5 GB: writing takes no more than 2 % of the time.
-                    every = every and max(training.checkpoint_seconds, 50 * (saved_at - started))
+                    writing, saved_at = write(), time.perf_counter()
                 shown.update(1)
                 if interrupted:
                     raise KeyboardInterrupt
@@ -170,9 +173,8 @@ def _train(states, batches, training, folder, described, progress, validation, p
             if folder:
                 with atomic(folder / "history.csv") as temporary:
                     pd.DataFrame(progress["history"]).to_csv(temporary, index=False)
-    if checkpoint:
-        write()
-    progress["seconds"] = spent()
+        if checkpoint:
+            write().result()
 
 
 def _step(state, batch, precision, seed, step):

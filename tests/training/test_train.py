@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import signal
+import threading
 import time
 
 import numpy as np
@@ -18,7 +19,7 @@ from cpsd_lib.evaluation.metrics import mean_average_precision
 from cpsd_lib.models.classifier import Output, build_model
 from cpsd_lib.models.trunk import make_tail, make_trunk
 from cpsd_lib.objectives import Supervised
-from cpsd_lib.support import derive_seed, pick_device, pick_precision
+from cpsd_lib.support import derive_seed, pick_device, pick_precision, sha256
 from cpsd_lib.training import checkpoint, loop
 from cpsd_lib.training.batches import Batches, predict_logits
 from cpsd_lib.training.learner import Compiled, Ema, Learner, start_state
@@ -283,10 +284,10 @@ def test_killed_before_the_last_checkpoint_is_written_nothing_but_the_end_is_tra
     run(unbroken, tmp_path / "unbroken", images, targets)
     write = loop.write_checkpoint
 
-    def killed(path, states, progress, described):
-        if progress["epoch"] == 3:
+    def killed(path, content):
+        if content["epoch"] == 3:
             raise Interrupt
-        write(path, states, progress, described)
+        write(path, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "write_checkpoint", killed)
@@ -580,6 +581,32 @@ def test_writing_checkpoints_takes_a_fiftieth_of_the_time_at_most(images, target
     assert len(written) == 2  # after the first of twelve steps, the next being due after 10 seconds, and at the end
 
 
+def test_a_checkpoint_is_a_copy_that_a_thread_writes_while_the_training_goes_on(images, targets, tmp_path, monkeypatch):
+    order, write, step, released = [], loop.write_checkpoint, loop._step, threading.Event()
+
+    def waits(path, content):
+        assert threading.current_thread() is not threading.main_thread()
+        (kept,) = content["states"].values()
+        before = {name: tensor.clone() for name, tensor in kept["model"].items()}
+        order.append("begun")
+        assert released.wait(60)
+        assert all(torch.equal(tensor, kept["model"][name]) for name, tensor in before.items())
+        order.append("written")
+        write(path, content)
+
+    def stepped(*arguments):
+        loss = step(*arguments)
+        if "begun" in order:
+            order.append("step")
+            released.set()
+        return loss
+
+    monkeypatch.setattr(loop, "write_checkpoint", waits)
+    monkeypatch.setattr(loop, "_step", stepped)
+    run([learner()], tmp_path, images, targets, training=recipe(epochs=3, checkpoint_seconds=0.05))
+    assert order.index("begun") < order.index("step") < order.index("written")
+
+
 def test_a_learner_is_validated_on_its_own_columns(images, targets, tmp_path):
     x, validation = learner("co-1", (3, 1)), Validation(images, targets, np.arange(32, 40))
     entry = run([x], tmp_path, images, targets, training=recipe(epochs=1), validation=validation)["co-1"]
@@ -748,12 +775,12 @@ def test_a_changed_byte_of_a_checkpoint_is_seen_and_the_one_before_is_gone_on_fr
 
 def test_no_changed_bit_of_a_checkpoint_gives_other_content(tmp_path):
     path = tmp_path / "last.ckpt"
-    checkpoint.write_checkpoint(path, [], {"epoch": 3, "weights": torch.arange(300.0)}, {})
+    checkpoint.write_checkpoint(path, {"epoch": 3, "weights": torch.arange(300.0)})
     data = path.read_bytes()
-    assert torch.equal(checkpoint._read(path, "cpu")["weights"], torch.arange(300.0))
+    assert sha256(path) in checkpoint._sums(path)
     for place in range(0, len(data), 2):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
-        assert checkpoint._read(path, "cpu") is None
+        assert sha256(path) not in checkpoint._sums(path)
 
 
 def test_a_checkpoint_runs_no_code_when_it_is_loaded(images, targets, tmp_path):
