@@ -17,8 +17,9 @@ def gain_summary(table, split, images=None):
     methods = [TITLES[row] for row in ("cpsd", "mld_led", "cpsd_mld", "cpsd_mld_led") if TITLES[row] in table.index]
     if not methods or against is None:
         return "The rows + CPSD and baseline were not both run: there is no gain to state."
-    gains = [_gain_of(row, table, split, TITLES[against]) + _over_images((images or {}).get(row)) for row in methods]
-    return " ".join(gains + _against_controls(table, split))
+    gains = [_gain_of(row, table, split, TITLES[against]) for row in methods]
+    drawn = [_over_images(row, intervals) for row, intervals in (images or {}).items() if row in methods]
+    return " ".join(gains + drawn + _against_controls(table, split))
 
 
 def _against_controls(table, split):
@@ -41,12 +42,10 @@ def _gain_of(row, table, split, against):
     return f"{text}. Paired over {seeds} seeds, the 95 % interval of the gain over the {against} is +-{half:.1f} and {verdict}."
 
 
-def _over_images(intervals):
-    """Return in how many seeds a gain's interval over the test images lies above zero, as text; "" where none is known."""
-    if intervals is None:
-        return ""
+def _over_images(row, intervals):
+    """Return in how many seeds the interval of a row's gain over draws of the test images lies above zero, as text."""
     sure, seeds = int((intervals["low"] > 0).sum()), len(intervals)
-    return f" Over draws of the test images its 95 % interval lies above zero in {sure} of {seeds} seeds."
+    return f"Luck of the test images alone explains no gain of {row} in {sure} of {seeds} seeds (95 % interval above zero)."
 
 
 def maps_summary(table, against=None):
