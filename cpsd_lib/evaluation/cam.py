@@ -15,6 +15,7 @@ from torch.nn import functional
 from cpsd_lib.data import test_view
 from cpsd_lib.evaluation.bootstrap import bootstrap_mean
 from cpsd_lib.models import LabelTransformer, LinearHead, feature_map, trial_images
+from cpsd_lib.support import bar
 from cpsd_lib.teachers import PartTeachers, in_mode
 
 ACTIVATION, GRADIENT, ATTENTION = "activation", "gradient", "attention"  # exact; Grad-CAM; of class queries
@@ -255,10 +256,12 @@ def inside_boxes(models, images, sample):
             best[places] = best_share(sample["boxes"], places, size)
         for kind in map_kinds(model, size):
             shares = []
-            for start in range(0, len(sample), BATCH):
-                batch = by_class[start : start + BATCH]
-                maps = stack_maps(model, images, batch[["image", "class"]], kind)
-                shares.append(pd.Series(share_inside(maps, batch["boxes"]), batch.index))
+            with bar(len(sample), f"{strategy}: maps of {kind}", "map") as shown:
+                for start in range(0, len(sample), BATCH):
+                    batch = by_class[start : start + BATCH]
+                    maps = stack_maps(model, images, batch[["image", "class"]], kind)
+                    shares.append(pd.Series(share_inside(maps, batch["boxes"]), batch.index))
+                    shown.update(len(batch))
             about = {"strategy": strategy, "map": kind, "share": pd.concat(shares)}
             lines.append(sample[["image", "class"]].assign(**about, chance=best[1, 1], best=best[places]))
     return pd.concat(lines, ignore_index=True)

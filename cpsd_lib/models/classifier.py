@@ -8,7 +8,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import safetensors.torch
-import timm
 import torch
 from huggingface_hub import constants, get_session
 from torch import nn
@@ -149,7 +148,7 @@ def build_model(
     if head != "gap":  # after the weights were read: their file has these layers
         _drop_unused(backbone, options.get("img_size") or backbone.pretrained_cfg["input_size"][1:])
     # A plain backbone takes what it takes; TResNet's stem cuts the image into blocks and fails inside timm.
-    strict = name in PRESETS or head != "gap" or isinstance(backbone, timm.models.TResNet)
+    strict = name in PRESETS or head != "gap" or type(backbone).__name__ == "TResNet"
     return Classifier(backbone, made, mean, std, backbone.feature_info[-1]["reduction"] if strict else 1)
 
 
@@ -175,6 +174,8 @@ def _head(head, features, num_classes, prior, label_vectors, width):
 
 
 def _backbone(name, pretrained, options):
+    import timm  # with torchvision 2 s, which those that build no model do not wait for
+
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0].lower(), dict.fromkeys([*timm.list_models(), *PRESETS]), 5)
         raise ValueError(f"timm has no model {name!r}" + (f"; near names: {', '.join(near)}" if near else ""))
@@ -290,7 +291,9 @@ def read_state(path):
         state = inner if isinstance(inner, dict) else state
     if not isinstance(state, dict) or not state or not all(torch.is_tensor(value) for value in state.values()):
         raise ValueError(f"{path} holds no state dict: names with a tensor each")
-    plain = timm.models.clean_state_dict(state)
+    from timm.models import clean_state_dict
+
+    plain = clean_state_dict(state)
     if len(plain) < len(state):
         raise ValueError(f"{path} has the same names with and without the prefix `module.`")
     return plain
@@ -299,7 +302,9 @@ def read_state(path):
 def normalization(normalize, config=None):
     """Return (mean, std) of model.normalize; config: of the weights that "auto" goes by, None where there are none."""
     if normalize == "imagenet":
-        return timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     if normalize == "auto" and config:
         return config["mean"], config["std"]
     if normalize in ("auto", "none"):

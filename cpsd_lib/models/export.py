@@ -3,7 +3,6 @@
 import copy
 import logging
 
-import timm
 import torch
 from torch import nn
 
@@ -83,6 +82,8 @@ def timm_state(model, name, options):
             "the format timm is one backbone, and this model is made of experts; take another row or format"
         )
     own = model.backbone.state_dict()
+    import timm
+
     fresh = timm.create_model(PRESETS.get(name, (name,))[0], pretrained=False, num_classes=0, **options)
     added = [one for one in fresh.state_dict() if one not in own]
     fresh.load_state_dict(fresh.state_dict() | own)

@@ -5,7 +5,6 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from timm.models.tresnet import checkpoint_filter_fn
 
 from cpsd_lib.data import COCO_CLASSES
 from cpsd_lib.models.classifier import build_model, normalization, preprocessing, read_state, state_faults
@@ -200,7 +199,10 @@ def _own(name, model):
 
 def _converted(name, state):
     """Return a release's state dict with its tensors as ours are; timm renames those of tresnet_l."""
-    state = checkpoint_filter_fn(state, None) if name == "tresnet_l" else state
+    if name == "tresnet_l":
+        from timm.models.tresnet import checkpoint_filter_fn
+
+        state = checkpoint_filter_fn(state, None)
     # Q2L has all classes in one tensor with a batch axis.
     batched = {key for key in ("fc.W", "fc.b") if key in state and state[key].shape[:1] == (1,)}
     return {key: value[0] if key in batched else value for key, value in state.items()}

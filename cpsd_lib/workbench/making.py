@@ -60,7 +60,7 @@ def train_student(run, seed, row):
         experts = {b: one.to(run.device, memory_format=torch.channels_last) for b, one in merged.items()}
         soft = Computed(experts, run.device, precision)
     pseudo = pseudo_labels(run, seed) if ROWS[row].method == "pseudo" else None
-    _make_models(run, seed, [task], f"seed {seed}: student {row}", soft, pseudo)
+    _make_models(run, seed, [task], f"seed {seed}: {ROWS[row].title}", soft, pseudo)
     for branch, keys in run.store.record("model", task.key)["about"]["soft_targets"].items():
         run.note(f"seed{seed}/soft_targets/{branch}", keys)
     run.note(f"seed{seed}/students/{row}", [task.key])

@@ -17,7 +17,7 @@ from cpsd_lib.evaluation import (
     precision_recall_f1,
 )
 from cpsd_lib.models import check_class_names, check_preprocessing, load_released, read_label_vectors
-from cpsd_lib.support import atomic, digest, pick_precision, read_json, write_json
+from cpsd_lib.support import atomic, bar, counted, digest, pick_precision, read_json, sha256, write_json
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import predict_logits
 from cpsd_lib.viz import plots
@@ -34,13 +34,17 @@ def evaluate(run):
 
     With evaluation.released, that checkpoint alone is scored; it must have these classes and take these inputs (ValueError).
     Writes scores/*.npy (logits [n, C] float32; the targets beside them, so that a reader needs no data set), metrics.json,
-    per_class.csv; returns metrics.json's list of records.
+    per_class.csv; returns metrics.json's list of records. What was scored of these very models already is not scored again.
     """
-    folder = run.folder / "evaluation"
-    records, per_class = [], []
-    for path in folder.glob("scores/*.npy"):
-        path.unlink()  # of other models
-    released = run.params.evaluation.released is not None
+    folder, released = run.folder / "evaluation", run.params.evaluation.released is not None
+    records, per_class, made_of = [], [], _made_of(run)
+    if (folder / "metrics.json").exists() and (folder / "per_class.csv").exists():
+        there = read_json(folder / "metrics.json")
+        files = [score_path(run, one["seed"], one["row"], one["split"]) for one in there]
+        if all(path.exists() for path in files) and all(one.get("made_of") == made_of for one in there):
+            return there
+    for path in (folder / "metrics.json", *folder.glob("scores/*.npy")):
+        path.unlink(missing_ok=True)  # of other models
     for seed in run.params.seed_list()[: 1 if released else None]:
         if released:
             models = [("released", _on_device(run, load_checkpoint(run.params, run.dataset.table.names)), None)]
@@ -60,7 +64,7 @@ def evaluate(run):
                 _save(score_path(run, seed, name, split), logits)
                 record, ap = score(logits, run.dataset.table.targets[indices], run.params.evaluation.threshold)
                 about = {"row": name, "seed": seed, "split": split}
-                of_model = {"seconds": seconds, "protocol": run.params.protocol}
+                of_model = {"seconds": seconds, "protocol": run.params.protocol, "made_of": made_of}
                 of_model["model"] = None if released else digest(keys_of(run, seed, name))
                 records.append(about | record | of_model)
                 per_class.append(pd.DataFrame(about | {"class": run.dataset.table.names, "ap": 100 * ap}))
@@ -70,6 +74,14 @@ def evaluate(run):
     with atomic(folder / "per_class.csv") as temporary:
         pd.concat(per_class).to_csv(temporary, index=False)
     return records
+
+
+def _made_of(run):
+    """Return a hash of all that determines what evaluate writes: data, models, splits and threshold."""
+    settings = run.params.model_dump(mode="json", include={"evaluation", "protocol", "seed", "seeds"})
+    checkpoint = run.params.evaluation.checkpoint and sha256(run.params.evaluation.checkpoint)
+    models = run.noted(["teachers", "students"])
+    return digest([run.dataset.key, settings, checkpoint, run.params.student.rows, models])
 
 
 def score_path(run, seed, row, split):
@@ -130,9 +142,11 @@ def _logits(run, models, indices):
     precision, size = pick_precision(run.params.student.precision, run.device), run.params.evaluation.batch_size
 
     def forward(images):
+        shown.update(len(images))
         return torch.cat([model(images).float() for _, model, _ in models], 1)
 
-    logits = predict_logits(forward, run.dataset.need_images(), indices, run.device, size, precision)
+    with bar(len(indices), f"scoring {counted(len(models), 'model')}", "img") as shown:
+        logits = predict_logits(forward, run.dataset.need_images(), indices, run.device, size, precision)
     return np.split(logits, len(models), axis=1)
 
 

@@ -19,7 +19,9 @@ def gain_summary(table, split, images=None):
         return "The rows + CPSD and baseline were not both run: there is no gain to state."
     gains = [_gain_of(row, table, split, TITLES[against]) for row in methods]
     drawn = [_over_images(row, intervals) for row, intervals in (images or {}).items() if row in methods]
-    return " ".join(gains + drawn + _against_controls(table, split))
+    never = ", ".join(table.index[table["OF1"] == 0])
+    zeros = [f"CF1 and OF1 are 0 where no score reached evaluation.threshold: {never}."] if never else []
+    return " ".join(gains + drawn + _against_controls(table, split) + zeros)
 
 
 def _against_controls(table, split):

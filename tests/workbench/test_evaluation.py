@@ -25,6 +25,12 @@ from cpsd_lib.workbench.scoring import (
 from cpsd_lib.workbench.summary import gain_summary
 
 
+def test_a_score_of_zero_says_why():
+    zero = records({"baseline": [50.0], "cpsd": [51.0]}).assign(CF1=[0.0, 3.0], OF1=[0.0, 4.0])
+    text = gain_summary(component_table(zero), "test")
+    assert text.endswith("CF1 and OF1 are 0 where no score reached evaluation.threshold: baseline.")
+
+
 def records(maps, split="test"):
     """Return records of {row: [mAP of seed 0, seed 1, ...]}."""
     other = {"split": split, "CF1": 50.0, "OF1": 60.0}

@@ -24,10 +24,11 @@ from cpsd_lib.models import build_model
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import read_json, sha256, write_json
 from cpsd_lib.teachers import PartTeachers, logits_of
+from cpsd_lib.workbench import scoring
 from cpsd_lib.workbench.handover import _trial_images
 from cpsd_lib.workbench.model_folder import state_of, write_tensors
 from cpsd_lib.workbench.open import opened_run
-from cpsd_lib.workbench.run import held_out_indices
+from cpsd_lib.workbench.run import Run, held_out_indices
 from cpsd_lib.workbench.scoring import evaluate, score_path, scored_by
 
 ROWS = ("baseline", "cpsd", "teachers_co", "teachers_dis")
@@ -288,8 +289,22 @@ def test_scores_of_another_model_tune_nothing(finished, tmp_path, monkeypatch):
 def test_what_was_scored_before_does_not_outlive_another_evaluation(finished):
     stale = score_path(finished, 0, "sd", "held_out")
     np.save(stale, np.zeros((1, 4)))
+    (finished.folder / "evaluation" / "metrics.json").unlink()
     evaluate(finished)
     assert not stale.exists() and scored_by(finished, 0, "cpsd", "held_out") is not None
+
+
+def test_what_is_scored_of_these_very_models_is_not_scored_again(finished, monkeypatch):
+    before = evaluate(finished)
+    settings = finished.params.evaluation.model_copy(update={"threshold": 0.4})
+    other = Run(finished.params.model_copy(update={"evaluation": settings}))
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "predict_logits", None)
+        assert evaluate(finished) == before
+        with pytest.raises(TypeError):  # with another threshold it begins
+            evaluate(other)
+    assert not (finished.folder / "evaluation" / "metrics.json").exists()  # and what it began vouches for nothing
+    assert evaluate(finished) == before
 
 
 # ---- other programs --------------------------------------------------------------------------------------------------

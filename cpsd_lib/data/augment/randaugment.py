@@ -10,7 +10,6 @@ import math
 import numpy as np
 import torch
 from torch.nn import functional
-from torchvision.transforms.v2 import functional as vision
 
 GREY = 128  # what geometric operations uncover
 DRAWS = 8  # random numbers an image needs: (operation, whether, magnitude, sign) for each of the two
@@ -101,6 +100,13 @@ def blend(degenerate, image, amount):
     return (image - degenerate).mul_(1 + amount).add_(degenerate).clamp_(0, 255).to(torch.uint8)
 
 
+def vision(name, image, *amounts):
+    """Return what an operation of torchvision makes of an image."""
+    from torchvision.transforms.v2 import functional  # 1.6 s, and most notebooks augment nothing
+
+    return getattr(functional, name)(image, *amounts)
+
+
 # name: operation, its amount at magnitude 0 and at 9, and whether the sign is random. A shear moves each row (column) on by
 # `amount` pixels and leaves the first where it is; a translation is a share of the side, to the left and up.
 OPERATIONS = {
@@ -113,9 +119,14 @@ OPERATIONS = {
     "contrast": (contrast, 0, 0.9, True),
     "sharpness": (sharpness, 0, 0.9, True),
     "brightness": (lambda image, amount: blend(torch.zeros_like(image), image, amount), 0, 0.9, True),
-    "posterize": (lambda image, amount: vision.posterize(image, round(amount)), 8, 4, False),  # bits that stay
-    "solarize": (lambda image, amount: vision.solarize(image, amount), 256, 0, False),  # levels from there on inverted
+    "posterize": (lambda image, amount: vision("posterize", image, round(amount)), 8, 4, False),  # bits that stay
+    "solarize": (
+        lambda image, amount: vision("solarize", image, amount),
+        256,
+        0,
+        False,
+    ),  # levels from there on inverted
     "autocontrast": (autocontrast, 0, 0, False),
-    "equalize": (lambda image, _: vision.equalize(image), 0, 0, False),
-    "invert": (lambda image, _: vision.invert(image), 0, 0, False),
+    "equalize": (lambda image, _: vision("equalize", image), 0, 0, False),
+    "invert": (lambda image, _: vision("invert", image), 0, 0, False),
 }
