@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import shlex
 import sys
 from contextlib import suppress
 from dataclasses import fields
@@ -80,7 +79,6 @@ def _parser():
     option("--released", required=True, metavar="MODEL", help="e.g. resnet101")
     option("--checkpoint", required=True, metavar="F.ckpt", help="its file; F.json may name its classes")
     add(commands, "cost", _cost, "what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data", of_run)
-    add(commands, "targets", _targets, "fill the store of soft targets ahead, when 03_teachers is done", of_run)
     add(commands, "grid", _grid, "run every combination of a grid file, side by side: params/grids/*.yaml", of_run)
     data = commands.add_parser("data", help="look at a data set").add_subparsers(required=True)
     option = add(data, "import", _import, "write annotations.csv, with a link to the photos, from other labels")
@@ -184,21 +182,6 @@ def _cost(params, overrides):
         speed = workbench.measured_speed(params, cost)
         time = workbench.spoken_time(cost.eflop * 1e18 / speed)
         print(f"On this machine, where its student has just trained at {speed / 1e9:,.3g} GFLOP/s, it is {time}.")
-
-
-def _targets(params, overrides):
-    folder = workbench.outputs_root() / workbench.load_params(params, overrides).name
-    if not folder.exists():
-        given = shlex.join(
-            [params, *(f"{key}={workbench.flow_text(value).strip()}" for key, value in overrides.items())]
-        )
-        raise workbench.MissingStage(
-            f"there is no run {folder.name} in {folder.parent}; run 03_teachers first: cpsd run {given}"
-        )
-    run = workbench.open_run(params, overrides)
-    with workbench.one_runner(folder):
-        for seed in run.params.seed_list():
-            workbench.fill_targets(run, seed)
 
 
 def _store(action):

@@ -111,6 +111,7 @@ def digest(value):
 # A notebook that papermill runs has no terminal: its runner names its own here, after the stage. The executed notebook then
 # stays free of half-drawn bars.
 TERMINAL_VARIABLE = "CPSD_TERMINAL"  # "03_teachers:/dev/pts/0"
+bar_class = None  # of a process whose bars another one draws, in place of tqdm's
 
 
 @contextmanager
@@ -121,7 +122,7 @@ def bar(total, desc, unit="it", initial=0):
     stage, _, terminal = os.environ.get(TERMINAL_VARIABLE, "").partition(":")
     with _opened(terminal) if terminal else nullcontext() as file:
         # disable=None: not drawn into what is no terminal.
-        make = partial(tqdm, file=file, disable=None) if terminal else auto.tqdm
+        make = partial(tqdm, file=file, disable=None) if terminal else bar_class or auto.tqdm
         desc = f"{stage} {desc}".lstrip()
         with make(total=total, desc=desc, unit=unit, initial=initial, mininterval=0.5, leave=bool(terminal)) as shown:
             shown.note = partial(shown.set_postfix_str, refresh=False)

@@ -8,13 +8,13 @@ from cpsd_lib.support import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "yaml_files": "ParameterError Stopped check_outputs flow_text outputs_root parse_overrides repo_root",
+        "yaml_files": "ParameterError Stopped check_outputs outputs_root parse_overrides repo_root",
         "loading": "check_count data_on_disk load_params",
         "rows": "BRANCHES ROWS TITLES baseline_of branches_of",
         "run": "MissingStage cut_labels describe_data label_graph load_partitions open_run overrides_of "
         "released_partitions show_params",
         "recipes": "soft_recipe student_task teacher_tasks work_in_baselines",
-        "making": "StoredTargets fill_targets history keys_of load_student load_teachers row_key student_batches"
+        "making": "StoredTargets history keys_of load_student load_teachers row_key student_batches"
         " train_student train_teachers",
         "store": "Store clean inventory",
         "scoring": "SPLITS against_paper caveat component_figure component_table decision_rules evaluate "

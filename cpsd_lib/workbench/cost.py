@@ -223,6 +223,14 @@ def estimate(params, num_classes, train_images, test_images, device=None, unlabe
     return cost
 
 
+def teachers_that_fit(params, table, device, gib):
+    """Return how many teachers of a run train side by side in `gib` GiB of a torch device, at least 1; table: its LabelTable."""
+    seen = _Images(params, params.teachers, len(table.indices("train")), len(table.indices("test")), device)
+    model = meta_model(params.teacher_model or params.model, len(table.names), params.data.size)
+    one, two = (seen.bytes(model, count) for count in (1, 2))
+    return max(1, 1 + int((gib * 2**30 - one) // (two - one)))
+
+
 def own_part(settings, num_classes, size, frozen_stages):
     """Return the part of a forward pass of ModelParams `settings` that comes after its first stages, by FLOP, 0..1."""
     whole, images = meta_model(settings, num_classes, size), torch.empty(1, 3, size, size, device="meta")

@@ -55,7 +55,10 @@ def load_params(source, overrides=None, paths=True):
     raw = read_params(find_params(source))
     if "vary" in raw:
         raise ParameterError(f"{source} is a grid, many runs in one file; run it by: cpsd grid {source}")
+    if isinstance(raw.get("engine"), str):  # `engine: ray` is short for its kind
+        raw["engine"] = {"kind": raw["engine"]}
     for key, value in (overrides or {}).items():
+        key = "engine.kind" if key == "engine" and isinstance(value, str) else key
         # A section is laid over the file's name by name, as `extends` does it.
         section = raw.get(key)
         set_dotted(raw, key, section | value if isinstance(section, dict) and isinstance(value, dict) else value)

@@ -1,7 +1,9 @@
 """Stages 03 and 04: the teachers and students of a run, and their soft targets, made where the store lacks them."""
 
+import platform
 import shutil
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,8 @@ from cpsd_lib.support import counted, derive_seed, need_space, pick_precision
 from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
 from cpsd_lib.training import Batches, Computed, Learner, Validation, fit, view_logits
 from cpsd_lib.workbench.building import build, build_shape
+from cpsd_lib.workbench.cost import teachers_that_fit
+from cpsd_lib.workbench.engine import Group, spread
 from cpsd_lib.workbench.params import ModelParams
 from cpsd_lib.workbench.recipes import (
     pseudo_labels,
@@ -31,25 +35,84 @@ from cpsd_lib.workbench.store import key_of
 
 
 def train_teachers(run, seed):
-    """Make the teachers of one seed that the store lacks, all that can be side by side; return {branch: PartTeachers}.
+    """Make the teachers of one seed that the store lacks, under `engine: ray` those of all; return {branch: PartTeachers}.
 
     Raises ValueError for a backbone that teachers.frozen_stages cannot cut, before anything is trained.
     """
     branches, frozen_stages = branches_of(run.params.student.rows), run.params.teachers.frozen_stages
     if frozen_stages:
         check_split(build(teacher_model(run), run.dataset.table.names), frozen_stages, run.params.data.size)
-    for together in trained_together(branches, run.params.teachers.start):
-        tasks = {branch: teacher_tasks(run, seed, branch) for branch in together}
-        longer = {"equal_compute": ", longer", "wide": ", wider"}.get(together[0], "")
-        what = f"seed {seed}: {counted(sum(map(len, tasks.values())), 'teacher')}{longer}"
-        _make_models(run, seed, [task for of_branch in tasks.values() for task in of_branch], what)
-        for branch, of_branch in tasks.items():
-            run.note(f"seed{seed}/teachers/{branch}", [task.key for task in of_branch])
+    groups, seeds = teacher_groups(run, seed), run.params.seed_list()
+    if run.params.engine.kind == "ray" and any(group.missing(run.store) for group in groups):
+        spread(run, lambda *room: [one for every in seeds for one in teacher_groups(run, every, *room)])
+    for group in groups:
+        group.obtain(run)
+    for branch in branches:
+        run.note(f"seed{seed}/teachers/{branch}", [task.key for task in teacher_tasks(run, seed, branch)])
     return load_teachers(run, seed, branches)
 
 
+def teacher_groups(run, seed, workers=1, gib=None):
+    """Return the Groups of a seed's teachers: all that can be side by side, or parts for workers of `gib` GiB each.
+
+    They do not depend on what the store has: after a stop a group goes on from its checkpoint, which lies under all its keys.
+    """
+    groups, table = [], run.dataset.table
+    most = teachers_that_fit(run.params, table, run.device, gib) if gib else float("inf")
+    for together in trained_together(branches_of(run.params.student.rows), run.params.teachers.start):
+        tasks = list({task.key: task for branch in together for task in teacher_tasks(run, seed, branch)}.values())
+        longer = {"equal_compute": ", longer", "wide": ", wider"}.get(together[0], "")
+        size = _largest(len(tasks), most, run.params.seeds, workers)
+        for first in range(0, len(tasks), size):
+            part = tasks[first : first + size]
+            of_all = f"{first + 1} to {first + len(part)} of " if size < len(tasks) else ""
+            what = f"seed {seed}: {of_all}{counted(len(tasks), 'teacher')}{longer}"
+            make = partial(_train_teachers, seed=seed, together=together, group=[task.key for task in part], what=what)
+            passes = 3 * len(part) * part[0].training.trained_epochs * len(table.indices("train"))
+            needs = [group for group in groups if part[0].recipe["start"][:1] == [key_of(group.recipes[0])]]
+            groups.append(Group(what, "model", [task.recipe for task in part], make, passes, needs))
+    return groups
+
+
+def _largest(count, most, seeds, workers):
+    """Return how many of `count` models train side by side, at most `most`, so that workers end first with those of all seeds."""
+
+    def rounds(size):
+        sizes = [min(size, count - first) for first in range(0, count, size)] * seeds
+        return sum(sorted(sizes, reverse=True)[::workers])
+
+    return min(range(min(count, most), 0, -1), key=rounds)  # the largest such: its models share each batch
+
+
+def _train_teachers(run, keys, *, seed, together, group, what):
+    tasks = {task.key: task for branch in together for task in teacher_tasks(run, seed, branch)}
+    _train(run, seed, _chosen(run, tasks, group), keys, what)
+
+
 def train_student(run, seed, row):
-    """Make the student of one row of the table where the store lacks it; return the model."""
+    """Make the student of one row of the table where the store lacks it, under `engine: ray` all of them; return the model."""
+    group, rows = student_group(run, seed, row), [row for row in run.params.student.rows if row != "baseline"]
+    if run.params.engine.kind == "ray" and group.missing(run.store):
+        targets = {every: target_groups(run, every) for every in run.params.seed_list()}
+        students = [student_group(run, every, one, needs) for every, needs in targets.items() for one in rows]
+        spread(run, lambda *_: [target for of_seed in targets.values() for target in of_seed] + students)
+    group.obtain(run)
+    key = key_of(group.recipes[0])
+    for branch, keys in run.store.record("model", key)["about"]["soft_targets"].items():
+        run.note(f"seed{seed}/soft_targets/{branch}", keys)
+    run.note(f"seed{seed}/students/{row}", [key])
+    return load_student(run, seed, row)
+
+
+def student_group(run, seed, row, needs=()):
+    """Return the Group of one student; needs: those of the soft targets that it reads."""
+    task, what = student_task(run, seed, row), f"seed {seed}: {ROWS[row].title}"
+    make = partial(_train_student, seed=seed, row=row, what=what)
+    passes = 3 * task.training.trained_epochs * len(task.images)
+    return Group(what, "model", [task.recipe], make, passes, needs if ROWS[row].reads_stored else [])
+
+
+def _train_student(run, keys, *, seed, row, what):
     task, training = student_task(run, seed, row), student_training(run, row)
     precision, in_train_mode = pick_precision(training.precision, run.device), training.teacher_mode == "train"
     soft = StoredTargets(run, seed, ROWS[row].teachers) if ROWS[row].teachers else None
@@ -60,23 +123,25 @@ def train_student(run, seed, row):
         experts = {b: one.to(run.device, memory_format=torch.channels_last) for b, one in merged.items()}
         soft = Computed(experts, run.device, precision)
     pseudo = pseudo_labels(run, seed) if ROWS[row].method == "pseudo" else None
-    _make_models(run, seed, [task], f"seed {seed}: {ROWS[row].title}", soft, pseudo)
-    for branch, keys in run.store.record("model", task.key)["about"]["soft_targets"].items():
-        run.note(f"seed{seed}/soft_targets/{branch}", keys)
-    run.note(f"seed{seed}/students/{row}", [task.key])
-    return load_student(run, seed, row)
+    _train(run, seed, _chosen(run, {task.key: task}, keys), keys, what, soft, pseudo)
 
 
-def fill_targets(run, seed):
-    """Make the soft targets of every view that the students of a seed will see, and say how many."""
-    branches, count = branches_matched(run.params.student.rows), views_of(run.params.student)
-    stored = StoredTargets(run, seed, branches)
-    for number in range(count):
-        stored.open(number)
-    for branch, keys in stored.keys().items():
-        run.note(f"seed{seed}/soft_targets/{branch}", keys)
-    numbers = len(branches) * count * len(stored.indices) * len(run.dataset.table.names)
-    print(f"seed {seed}: soft targets of {counted(count, 'view')}, {2 * numbers / 1e6:,.1f} MB, are there", flush=True)
+def target_groups(run, seed):
+    """Return the Groups of a seed's soft targets, one a view that its students will see; none where they are not stored."""
+    branches, student = branches_matched(run.params.student.rows), run.params.student
+    if not branches or student.teacher_mode == "train":
+        return []
+    stored, parts = StoredTargets(run, seed, branches), load_partitions(run, run.dataset.key)
+    passes, groups = len(stored.indices) * sum(len(parts[branch]) for branch in branches), []
+    for number in range(views_of(student)):
+        what, recipes = f"seed {seed}: soft targets, view {number}", list(stored.recipes(number).values())
+        make = partial(_make_targets, seed=seed, branches=branches, number=number)
+        groups.append(Group(what, "soft_targets", recipes, make, passes))
+    return groups
+
+
+def _make_targets(run, keys, *, seed, branches, number):
+    StoredTargets(run, seed, branches).make(keys, number)
 
 
 def student_batches(run, seed, soft=None, row="cpsd"):
@@ -99,43 +164,47 @@ def _batches(run, training, seed, indices, stored_views=None, soft=None):
     )
 
 
-def _make_models(run, seed, tasks, what, soft=None, pseudo=None):
-    by_key = {task.key: task for task in tasks}
+def _train(run, seed, tasks, keys, what, soft=None, pseudo=None):
+    """Train those of `tasks`, a group, that `keys` name, side by side, and put them into the store."""
+    # The folder of the whole group: killed while its models are put into place, the others need no training either.
+    todo, folder = [task for task in tasks if task.key in keys], run.store.work(task.key for task in tasks)
+    first, learners, validation, table = todo[0], _learners(run, todo), None, run.dataset.table
+    if first.selection is not None:
+        paper = run.params.protocol == "paper"
+        validation = Validation(run.dataset.need_images(), table.targets, first.selection, raw_too=paper)
+    records = fit(
+        learners,
+        _batches(run, first.training, seed, first.images, first.recipe["batches"]["stored_views"], soft),
+        first.training,
+        folder,
+        seed=seed,
+        validation=validation,
+        pseudo=pseudo,
+        files=table.files,
+        desc=what,
+    )
+    stored = soft if isinstance(soft, StoredTargets) else None
+    for task, learner in zip(todo, learners, strict=True):
+        record = records[task.key]
+        about = {name: record[name] for name in ("weights", "epoch", "val_map", "seconds")}
+        about["preprocessing"] = preprocessing(learner.model) | {"size": run.params.data.size}
+        about |= {"architecture": task.settings.model_dump(mode="json"), "protocol": run.params.protocol}
+        about["soft_targets"] = stored.keys() if stored else {}
+        about["soft_target_seconds"] = stored.made_in() if stored else 0.0
+        weights, lines = folder / f"{task.key}.safetensors", folder / f"{task.key}.csv"
+        save_file({name: tensor.contiguous() for name, tensor in learner.model.state_dict().items()}, weights)
+        history = pd.DataFrame(record["history"]).drop(columns="learner")
+        history.to_csv(lines, index=False)
+        run.store.commit("model", task.recipe, {"model.safetensors": weights, "history.csv": lines}, about)
+    shutil.rmtree(folder, ignore_errors=True)
 
-    def make(keys):
-        # The folder of the whole group: killed while its models are put into place, the others need no training either.
-        todo, folder = [by_key[key] for key in keys], run.store.work(by_key)
-        first, learners, validation, table = todo[0], _learners(run, todo), None, run.dataset.table
-        if first.selection is not None:
-            paper = run.params.protocol == "paper"
-            validation = Validation(run.dataset.need_images(), table.targets, first.selection, raw_too=paper)
-        records = fit(
-            learners,
-            _batches(run, first.training, seed, first.images, first.recipe["batches"]["stored_views"], soft),
-            first.training,
-            folder,
-            seed=seed,
-            validation=validation,
-            pseudo=pseudo,
-            files=table.files,
-            desc=what,
-        )
-        stored = soft if isinstance(soft, StoredTargets) else None
-        for task, learner in zip(todo, learners, strict=True):
-            record = records[task.key]
-            about = {name: record[name] for name in ("weights", "epoch", "val_map", "seconds")}
-            about["preprocessing"] = preprocessing(learner.model) | {"size": run.params.data.size}
-            about |= {"architecture": task.settings.model_dump(mode="json"), "protocol": run.params.protocol}
-            about["soft_targets"] = stored.keys() if stored else {}
-            about["soft_target_seconds"] = stored.made_in() if stored else 0.0
-            weights, lines = folder / f"{task.key}.safetensors", folder / f"{task.key}.csv"
-            save_file({name: tensor.contiguous() for name, tensor in learner.model.state_dict().items()}, weights)
-            history = pd.DataFrame(record["history"]).drop(columns="learner")
-            history.to_csv(lines, index=False)
-            run.store.commit("model", task.recipe, {"model.safetensors": weights, "history.csv": lines}, about)
-        shutil.rmtree(folder, ignore_errors=True)
 
-    run.store.obtain("model", {task.key: task.recipe for task in tasks}, make, what)
+def _chosen(run, by_key, keys):
+    """Return the entries of {key: anything} that are to be made; ValueError on a worker that computes other keys."""
+    if not by_key.keys() >= set(keys):
+        alike = "code, data, versions and train.precision must be as where the run was started"
+        raise ValueError(f"{platform.node()} computes other keys on {run.device}: {alike}")
+    return [by_key[key] for key in keys]
 
 
 def _learners(run, tasks):
@@ -165,7 +234,7 @@ class StoredTargets:
         self._run, self._seed, self.seconds = run, seed, 0.0
         self.indices = np.union1d(run.dataset.table.indices("train"), run.dataset.table.indices(UNLABELLED))
         self._recipes = {branch: soft_recipe(run, seed, branch) for branch in branches}
-        self._opened, self._keys, self._teachers = {}, {}, None
+        self._opened, self._keys, self._teachers, self._what = {}, {}, None, f"seed {seed}: soft targets"
 
     def __call__(self, view, indices, images):
         """Return {branch: logits [B, C] float32} of view `view` of the images `indices` [B]."""
@@ -175,10 +244,8 @@ class StoredTargets:
     def open(self, number):
         """Return {branch: logits float16 [n, C], a memory map} of a view, made first where the store lacks it."""
         if number not in self._opened:
-            began = time.perf_counter()
-            recipes = {branch: recipe | {"number": int(number)} for branch, recipe in self._recipes.items()}
-            what = f"seed {self._seed}: soft targets"
-            keys = self._run.store.obtain("soft_targets", recipes, lambda todo: self._make(todo, recipes, what), what)
+            began, make = time.perf_counter(), partial(self.make, number=int(number))
+            keys = self._run.store.obtain("soft_targets", self.recipes(int(number)), make, self._what)
             folders = {branch: self._run.store.folder("soft_targets", key) for branch, key in keys.items()}
             self._opened[number] = {
                 branch: np.load(path / "logits.npy", mmap_mode="r") for branch, path in folders.items()
@@ -196,21 +263,25 @@ class StoredTargets:
         records = (self._run.store.record("soft_targets", key) for keys in self.keys().values() for key in keys)
         return sum(record["about"]["seconds"] for record in records)
 
-    def _make(self, todo, recipes, what):
-        run, training = self._run, self._run.params.student
-        branches = [branch for branch, recipe in recipes.items() if key_of(recipe) in todo]
+    def recipes(self, number):
+        """Return {branch: recipe} of a view."""
+        return {branch: recipe | {"number": number} for branch, recipe in self._recipes.items()}
+
+    def make(self, keys, number):
+        """Make those soft targets of a view that `keys` name."""
+        run, training, recipes = self._run, self._run.params.student, self.recipes(number)
+        branches = _chosen(run, {key_of(recipe): branch for branch, recipe in recipes.items()}, keys)
         if self._teachers is None:
             self._teachers = fold_teachers(load_teachers(run, self._seed, list(recipes)), run.params.data.size)
             for merged in self._teachers.values():
                 merged.to(run.device, memory_format=torch.channels_last)
         folder = run.store.work(map(key_of, recipes.values()))
         numbers = len(self.indices) * len(run.dataset.table.names)
-        need_space(folder, 2 * numbers * len(branches), f"the soft targets of view {recipes[branches[0]]['number']}")
+        need_space(folder, 2 * numbers * len(branches), f"the soft targets of view {number}")
         teachers = {branch: self._teachers[branch] for branch in branches}
         batches = _batches(run, training, self._seed, self.indices)
         precision, began = pick_precision(training.precision, run.device), time.perf_counter()
-        number = recipes[branches[0]]["number"]
-        logits = view_logits(teachers, batches, number, run.device, precision, what)
+        logits = view_logits(teachers, batches, number, run.device, precision, self._what)
         seconds = (time.perf_counter() - began) / len(branches)
         for branch in branches:
             np.save(folder / f"{branch}.npy", logits[branch])

@@ -276,6 +276,14 @@ class EvaluationParams(Section):
         return self
 
 
+class EngineParams(Section):
+    """Who makes what the store lacks, this process or tasks of Ray: it changes no result, and is in no key."""
+
+    kind: Literal["local", "ray"] = "local"
+    address: str | None = None  # of a running Ray, or auto, the one here; None: $RAY_ADDRESS, else one of its own
+    threads: int | None = Field(None, ge=1, le=1024)  # CPUs of a task; None: 1, beside a GPU its share of all
+
+
 class Params(Section):
     """Everything that determines a run."""
 
@@ -287,6 +295,7 @@ class Params(Section):
     recipe: Literal["default", "release", "l2d"] = "default"  # what is not given: workbench/defaults.py
     method: Literal["paper", "shared_trunk"] = "paper"  # paper: every model in full; shared_trunk: one frozen trunk
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto, cpu, cuda:0
+    engine: EngineParams = EngineParams()  # local, or ray: who makes what the store lacks
     data: DataParams
     partition: PartitionParams = PartitionParams()
     model: ModelParams  # the student's
@@ -299,6 +308,10 @@ class Params(Section):
     @model_validator(mode="after")
     def _goes_together(self):
         teachers, student, rows = self.teachers, self.student, self.student.rows
+        if self.engine.kind == "local" and (self.engine.address or self.engine.threads):
+            raise ValueError("engine: address and threads are for engine=ray")
+        if self.engine.kind == "ray" and self.device.startswith("cuda:"):
+            raise ValueError(f"device: under engine: ray Ray chooses each task's GPU; device=cuda, not {self.device}")
         if self.evaluation.released not in (None, self.model.name):
             raise ValueError(
                 f"evaluation.released is {self.evaluation.released}, but these are the parameters of model {self.model.name}"

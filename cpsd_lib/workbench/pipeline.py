@@ -20,6 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from cpsd_lib.data import signature
 from cpsd_lib.support import TERMINAL_VARIABLE, digest, memory, read_json, sha256, write_json
+from cpsd_lib.workbench.engine import connected
 from cpsd_lib.workbench.loading import MODELS, load_params
 from cpsd_lib.workbench.preflight import check_run, remarks
 from cpsd_lib.workbench.run import Run, save_params
@@ -74,7 +75,7 @@ def run_stages(source, overrides=None):
         check_run(params)
         print("".join(f"{line}\n" for line in remarks(params, next(iter(left)))), end="", flush=True)
     opened = Run(params)
-    with one_runner(opened.folder), _ctrl_c_gets_through():
+    with connected([params] if left.keys() & MADE else []), one_runner(opened.folder), _ctrl_c_gets_through():
         manifest, path = read_manifest(opened.folder), opened.folder / "manifest.json"
         for name, fingerprint, why in _walk(opened, manifest["stages"]):
             if why is None:

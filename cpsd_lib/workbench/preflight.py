@@ -55,7 +55,7 @@ def remarks(params, stage):
     sentences, cuts = [], params.partition.study(there.classes)[2]
     if stage <= "02_partition" and not params.evaluation.released and (there.classes > MANY or "left out" in cuts):
         sentences.append(cuts)
-    if stage > "04_student" or params.data.kind == "labels":  # no model is made of labels alone
+    if stage > "04_student" or params.data.kind == "labels" or params.engine.kind == "ray":  # whose groups fit
         return sentences
     with blamed_on("device"):  # a cuda:7 that is not there
         device = pick_device(params.device)

@@ -10,7 +10,7 @@ from small_copies import coco
 
 from cpsd_lib.support import write_json
 from cpsd_lib.workbench.cost import card
-from cpsd_lib.workbench.grids import plan, results
+from cpsd_lib.workbench.grids import results, runner
 from cpsd_lib.workbench.grids.params import Grid, jobs_of, load_grid
 from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.yaml_files import ParameterError
@@ -75,9 +75,9 @@ def test_two_keys_with_one_last_name_are_both_named(outputs):
 
 
 def test_overrides_reach_the_jobs_unless_they_name_what_belongs_to_the_grid(outputs):
-    given = {"train.epochs": 1, "jobs": 3, "name": "other", "vary.student.match": ["mld"], "overrides.seed": 4}
+    given = {"train.epochs": 1, "engine": "ray", "name": "other", "vary.student.match": ["mld"], "overrides.seed": 4}
     grid = load_grid("tiny", given)
-    assert (grid.jobs, grid.name, grid.vary) == (3, "other", {"student.match": ["mld"]})
+    assert (grid.name, grid.vary) == ("other", {"student.match": ["mld"]})
     (job,) = jobs_of(grid)
     assert (job.params.teachers.epochs, job.params.seed, job.name) == (1, 4, "other.match-mld")
 
@@ -108,11 +108,10 @@ def test_every_grid_file_of_the_project_is_right(outputs, papers_data, file):
         ({"overrides": {"partition.k": 4}}, "partition.k and vary.partition.k set the same parameter"),
         ({"overrides": {"partition": {}}}, "partition and vary.partition.k set the same parameter"),
         ({"base": "tinny"}, "base: no parameter file 'tinny'; did you mean tiny?"),
-        ({"jobs": 0}, "jobs: must be at least 1; got 0"),
-        ({"job": 2}, "job: unknown parameter of a grid; did you mean jobs?"),
+        ({"bsae": "tiny"}, "bsae: unknown parameter of a grid; did you mean base?"),
         ({"student": {}}, "a run's parameters stand under overrides, as student.name: value"),
-        ({"engine": "slurm"}, "engine: must be one of 'local' or 'ray'; got 'slurm'"),
-        ({"gpus": 1}, "gpus and address are for engine: ray"),
+        ({"overrides": {"engine": "slurm"}}, "engine.kind: must be one of 'local' or 'ray'; got 'slurm'"),
+        ({"engine": "ray"}, "a run's parameters stand under overrides, as engine.name: value"),
         ({"name": "../up"}, "name: must match pattern"),
         ({"base": None}, "base: give one parameter file as `base:` or several as `vary: {base: [...]}`"),
         ({"vary": {"base": ["demo"]}}, "and not both"),
@@ -207,13 +206,13 @@ def test_the_papers_table_is_refused_without_its_data(outputs, monkeypatch):
 
 def test_the_papers_table_has_a_plan_and_a_cost_of_each_of_its_models(outputs, papers_data, monkeypatch, capsys):
     grid = load_grid("coco_paper")
-    jobs = plan.look_at(jobs_of(grid))
-    monkeypatch.setattr(plan, "measured_speed", lambda *_: 1e13)
-    plan.print_plan(grid, jobs, 1, None)
+    jobs = runner.look_at(jobs_of(grid))
+    monkeypatch.setattr(runner, "measured_speed", lambda *_: 1e13)
+    runner.print_plan(grid, jobs, jobs)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("coco_paper: 5 jobs over base (5), ")
     names = ["coco_resnet101", "coco_resnet101_tf", "coco_q2l_resnet101", "coco_tresnet_l", "coco_resnext50_swsl"]
-    assert [line.split()[:4] for line in lines[2:7]] == [[name, "to", "do", "about"] for name in names]
+    assert lines[1:6] == [f"  {name}: to do" for name in names]
     assert len({card(job.cost) for job in jobs}) == 5
     for job in jobs:
         assert (job.params.data.size, job.params.partition.k, job.cost.num_classes) == (448, 5, 80)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 import socket
 from types import SimpleNamespace
@@ -15,7 +14,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from cpsd_lib.cli import main
 from cpsd_lib.partition import Partition
 from cpsd_lib.support import read_json, write_json
 from cpsd_lib.teachers import logits_of
@@ -27,13 +25,13 @@ from cpsd_lib.workbench.cost import equal_epochs
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.making import (
     StoredTargets,
-    fill_targets,
     history,
     load_artifact,
     load_student,
     load_teachers,
     row_key,
     student_batches,
+    target_groups,
     train_student,
     train_teachers,
 )
@@ -56,7 +54,7 @@ from cpsd_lib.workbench.run import (
 )
 from cpsd_lib.workbench.scoring import component_table, evaluate, load_records, score_path
 from cpsd_lib.workbench.store import Store
-from cpsd_lib.workbench.yaml_files import ParameterError, parse_overrides
+from cpsd_lib.workbench.yaml_files import ParameterError
 
 SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 32, "partition.k": 2}
 DISTILLED = ("sd", "cgpd", "dgpd", "cpsd")
@@ -84,6 +82,11 @@ def everything(run):
         for row in run.params.student.rows:
             if row != "baseline":
                 train_student(run, seed, row)
+
+
+def fill_targets(run, seed):
+    for group in target_groups(run, seed):
+        group.obtain(run)
 
 
 def models_in(run):
@@ -354,29 +357,6 @@ def test_a_students_own_seconds_are_without_its_teachers(outputs, monkeypatch):
     assert about(run, "sd", 3)["seconds"] < 0  # a hundred seconds that did not pass were taken off, batch by batch
 
 
-def test_targets_can_be_filled_ahead_from_the_command_line(outputs, capsys):
-    words = [
-        "tiny",
-        *(f"{key}={value}" for key, value in SMALL.items()),
-        "name=by_hand",
-        "student.rows=[sd]",
-        "seed=12",
-    ]
-    assert main(["targets", *words]) == 1
-    message = capsys.readouterr().err
-    assert "there is no run by_hand" in message and not (outputs / "by_hand").exists()
-    command, params, *given = shlex.split(message.split("cpsd ")[1])
-    assert (command, params) == ("run", "tiny") and parse_overrides(given) == parse_overrides(words[1:])
-    run = small(name="by_hand", student__rows=["sd"], seed=12)
-    cut_labels(run)
-    assert main(["targets", *words]) == 1
-    assert "run 03_teachers first" in capsys.readouterr().err
-    train_teachers(run, 12)
-    for _ in range(2):
-        assert main(["targets", *words]) == 0
-        assert "seed 12: soft targets of 1 view, 0.0 MB, are there" in capsys.readouterr().out
-
-
 def test_an_artifact_records_what_the_model_needs_to_be_used_and_what_made_it(outputs):
     run = small()
     record = run.store.record("model", row_key(run, 0, "cpsd"))
@@ -417,7 +397,7 @@ def test_members_of_an_ensemble_are_models_of_their_own(outputs):
     members = [_task(run, run.params.model, training, everything_there, None, 0, member=m) for m in range(3)]
     assert members[0].key == teacher_tasks(run, 0, "whole")[0].key
     assert len({task.key for task in members}) == 3
-    making._make_models(run, 0, members, "three members")
+    making._train(run, 0, members, [task.key for task in members[1:]], "three members")
     models = [load_artifact(run.store, task.key) for task in members]
     assert same(models[0], load_teachers(run, 0, ["whole"])["whole"].experts[0])
     assert not any(same(models[a], models[b]) for a, b in ((0, 1), (0, 2), (1, 2)))

@@ -5,11 +5,11 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from cpsd_lib.support import cores, digest
+from cpsd_lib.support import digest
 from cpsd_lib.workbench.loading import format_error, load_params
 from cpsd_lib.workbench.params import Params, Section
 from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params
@@ -30,7 +30,7 @@ def _base(base):
 
 
 class Grid(Section):
-    """Which runs, and how they are run."""
+    """Which runs."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")  # folder below outputs/; its jobs are name.<values>
     # A parameter file, or its name in params/; None where `vary` has several.
@@ -38,11 +38,6 @@ class Grid(Section):
     # {dotted key: values}, and "base": parameter files
     vary: dict[str, Annotated[list[Any], AfterValidator(_values)]] = Field(min_length=1)
     overrides: dict[str, Any] = Field(default_factory=dict)  # {dotted key: value} of every job
-    engine: Literal["local", "ray"] = "local"
-    jobs: int = Field(1, ge=1, le=10_000)  # side by side, where memory allows
-    threads: int | None = Field(None, ge=1, le=1024)  # CPU threads of a job; None: this machine's cores over `jobs`
-    gpus: float = Field(0, ge=0, le=64)  # ray: GPUs a job reserves; 0: it sees none
-    address: str | None = None  # ray: a running cluster, which sees this folder and outputs/; None: this machine
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -60,14 +55,7 @@ class Grid(Section):
         for one, other in both:
             if f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}."):
                 raise ValueError(f"{one} and vary.{other} set the same parameter; to narrow a grid: vary.{other}=[...]")
-        if self.engine == "local" and (self.gpus or self.address):
-            raise ValueError("gpus and address are for engine: ray")
         return self
-
-    @property
-    def threads_a_job(self):
-        """CPU threads of a job."""
-        return self.threads or max(1, cores() // self.jobs)
 
     @property
     def source(self):
@@ -91,7 +79,7 @@ class Job:
 def load_grid(source, overrides=None):
     """Return the checked Grid of a file (a path, or a name in params/ or params/grids/).
 
-    overrides {dotted key: value}: a grid's own (jobs, vary.partition.k, ...), else a parameter of every job.
+    overrides {dotted key: value}: a grid's own (vary.partition.k, ...), else a parameter of every job.
     Raises ParameterError that lists every fault.
     """
     raw, overrides = read_params(find_params(source, grid=True)), overrides or {}

@@ -1,85 +1,88 @@
-"""A grid: many runs from one file, side by side; the store gives each what another has made, and a killed one hurts no other."""
+"""A grid: many runs from one file, one after the other; the store gives each what another has made."""
 
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from functools import cache
 
-from cpsd_lib.support import write_text
-from cpsd_lib.workbench.grids import engines, results
-from cpsd_lib.workbench.grids.params import jobs_of, load_grid
-from cpsd_lib.workbench.grids.plan import look_at, print_plan, side_by_side, spoken_time
-from cpsd_lib.workbench.pipeline import one_runner
+from cpsd_lib.support import pick_device, write_text
+from cpsd_lib.workbench.cost import estimate, measured_speed, spoken_time
+from cpsd_lib.workbench.engine import connected
+from cpsd_lib.workbench.grids import results
+from cpsd_lib.workbench.grids.params import jobs_of, load_grid, refuse
+from cpsd_lib.workbench.pipeline import one_runner, run_stages, stages_left, stages_of
+from cpsd_lib.workbench.preflight import images_of
+from cpsd_lib.workbench.report import write_report
 from cpsd_lib.workbench.run import Run, params_text
 from cpsd_lib.workbench.scoring import caveats
-from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root, repo_root
+from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, outputs_root
 
 
 def run_grid(source, overrides=None):
     """Run every job of a grid that is not done; return the exit status: 1 when a job failed.
 
-    Prints the plan with its estimated time, then a line a job, then the table; writes grid.csv, grid.md and figures/ into
-    the grid's folder. The same call after a kill does what is missing. Raises ParameterError
-    before anything starts, Stopped when another process works in the folder.
+    Prints the plan with its estimated time, then each run's own lines and the time left, then the table; writes grid.csv, grid.md
+    and figures/ into the grid's folder. The same call after a kill does what is missing. Raises ParameterError before
+    anything starts, Stopped when another process works in the folder.
     """
     grid = load_grid(source, overrides)
-    jobs, folder = jobs_of(grid), outputs_root() / grid.name
+    jobs, folder = look_at(jobs_of(grid)), outputs_root() / grid.name
     if (folder / "manifest.json").exists():
         raise ParameterError(f"name: {folder} is the folder of a run; give the grid another name=...")
-    if grid.engine == "ray":
-        engines.import_ray()
-    look_at(jobs, here=grid.engine == "local")
-    folder.mkdir(parents=True, exist_ok=True)
-    with one_runner(folder):
-        failed = _run_jobs(grid, folder, jobs)
-        _write_results(grid, folder, [job for job in jobs if job not in failed], len(jobs))
+    todo = [job for job in jobs if job.left]
+    with connected([job.params for job in todo]):
+        folder.mkdir(parents=True, exist_ok=True)
+        with one_runner(folder):
+            print_plan(grid, jobs, todo)
+            failed = _run_jobs(folder, todo)
+            _write_results(grid, folder, [job for job in jobs if job not in failed], len(jobs))
     if failed:
         print(f"\n{len(failed)} of {len(jobs)} jobs failed; the same command does what is missing", file=sys.stderr)
         for job, error in failed.items():
-            print(f"{job.name}: {error}\nits log: {_log(folder, job)}", file=sys.stderr)
+            print(f"{job.name}: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _run_jobs(grid, folder, jobs):
-    """Print the plan, run what is left, a line a job; return {failed Job: why}."""
-    todo = [job for job in jobs if job.left]
-    most, why = side_by_side(grid, todo)
-    print_plan(grid, jobs, most, why)
-    if not todo:
-        return {}
-    print(f"logs: {folder / 'logs'}", flush=True)
-    engine = engines.on_ray(grid.address, grid.threads_a_job, grid.gpus) if grid.engine == "ray" else engines.local()
-    failed, began = {}, time.monotonic()
-    environment = {"CPSD_ROOT": str(repo_root()), "CPSD_OUTPUTS": str(outputs_root())}
-    # The bars of a job would fill its log with a line every half second, and what it says last is why it stopped.
-    environment |= {"OMP_NUM_THREADS": str(grid.threads_a_job), "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
+def look_at(jobs):
+    """Find what is left of Jobs and their cost; ParameterError names those that cannot be trained at all."""
+    faults, counts = {}, cache(images_of)  # a frozen model is its own key
+    for job in jobs:
+        try:
+            device, there = pick_device(job.params.device), counts(job.params.data)
+            job.cost = estimate(job.params, there.classes, there.train, there.test, device, there.unlabelled)
+            job.left = list(stages_left(job.params))
+        except (ValueError, OSError) as error:
+            faults.setdefault(str(error), []).append(job.slug)
+    refuse(faults, len(jobs))
+    return jobs
 
-    def do(job):
+
+def print_plan(grid, jobs, todo):
+    """Print which planned Jobs will be run, `todo`, and how long one process here takes at most, where none share anything."""
+    over = " x ".join(f"{key} ({len(values)})" for key, values in grid.vary.items())
+    print(f"{grid.name}: {len(jobs)} jobs over {over}, from {grid.source}; {len(jobs) - len(todo)} are done already")
+    print("".join(f"  {job.slug}: {'to do' if job.left else 'done'}\n" for job in jobs), end="", flush=True)
+    with suppress(RuntimeError, ValueError, IndexError):  # no room for a step, or nothing to do
+        seconds = sum(job.cost.eflop for job in todo) * 1e18 / measured_speed(todo[0].params, todo[0].cost)
+        print(f"estimate: at most {spoken_time(seconds)} by one process here", flush=True)
+
+
+def _run_jobs(folder, todo):
+    """Run planned Jobs; return {failed Job: why}. One that fails stops no other."""
+    failed = {}
+    for number, job in enumerate(todo, 1):
+        print(f"\n{time.strftime('%H:%M:%S')} {number}/{len(todo)} {job.slug}", flush=True)
         # The resolved parameters, not the files they came from: those may be edited while the grid runs.
-        started, path = time.monotonic(), folder / "params" / f"{job.slug}.yaml"
+        path = folder / "params" / f"{job.slug}.yaml"
         write_text(path, params_text(job.params))
         try:
-            error = work(engines.JOB, str(path), _log(folder, job), environment)
-        except engines.Died as died:
-            error = str(died)
-        return error, f"{time.monotonic() - started:,.0f} s"
-
-    with ThreadPoolExecutor(most) as pool, engine as work:
-        running = {pool.submit(do, job): job for job in todo}
-        try:
-            for number, ended in enumerate(as_completed(running), 1):
-                job, (error, took) = running[ended], ended.result()
-                if error is not None:
-                    failed[job] = error
-                result = f"done in {took}" if error is None else f"FAILED after {took}: {error.splitlines()[0]}"
-                print(f"{time.strftime('%H:%M:%S')} {number}/{len(todo)} {job.slug}: {result}", flush=True)
-        finally:  # after a Ctrl-C no other job starts
-            pool.shutdown(wait=False, cancel_futures=True)
-    print(f"{len(todo) - len(failed)} of {len(todo)} done in {spoken_time(time.monotonic() - began)}", flush=True)
+            done = run_stages(path)
+            if "05_evaluation" in stages_of(done.params):
+                write_report(done)
+        except (Stopped, ValueError, OSError, ImportError) as error:
+            failed[job] = error
+            print(f"FAILED: {error}", flush=True)
     return failed
-
-
-def _log(folder, job):
-    return folder / "logs" / f"{job.slug}.log"
 
 
 def _write_results(grid, folder, done, count):
