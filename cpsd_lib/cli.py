@@ -95,7 +95,7 @@ def _parser():
     option("action", choices=["list", "size", "clean"], help="clean removes what no run in outputs/ uses")
     text = "write a finished model into a folder that loads anywhere, or as ONNX"
     option = add(commands, "export", _export, text, of_model, way="nothing was written")
-    option("run", help="a run in outputs/, its folder, or its parameter file")
+    option("model", help="a run in outputs/, its folder, its parameter file, or a model folder")
     option("--to", required=True, metavar="FOLDER", help="a new folder")
     forms = "cpsd: for load_model and cpsd predict; onnx: one graph; timm: the backbone's weights"
     option("--format", choices=["cpsd", "onnx", "timm"], default="cpsd", help=forms)
@@ -107,7 +107,7 @@ def _parser():
     rules = "tuned on held-out images (default where there were some), a probability (0.5), or top3"
     option("--threshold", type=_threshold, help=rules)
     option("--calibrated", action="store_true", help="probabilities calibrated on held-out images")
-    option("--batch-size", type=_batch_size, default=64, metavar="N")
+    option("--batch-size", type=_batch_size, default=32, metavar="N")
     option("--device", default="auto", help="auto, cpu or cuda:0")
     option("--resume", action="store_true", help="go on with a --csv that was begun")
     option("--strict", action="store_true", help="exit status 1 where a photo cannot be read")
@@ -129,8 +129,8 @@ def _threshold(text):
     raise argparse.ArgumentTypeError(f"must be tuned, top3 or a probability such as 0.5; got {text!r}")
 
 
-def _export(run, row, seed, to, format):
-    return workbench.export(workbench.opened_run(run), row, seed, to, format)
+def _export(model, row, seed, to, format):
+    return workbench.export(workbench.opened(model), row, seed, to, format)
 
 
 def _predict(model, photos, row, seed, device, csv, resume, strict, **rules):

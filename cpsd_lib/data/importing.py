@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from collections import defaultdict
 from os.path import relpath
 from pathlib import Path
@@ -12,12 +11,13 @@ import pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 
 from cpsd_lib.data.check import frequency_lines
+from cpsd_lib.data.images.photos import put_photos, where_photos_go
 from cpsd_lib.data.readers import common
 from cpsd_lib.data.readers.coco2014 import FORM, coco_json, labels_of
 from cpsd_lib.data.readers.csv import annotations_of, column_of, read_any_table, split_names
 from cpsd_lib.data.readers.voc2007 import objects_of
 from cpsd_lib.data.table import SPLITS, UNLABELLED, check_splits, listed
-from cpsd_lib.support import atomic, bar, counted, need_space, sha256, write_text
+from cpsd_lib.support import counted, sha256, write_text
 
 WORDS = {"train": "train", "training": "train", "trainval": "train", "test": "test", "testing": "test"}
 WORDS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val") | {"test_shifted": "test_shifted"}
@@ -29,9 +29,8 @@ VALUES = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "-1": -1, "
 def import_labels(settings, dry_run=False):
     """Write annotations.csv for the csv reader into settings.to, with a link to the photos; return what was understood.
 
-    settings: ImportSettings. The result is a list of lines: classes and their counts, examples, what was joined, drawn and
-    left out. Raises ValueError or OSError, before anything is written, for what has no single meaning and for what the csv
-    reader or a training would refuse.
+    settings: ImportSettings. The result is a list of lines: counts, examples, what was joined, drawn and left out. Raises
+    ValueError or OSError, before anything is written, for what has no single meaning or the csv reader would refuse.
     """
     source, to = Path(os.path.abspath(settings.source)), Path(os.path.abspath(settings.to))  # links stay as named
     if not source.exists():
@@ -55,18 +54,16 @@ def import_labels(settings, dry_run=False):
     if not rows.split.any():
         rows["split"] = _drawn(settings, rows, labels, lines)
     paths = [*rows.path, *_unlabelled(settings, rows, photos, home, to, lines)]
-    base, way = _place(to, paths, settings.copy)
+    base, way = where_photos_go(paths, to, settings.copy)
     text, table = _checked_text(rows.split, labels, paths, base, to)
-    sizes = {split: len(table.indices(split)) for split in (*SPLITS, UNLABELLED)}
-    sizes = ", ".join(f"{split} {size:,}" for split, size in sizes.items() if size)
+    sizes = ", ".join(f"{one} {(table.split == one).sum():,}" for one in (*SPLITS, UNLABELLED) if one in table.split)
     lines += [f"{len(paths):,} photos: {sizes}; {len(table.names)} classes", *frequency_lines(table), "for example:"]
     lines += [*(f"  {line}" for line in text.splitlines()[:4]), *(f"note: {note}" for note in check_splits(table))]
     return [*lines, *_write(to, base, way, text, paths, dry_run)]
 
 
-# ---- labels as other programs write them -----------------------------------------------------------------------------
-# Each returns a DataFrame with a line a photo, its index the label file and the place there; its column of file names; and
-# the labels, 1, 0 or -1 (unknown), a DataFrame with a column a class.
+# Each kind of labels returns a DataFrame with a line a photo, its index the label file and the place there; its column of
+# file names; and the labels, 1, 0 or -1 (unknown), a DataFrame with a column a class.
 
 
 def _tables(settings, source, lines):
@@ -78,8 +75,7 @@ def _tables(settings, source, lines):
         path: read_any_table(path).rename(index=f"{relpath(path, source.parent)}, line {{}}".format) for path in paths
     }
     table, path = pd.concat(of), paths[0]
-    several = table.columns[table.isna().any()]
-    common.refuse(source, several, "columns that not all tables have, expected the same in each")
+    common.refuse(source, table.columns[table.isna().any()], "columns that not all tables have, expected them in each")
     columns = settings.columns or (":" if path.name == ROBOFLOW and not settings.labels else None)
     if bool(settings.labels) == bool(columns):
         shown = listed(map(repr, table.columns))
@@ -115,7 +111,9 @@ def _of_columns(path, table, columns, others, lines):
 
 
 def _coco(settings, source, lines):
-    paths = _files(source, ".json", FORM)
+    paths = sorted(source.rglob("*.json")) if source.is_dir() else [source]
+    if not paths:
+        raise FileNotFoundError(f"{source} holds no JSON file, expected {FORM}")
     # COCO's own folder holds captions and keypoints as well.
     paths = [path for path in paths if path.name.startswith(("instances_", "_annotations."))] or paths
     tables, labels, crowds = {}, [], 0
@@ -130,7 +128,9 @@ def _coco(settings, source, lines):
 
 
 def _voc(settings, source, lines):
-    paths = _files(source, ".xml", "one a photo")
+    paths = sorted(source.rglob("*.xml")) if source.is_dir() else [source]
+    if not paths:
+        raise FileNotFoundError(f"{source} holds no XML file, expected one a photo")
     held = [{name for name, _ in pairs} for pairs in objects_of(paths)]
     lines.append(f"{counted(len(paths), 'XML file')}, {held.count(set()):,} of them without an object")
     return (
@@ -140,13 +140,6 @@ def _voc(settings, source, lines):
     )
 
 
-def _files(source, ending, expected):
-    paths = sorted(source.rglob(f"*{ending}")) if source.is_dir() else [source]
-    if not paths:
-        raise FileNotFoundError(f"{source} holds no {ending} file, expected {expected}")
-    return paths
-
-
 def _folders(settings, source, lines):
     """A photo's label is the folder it lies in; the same bytes in two folders are one photo with two labels."""
     photos = common.photos_below(source, Path(os.path.abspath(settings.to)))
@@ -154,14 +147,11 @@ def _folders(settings, source, lines):
     if not photos:
         raise ValueError(f"{source} has no folder with photos in it, expected one folder a label")
     twice, first = pd.Series([path.stat().st_size for path in photos]).duplicated(keep=False), {}
-    alike = zip(photos, twice, strict=True)  # of other sizes they are different photos
-    same = [str(first.setdefault(sha256(path), path) if maybe else path) for path, maybe in alike]
+    # Photos of other sizes are different ones.
+    same = [first.setdefault(sha256(path), path) if maybe else path for path, maybe in zip(photos, twice, strict=True)]
     # The folder above the label's may be train or test; the label's own may be a class of that name.
-    table = pd.DataFrame({"file": same}, [[path.parents[1] for path in photos], [*map(str, photos)]])
+    table = pd.DataFrame({"file": map(str, same)}, [[path.parents[1] for path in photos], [*map(str, photos)]])
     return table, "file", common.one_hot([{path.parent.name} for path in photos])
-
-
-# ---- each photo's path, split and classes ----------------------------------------------------------------------------
 
 
 def _with_paths(rows, suffix, home, photos, lines):
@@ -171,10 +161,8 @@ def _with_paths(rows, suffix, home, photos, lines):
         for form in {*common.forms(path.name)}:
             alike[form].append(path)
     rows["name"] = rows.file.str.replace("\\", "/") + suffix
-    pairs = zip(rows.name, rows.source, strict=True)
-    near = [
-        _best(alike.get(common.forms(name.rpartition("/")[2])[0], []), name, source, home) for name, source in pairs
-    ]
+    last = [common.forms(name.rpartition("/")[2])[0] for name in rows.name]
+    near = [_best(alike[form], *one, home) for form, *one in zip(last, rows.name, rows.source, strict=True)]
     near, places = pd.Series(near), rows.place + ": " + rows.name
     several = [f"{places[n]}: {listed(near[n], shown=3)}" for n in near.index[near.str.len() > 1]]
     common.refuse(home, several, "several photos of one name, expected one: give --suffix, or their folder as --photos")
@@ -200,8 +188,6 @@ def _with_paths(rows, suffix, home, photos, lines):
 
 def _best(paths, name, source, home):
     """Return those of `paths` that fit a name best: at that path, or beside its label file, or in a folder of its split."""
-    if len(paths) < 2:
-        return paths
     exact = [os.path.normpath(folder / name) for folder in (source.parent, home)]
     split, of = _split_of(relpath(source, home)), {path: _split_of(relpath(path.parent, home)) for path in paths}
     fits = [(*(str(path) == one for one in exact), path.parent == source.parent, of[path] == split) for path in paths]
@@ -313,26 +299,9 @@ def _unlabelled(settings, rows, photos, home, to, lines):
     return more
 
 
-# ---- annotations.csv and the photos ----------------------------------------------------------------------------------
-
-
-def _place(to, paths, copy):
-    """Return (the folder that file names start at, "link", "copy" or "" where the csv reader finds the photos as they are)."""
-    images, base = to / "images", Path(os.path.commonpath([path.parent for path in paths]))
-    if base.is_relative_to(images) or (base == to and not os.path.lexists(images)):
-        return images if base.is_relative_to(images) else to, ""
-    copied = [(path, images / path.relative_to(base)) for path in paths if copy and not images.is_symlink()]
-    ours = copied or not os.path.lexists(images) or (not copy and images.resolve() == base.resolve())
-    if not ours or any(new.exists() and new.stat().st_size != path.stat().st_size for path, new in copied):
-        raise ValueError(f"{images} is there and is not these photos: remove it, or give another folder as --to")
-    return base, "copy" if copy else "link"
-
-
 def _checked_text(split, labels, paths, base, to):
     """Return (the text of annotations.csv, its LabelTable); ValueError where it would be read as something else."""
     files, names = [path.relative_to(base).as_posix() for path in paths], labels.columns.to_numpy(object)
-    strange = [ascii(file) for file in files if file != file.encode(errors="replace").decode()]
-    common.refuse(to, strange, "file names that are not UTF-8: rename them")
     more = len(files) - len(split)
     values = np.pad(labels, ((0, more), (0, 0)))
     table = pd.DataFrame({"file_name": files, "split": [*split, *more * [UNLABELLED]]})
@@ -342,8 +311,11 @@ def _checked_text(split, labels, paths, base, to):
     text = table.to_csv(index=False, lineterminator="\n")
     read = annotations_of(to / "annotations.csv", text)
     odd = {*read.names} ^ {*names} | {*read.files} ^ {*files}
-    expected = "names that annotations.csv cannot hold: no ';' in a class, no backslash or outer space in a file"
-    common.refuse(to, map(repr, sorted(odd)), expected)
+    odd |= {file for file in files if file != file.encode(errors="replace").decode()}
+    expected = (
+        "names that annotations.csv cannot hold (a ';' in a class; a backslash, an outer space or no UTF-8 in a file)"
+    )
+    common.refuse(to, map(ascii, sorted(odd)), f"{expected}: rename them")
     return text, read
 
 
@@ -356,17 +328,6 @@ def _write(to, base, way, text, paths, dry_run):
     if dry_run:
         return [f"--dry-run: not written: {path}, {done}"]
     to.mkdir(parents=True, exist_ok=True)
-    if way == "link" and not os.path.lexists(images):
-        try:
-            images.symlink_to(base, target_is_directory=True)
-        except OSError as error:
-            raise OSError(f"no link {images} -> {base} can be made ({error}): give --copy") from None
-    if way == "copy":
-        need_space(to, sum(old.stat().st_size for old in paths), "copies of the photos")
-        with bar(len(paths), "copying", "photo") as progress:
-            for old in paths:
-                with atomic(images / old.relative_to(base)) as new:
-                    shutil.copy2(old, new)
-                progress.update(1)
+    put_photos(paths, base, images, way)
     write_text(path, text)
     return [f"written: {path}, {done}", f"next: cpsd data check csv_mobilenetv2 data.root={to}"]

@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = exports(
         "label_vectors": "read_label_vectors",
         "released": "check_class_names check_preprocessing load_released",
         "trunk": "check_split make_tail make_trunk start_from",
-        "folding": "fold_teachers",
+        "folding": "fold_models",
         "export": "timm_state write_onnx",
         "meta": "MetaModel activation_bytes forward_flop",
     },

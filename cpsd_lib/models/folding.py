@@ -34,21 +34,19 @@ def fold_batch_norm(model, size):
     return (folded if same else _copied(model)).requires_grad_(False).eval()
 
 
-def fold_teachers(merged, size):
-    """Return {branch: PartTeachers} that answer as those of `merged` do, norms folded; one trunk for many stays one.
-
-    size: the side in pixels of the images that they see.
-    """
+def fold_models(models, size):
+    """Return {name: folded copy} of Classifiers or PartTeachers, for images of size x size pixels; a trunk of many stays one."""
     found, trunks = {}, {}
-    for branch, teachers in merged.items():
-        experts = [fold_batch_norm(expert, size) for expert in teachers.experts]
+    for name, model in models.items():
+        experts = [fold_batch_norm(expert, size) for expert in getattr(model, "experts", [model])]
         for expert in experts:
             if isinstance(expert, Tail):
                 (trunk,) = expert.shared
                 if trunk not in trunks:
                     trunks[trunk] = fold_batch_norm(trunk, size)
                 expert.shared = (trunks[trunk],)
-        found[branch] = PartTeachers(experts, teachers.partition).requires_grad_(False).eval()
+        whole = PartTeachers(experts, model.partition) if isinstance(model, PartTeachers) else experts[0]
+        found[name] = whole.requires_grad_(False).eval()
     return found
 
 

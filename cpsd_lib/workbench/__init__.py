@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = exports(
         "grids.params": "jobs_of load_grid",
         "grids.runner": "run_grid",
         "handover": "export finished_model model_card",
-        "open": "explore load_model opened_run",
+        "open": "explore load_model opened opened_run",
         "predicting": "label_photos",
     },
 )

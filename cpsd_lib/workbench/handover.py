@@ -1,6 +1,7 @@
 """A run's finished model handed over: its config, with what was tuned on held-out images, its card, and the files."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from cpsd_lib.training import calibrate
 from cpsd_lib.workbench.explanation import load_named, strategies
 from cpsd_lib.workbench.loading import data_on_disk
 from cpsd_lib.workbench.making import keys_of
-from cpsd_lib.workbench.model_folder import WEIGHTS, ModelConfig, new_folder, state_of, write_tensors
+from cpsd_lib.workbench.model_folder import WEIGHTS, ModelConfig, new_folder, read_model, state_of, write_tensors
 from cpsd_lib.workbench.scoring import SPLITS, caveats, scored_by
 from cpsd_lib.workbench.yaml_files import ParameterError
 
@@ -73,19 +74,19 @@ def _tuned(run, row, seed):
     }
 
 
-def export(run, row, seed, to, form="cpsd"):
-    """Write a finished model of a run into the new folder `to` and return in sentences what was written.
+def export(source, row, seed, to, form="cpsd"):
+    """Write a finished model of `source`, a Run or the Path of a model folder, into the new folder `to`; return what was written.
 
     form: "cpsd", a model folder for load_model; "onnx", model.onnx; "timm", the backbone's own weights. Beside them
-    config.json and the model card. Raises ValueError where something is in the way, and what finished_model raises.
+    config.json and the model card. Raises ValueError where something is in the way, and what load_model raises.
     """
     with new_folder(to) as folder:
-        model, config = finished_model(run, row, seed)
-        notes = [f"{run.params.name}, row {config.row}, seed {config.seed}: {to}"]
+        model, config = (read_model if isinstance(source, Path) else finished_model)(source, row, seed)
+        notes = [f"{config.run}, row {config.row}, seed {config.seed}: {to}"]
         if form == "cpsd":
             write_tensors(folder / WEIGHTS, state_of(model))
         elif form == "onnx":
-            (images, which), values = _trial_images(run, config.size), config.model_dump(mode="json")
+            (images, which), values = _trial_images(source, config.size), config.model_dump(mode="json")
             metadata = {name: json.dumps(values[name]) for name in ("class_names", "size", "thresholds", "calibration")}
             difference = write_onnx(model.eval(), folder / "model.onnx", images, metadata)
             notes.append(f"onnxruntime on {which}: logits differ by {difference:.1e} at most")
@@ -95,28 +96,41 @@ def export(run, row, seed, to, form="cpsd"):
             notes += [f"not used by this head, with timm's first values: {', '.join(added)}"] if added else []
         checksums = {path.name: sha256(path) for path in folder.iterdir()}
         write_json(folder / "config.json", config.model_dump(mode="json") | {"sha256": checksums})
-        (folder / "README.md").write_text(model_card(run, model, config, Path(to).name, form), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(source, model, config, Path(to).name, form), encoding="utf-8")
     return notes
 
 
-def _trial_images(run, size, count=8):
-    """Return (uint8 tensor [n, 3, size, size], what they are): test images of the run, or random pixels."""
+def _trial_images(source, size, count=8):
+    """Return (uint8 tensor [n, 3, size, size], what they are): test images of a run, or random pixels."""
     try:
-        data = data_on_disk(run.params.data)
-        source = read_source(data)
-        indices = source.table.indices("test")[:count].tolist()
-        load = source.load if data.kind == "scenes" else lambda i: decode(source.paths[i], size, data.max_pixels)
+        data = data_on_disk(source.params.data)
+        read = read_source(data)
+        indices = read.table.indices("test")[:count].tolist()
+        load = read.load if data.kind == "scenes" else lambda i: decode(read.paths[i], size, data.max_pixels)
         return torch.from_numpy(np.stack([load(i) for i in indices])), counted(len(indices), "test image")
-    except (BadImage, ValueError, OSError):
+    except (
+        AttributeError,
+        BadImage,
+        ValueError,
+        OSError,
+    ):  # a model folder has no run, and a run's data may be elsewhere
         pixels = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
         return torch.from_numpy(pixels), "random pixels, because the run's test images are not here"
 
 
-def model_card(run, model, config, folder, form="cpsd"):
-    """Return the README.md of a finished model of a run in a form of `export`; folder: the name it will be loaded by."""
+def model_card(source, model, config, folder, form="cpsd"):
+    """Return the README.md of a finished model of `source` in a form of `export`; folder: the name it will be loaded by."""
+    page = Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8")
+    template = Environment(trim_blocks=True).from_string(page)
+    pretrained = next(one for one in model.modules() if hasattr(one, "pretrained_cfg")).pretrained_cfg
+    about = {"config": config, "folder": folder, "form": form, "pretrained": pretrained}
+    if isinstance(source, Path):  # its own card says all but how another form of it is used
+        use = "".join(template.blocks["use"](template.new_context(about)))
+        card = (source / "README.md").read_text(encoding="utf-8")
+        return re.sub(r"```python\n.*?(?=\n## )", lambda _: use, card, count=1, flags=re.DOTALL)
     scores, errors = [], []
     for split in SPLITS:
-        logits, targets = scored_by(run, config.seed, config.row, split) or (None, np.empty(0))
+        logits, targets = scored_by(source, config.seed, config.row, split) or (None, np.empty(0))
         if not (targets == 1).any():
             continue
         probabilities = expit(logits.astype(float))
@@ -126,20 +140,15 @@ def model_card(run, model, config, folder, form="cpsd"):
             scores += [(split, len(targets), f"{score} at {name}", interval) for score, interval in f1.items()]
         both = (probabilities, calibrate(probabilities, config.calibration))
         errors.append([split, *(evaluation.expected_calibration_error(one, targets) for one in both)])
-    records = [run.store.record("model", key) for key in config.recipe]
-    page = Path(__file__).with_name("model_card.md.j2").read_text(encoding="utf-8")
-    template = Environment(trim_blocks=True).from_string(page)
+    records = [source.store.record("model", key) for key in config.recipe]
     return template.render(
-        config=config,
-        folder=folder,
-        form=form,
-        title=strategies(run)[config.row],
-        kind=run.params.data.kind,
-        described=run.described,
+        about,
+        title=strategies(source)[config.row],
+        kind=source.params.data.kind,
+        described=source.described,
         record=records[0],
         seconds=sum(record["about"]["seconds"] for record in records),
         scores=scores,
         errors=errors,
-        caveats=caveats(run),
-        pretrained=next(one for one in model.modules() if hasattr(one, "pretrained_cfg")).pretrained_cfg,
+        caveats=caveats(source),
     )

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cpsd_lib.data import UNLABELLED
-from cpsd_lib.models import check_split, fold_teachers, make_tail, make_trunk, preprocessing, start_from
+from cpsd_lib.models import check_split, fold_models, make_tail, make_trunk, preprocessing, start_from
 from cpsd_lib.support import counted, derive_seed, need_space, pick_precision
 from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
 from cpsd_lib.training import Batches, Computed, Learner, Validation, fit, view_logits
@@ -272,7 +272,7 @@ class StoredTargets:
         run, training, recipes = self._run, self._run.params.student, self.recipes(number)
         branches = _chosen(run, {key_of(recipe): branch for branch, recipe in recipes.items()}, keys)
         if self._teachers is None:
-            self._teachers = fold_teachers(load_teachers(run, self._seed, list(recipes)), run.params.data.size)
+            self._teachers = fold_models(load_teachers(run, self._seed, list(recipes)), run.params.data.size)
             for merged in self._teachers.values():
                 merged.to(run.device, memory_format=torch.channels_last)
         folder = run.store.work(map(key_of, recipes.values()))

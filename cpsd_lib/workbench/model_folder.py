@@ -77,14 +77,16 @@ def write_tensors(path, state):
     path.write_bytes(safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in state.items()}))
 
 
-def read_model(folder):
-    """Return (model, ModelConfig) of a model folder; ValueError for what is missing, was changed or does not fit."""
+def read_model(folder, row=None, seed=None):
+    """Return (model, ModelConfig) of a model folder; ValueError for what is missing, changed, or of another row or seed."""
     described, path = Path(folder) / "config.json", Path(folder) / WEIGHTS
     try:
         config = ModelConfig.model_validate(read_json(described), context={"paths": False})
     except ValidationError as error:
         faults = "\n".join(format_error(fault, fault["loc"]) for fault in error.errors())
         raise ValueError(f"{described} does not describe a model of this version:\n{faults}") from None
+    if row not in (None, config.row) or seed not in (None, config.seed):
+        raise ParameterError(f"{folder} holds row {config.row} of seed {config.seed} alone; leave out row and seed")
     if not path.is_file():
         there = ", ".join(sorted(os.listdir(folder)))
         raise ValueError(f"there is no {path}, and nothing else is read as weights; the folder holds {there}")

@@ -25,12 +25,13 @@ def load_model(model, row=None, seed=None):
     Raises MissingStage when the model is not there, ParameterError for an unknown run, row or seed, ValueError for a model
     folder that is damaged.
     """
-    if isinstance(model, Run) or not (Path(model) / "config.json").is_file():
-        return ready(*finished_model(opened_run(model), row, seed))
-    loaded, config = read_model(model)
-    if row not in (None, config.row) or seed not in (None, config.seed):
-        raise ParameterError(f"{model} holds one model, row {config.row} of seed {config.seed}; leave out row and seed")
-    return ready(loaded, config)
+    source = opened(model)
+    return ready(*(read_model if isinstance(source, Path) else finished_model)(source, row, seed))
+
+
+def opened(model):
+    """Return what `load_model` takes as the Path of a model folder, or else as a Run."""
+    return opened_run(model) if isinstance(model, Run) or not (Path(model) / "config.json").is_file() else Path(model)
 
 
 def explore(run="demo", kind="partition", seed=None):

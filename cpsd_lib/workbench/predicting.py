@@ -4,21 +4,25 @@ import os
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from hashlib import sha1
 from itertools import compress
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 
 from cpsd_lib.data import decode_batches, listed
 from cpsd_lib.evaluation import decisions
+from cpsd_lib.models import fold_models
 from cpsd_lib.support import bar, cores, counted, digest, read_json, write_json
 from cpsd_lib.training import calibrate, predict
 from cpsd_lib.workbench.model_folder import calibration_of, state_of
 from cpsd_lib.workbench.yaml_files import ParameterError
 
 
-def label_photos(model, photos, path=None, threshold=None, calibrated=False, batch_size=64, resume=False):
+def label_photos(model, photos, path=None, threshold=None, calibrated=False, batch_size=32, resume=False):
     """Label photos by a model of `load_model`; return {file: reason} of those that could not be read.
 
     photos: paths as text, each once. path: the CSV, with columns file_name, labels (joined by ;) and p_<class>, and beside
@@ -26,7 +30,8 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
     images, or None: tuned where the run held some out, else 0.5. resume: go on with a CSV that was begun.
     Raises ValueError before any photo is read for what cannot be done, and where no photo could be read.
     """
-    began, (rule, limit), calibration = time.perf_counter(), _rule(model, threshold), calibration_of(model, calibrated)
+    began, calibration = time.perf_counter(), calibration_of(model, calibrated)
+    rule, limit = _rule(model, threshold, calibration)
     of_model = {"run", "row", "seed", "class_names", "thresholds", "calibration"}
     made_by = model.config.model_dump(mode="json", include=of_model)
     made_by |= {"threshold": threshold, "calibrated": calibrated}
@@ -35,24 +40,28 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
     if done and not done & set(photos):
         raise ParameterError(f"{path} has other photos, such as {min(done)}; write paths as they were written")
     todo, unreadable, read = [photo for photo in photos if photo not in done], {}, 0
+    folded, threads, ended = (
+        fold_models({"": model}, model.input_size)[""],
+        torch.get_num_threads(),
+        time.perf_counter(),
+    )
     with bar(len(photos), "predicting", "img", len(photos) - len(todo)) if path else nullcontext() as shown:
-        for indices, pixels, bad in decode_batches(todo, model.input_size, batch_size, cores()):
+        for number, (indices, pixels, bad) in enumerate(decode_batches(todo, model.input_size, batch_size, cores())):
             unreadable |= {todo[index]: reason for index, reason in bad.items()}
+            before, decoded = ended, time.perf_counter()
             if len(indices):
                 read += len(indices)
-                probabilities = predict(model, pixels, batch_size)
-                values = calibrate(probabilities, calibration)
-                # Tuned thresholds are those of the probabilities as the model gives them, a number is one of what is shown.
-                chosen = decisions(probabilities if rule is model.thresholds else values, rule, limit)
-                labels = [list(compress(model.class_names, one)) for one in chosen]
-                files = pd.Index([todo[index] for index in indices], dtype=object)
-                table = pd.DataFrame(values, files, model.class_names)
-                if path:
-                    _append(path, table, labels)
-                else:
-                    _show(table, labels)
+                values = calibrate(predict(folded, pixels, batch_size), calibration)
+                labels = [list(compress(model.class_names, one)) for one in decisions(values, rule, limit)]
+                table = pd.DataFrame(values, pd.Index([todo[i] for i in indices], dtype=object), model.class_names)
+                (partial(_append, path) if path else _show)(table, labels)
             if path:
                 shown.update(len(indices) + len(bad))
+            ended = time.perf_counter()
+            if number == 1:  # still decoded here; beside worker processes the model takes its share of the cores
+                seconds = threads * (ended - decoded)
+                torch.set_num_threads(max(1, min(threads, round(cores() * seconds / (seconds + decoded - before)))))
+    torch.set_num_threads(threads)
     reasons = listed((f"{file}: {reason}" for file, reason in unreadable.items()), join="\n  ")
     if not read and len(todo) == len(photos):
         raise ValueError(f"none of {counted(len(todo), 'photo')} could be read:\n  {reasons}")
@@ -65,14 +74,14 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
     return unreadable
 
 
-def _rule(model, threshold):
+def _rule(model, threshold, calibration):
     """Return (threshold, top_k) of `decisions`; a note says where none could be tuned."""
     if threshold == "top3":
         return 0.0, min(3, len(model.class_names))
     if threshold not in (None, "tuned"):
         return threshold, None
-    if model.thresholds is not None:
-        return model.thresholds, None
+    if model.thresholds is not None:  # tuned for the probabilities as the model gives them
+        return calibrate(model.thresholds.astype(np.float32), calibration), None
     if threshold == "tuned":
         raise ParameterError(f"no tuned thresholds, tuned on: {model.config.tuned_on}; take --threshold 0.5 or top3")
     print(f"threshold 0.5 for every class, tuned on: {model.config.tuned_on}", file=sys.stderr)
@@ -83,9 +92,6 @@ def _show(table, labels):
     for (file, values), chosen in zip(table.iterrows(), labels, strict=True):
         shown = ", ".join(f"{name} {values[name]:.2f}" for name in chosen)
         print(f"{file}: {shown or f'no label (highest: {values.idxmax()} {values.max():.2f})'}")
-
-
-# ---- the CSV ---------------------------------------------------------------------------------------------------------
 
 
 def _append(path, table, labels):

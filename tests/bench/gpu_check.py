@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cpsd_lib.models import build_model, fold_teachers, forward_flop
+from cpsd_lib.models import build_model, fold_models, forward_flop
 from cpsd_lib.objectives import SelfDistillation, Supervised
 from cpsd_lib.partition import Partition, random_partition
 from cpsd_lib.support import memory, pick_device, write_json
@@ -97,7 +97,7 @@ def folded_experts_compute_what_plain_ones_do(device):
     experts = _experts(2, device)
     fit(experts, _batches(device), TRAINING)
     merged = PartTeachers([e.model for e in experts], Partition([e.class_indices for e in experts], CLASSES)).eval()
-    folded = fold_teachers({"co": merged.cpu()}, SIZE)["co"]
+    folded = fold_models({"co": merged.cpu()}, SIZE)["co"]
     images = torch.rand(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).to(device)
     plain, quick = (logits_of(one.to(device).soft_targets(images)) for one in (merged, folded))
     off = float((plain - quick).abs().max() / plain.abs().max())

@@ -13,7 +13,7 @@ from bench.timing import worst
 from cpsd_lib.data import Scenes
 from cpsd_lib.data.images.cache import build
 from cpsd_lib.data.images.decode import MAX_PIXELS, decode_from
-from cpsd_lib.models import build_model, fold_teachers
+from cpsd_lib.models import build_model, fold_models
 from cpsd_lib.objectives import Supervised
 from cpsd_lib.partition import Partition, random_partition
 from cpsd_lib.support import derive_seed, pick_device, pick_precision
@@ -128,7 +128,7 @@ class Workspace:
 
     def stored(self, teachers, batches):
         """Compute the logits of every image's view, as a run does; return how Batches read them, `soft`."""
-        folded = fold_teachers(teachers, batches.images.shape[-1])
+        folded = fold_models(teachers, batches.images.shape[-1])
         stored = view_logits(folded, batches, 0, self.device, self.precision)
 
         def soft(view, indices, images):

@@ -537,7 +537,7 @@ def test_cells_that_are_no_lists_among_lists_are_refused(plain, to, cell):
         (
             "photo\tcat\na.jpg\tx;y\nb.jpg\tred;or\n",
             {"labels": "cat", "separator": "|"},
-            ["cannot hold: no ';' in a class"],
+            ["cannot hold (a ';' in a class"],
         ),
     ],
 )
@@ -778,7 +778,14 @@ def test_a_file_name_that_is_not_utf8_is_named(plain, to, tmp_path):
         (tmp_path / "more" / os.fsdecode(b"gr\xfcn.jpg")).touch()
     except OSError:
         pytest.skip("this file system has UTF-8 names alone")
-    refused(plain, to, "not UTF-8: rename them", r"gr\udcfcn.jpg", labels="classes", unlabelled=str(tmp_path / "more"))
+    refused(
+        plain,
+        to,
+        "no UTF-8 in a file): rename them",
+        r"gr\udcfcn.jpg",
+        labels="classes",
+        unlabelled=str(tmp_path / "more"),
+    )
 
 
 def test_a_dry_run_writes_nothing(plain, to):

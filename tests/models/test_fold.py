@@ -8,7 +8,7 @@ from torch import nn
 
 from cpsd_lib.models import folding
 from cpsd_lib.models.classifier import build_model
-from cpsd_lib.models.folding import fold_batch_norm, fold_teachers
+from cpsd_lib.models.folding import fold_batch_norm, fold_models
 from cpsd_lib.models.trunk import make_tail, make_trunk
 from cpsd_lib.partition import Partition
 from cpsd_lib.teachers import PartTeachers
@@ -79,7 +79,7 @@ def test_tails_share_one_folded_trunk():
         b: PartTeachers([make_tail(copy.deepcopy(whole), trunk, 4) for _ in range(2)], parts).eval()
         for b in ("co", "dis")
     }
-    folded = fold_teachers(merged, 64)
+    folded = fold_models(merged, 64)
     for branch, teachers in merged.items():
         torch.testing.assert_close(folded[branch](IMAGES), teachers(IMAGES), rtol=1e-4, atol=1e-4)
     shared = {expert.shared[0] for branch in folded.values() for expert in branch.experts}

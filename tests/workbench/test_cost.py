@@ -294,7 +294,7 @@ def test_a_real_run_does_what_was_counted(tmp_path, monkeypatch, more):
         return forward(self, images)
 
     monkeypatch.setattr(Classifier, "forward", counting)
-    monkeypatch.setattr(making, "fold_teachers", lambda merged, size: merged)  # it looks at two images
+    monkeypatch.setattr(making, "fold_models", lambda merged, size: merged)  # it looks at two images
     cut_labels(run)
     for seed in run.params.seed_list():
         train_teachers(run, seed)
@@ -339,7 +339,7 @@ def test_a_real_run_with_a_shared_trunk_does_what_was_counted(tmp_path, monkeypa
         return trunk
 
     monkeypatch.setattr(Classifier, "forward", counting)
-    monkeypatch.setattr(making, "fold_teachers", lambda merged, size: merged)  # it looks at two images
+    monkeypatch.setattr(making, "fold_models", lambda merged, size: merged)  # it looks at two images
     monkeypatch.setattr(making, "make_trunk", counted)
     monkeypatch.setattr(making, "check_split", lambda *_: None)  # two images, before the run
     cut_labels(run)

@@ -25,7 +25,7 @@ from cpsd_lib.partition import Partition
 from cpsd_lib.support import read_json, sha256, write_json
 from cpsd_lib.teachers import PartTeachers, logits_of
 from cpsd_lib.workbench import scoring
-from cpsd_lib.workbench.handover import _trial_images
+from cpsd_lib.workbench.handover import _trial_images, finished_model, model_card
 from cpsd_lib.workbench.model_folder import state_of, write_tensors
 from cpsd_lib.workbench.open import opened_run
 from cpsd_lib.workbench.run import Run, held_out_indices
@@ -206,11 +206,11 @@ def test_a_row_seed_or_run_that_is_not_there_is_named_with_those_that_are(
         ),
         (["finished", "--seed", "7"], "finished has no seed 7, only 0"),
         (["finnished"], "no parameter file 'finnished'"),
-        ([str(folders / "cpsd")], "no parameter file"),
+        ([str(folders / "cpsd"), "--row", "sd"], "holds row cpsd of seed 0 alone; leave out row and seed"),
     ):
         assert main(["export", *words, "--to", str(tmp_path / "new")]) == 2
         assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="holds one model, row cpsd of seed 0; leave out row and seed"):
+    with pytest.raises(ValueError, match="holds row cpsd of seed 0 alone; leave out row and seed"):
         cpsd_lib.load_model(folders / "cpsd", row="baseline")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folders / "cpsd", tmp_path / "finished")
@@ -324,6 +324,22 @@ def test_the_onnx_file_of_merged_experts_has_all_it_needs_inside_and_computes_th
     np.testing.assert_allclose(defined["probabilities"], expected, atol=1e-6)
     with pytest.raises(ValueError, match=r"there is no .*model\.safetensors"):
         cpsd_lib.load_model(tmp_path / "onnx")
+
+
+def test_a_model_folder_is_exported_as_its_run_is(finished, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    for row, form in (("teachers_co", "onnx"), ("baseline", "timm"), ("baseline", "cpsd")):
+        model, again, of_run = (tmp_path / f"{row} {form} {what}" for what in ("model", "again", "of run"))
+        assert main(["export", "finished", "--row", row, "--to", str(model)]) == 0
+        assert main(["export", str(model), "--format", form, "--to", str(again)]) == 0
+        card = (again / "README.md").read_text()
+        assert card == model_card(finished, *finished_model(finished, row), again.name, form)
+        if form == "onnx":
+            assert "onnxruntime on random pixels" in capsys.readouterr().out and (again / "model.onnx").is_file()
+            continue
+        assert main(["export", "finished", "--row", row, "--format", form, "--to", str(of_run)]) == 0
+        names = sorted(path.name for path in of_run.iterdir() if path.name != "README.md")
+        assert [(again / name).read_bytes() for name in names] == [(of_run / name).read_bytes() for name in names]
 
 
 def test_random_pixels_are_tried_where_the_photos_of_the_run_are_not(finished):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.special import expit
 
 import cpsd_lib
@@ -184,3 +185,27 @@ def test_ctrl_c_stops_it_between_two_blocks_and_the_same_command_with_resume_goe
     assert main([*words[2:], "--resume"]) == 0
     table = read(csv)
     assert len(table) == 3_024 and table["file_name"].is_unique
+
+
+def test_the_model_is_folded_and_leaves_cores_to_the_decoding(photos, monkeypatch):
+    seen, real = [], predicting.decode_batches
+
+    def slowly(*arguments):
+        for batch in real(*arguments):
+            time.sleep(0.5)
+            yield batch
+
+    def look(model, pixels, batch_size):
+        assert not any(isinstance(one, torch.nn.BatchNorm2d) for one in model.modules())
+        seen.append(torch.get_num_threads())
+        return np.full((len(pixels), 4), 0.3, np.float32)
+
+    monkeypatch.setattr(predicting, "decode_batches", slowly)
+    monkeypatch.setattr(predicting, "predict", look)
+    model, threads = cpsd_lib.load_model("finished"), torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        predicting.label_photos(model, [f"photos/{number:02d}.png" for number in (0, 3, 12, 15)], batch_size=1)
+        assert seen[0] == seen[1] == 4 and seen[-1] == 1 and torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)

@@ -128,4 +128,4 @@ def _rgb(image):
         # Under full transparency a file may hold any colour; what its author saw there was the page.
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it: a tenth of decoding a JPEG

@@ -1,6 +1,7 @@
-"""Photos as somebody hands them over: files, folders and lists of paths -> files, and their pixels in batches."""
+"""Photos as somebody hands them over: files, folders and lists of paths -> files, a folder of them, pixels in batches."""
 
 import os
+import shutil
 from contextlib import closing
 from functools import partial
 from itertools import chain, islice
@@ -11,7 +12,7 @@ import numpy as np
 from cpsd_lib.data.images.decode import MAX_PIXELS, decode_from
 from cpsd_lib.data.images.pixels import OnTheFly, readable
 from cpsd_lib.data.readers.common import PHOTOS, photos_below, read_names
-from cpsd_lib.support import counted
+from cpsd_lib.support import atomic, bar, counted, need_space
 
 
 def find_photos(names):
@@ -26,13 +27,12 @@ def find_photos(names):
         if not name.exists():
             raise FileNotFoundError(f"there is no file or folder {name}")
         if name.is_dir():
-            below, files = photos_below(name), (path for path in name.rglob("*") if path.is_file())
-            shown = [path for path in files if not any(part[0] == "." for part in path.relative_to(name).parts)]
-            rest = sum(path.suffix.lower() not in PHOTOS for path in shown)
+            files = photos_below(name, endings="")  # of any ending
+            below = [path for path in files if path.name.lower().endswith(PHOTOS)]
             if not below:
-                what = f"no image is in the folder {name} or below it ({counted(rest, 'other file')})"
+                what = f"no image is in the folder {name} or below it ({counted(len(files), 'other file')})"
                 raise ValueError(f"{what}; looked for {', '.join(PHOTOS)}")
-            photos, others = photos + below, others + rest
+            photos, others = photos + below, others + len(files) - len(below)
         elif name.suffix.lower() == ".txt":
             for line in read_names(name, "the path of a photo in each line"):
                 beside = name.parent / line
@@ -42,11 +42,38 @@ def find_photos(names):
     return list(dict.fromkeys(map(os.fspath, photos))), others
 
 
+def where_photos_go(paths, to, copy):
+    """Return (the folder that file names start at, "link", "copy" or "" for photos that are in `to` already)."""
+    images, base = to / "images", Path(os.path.commonpath([path.parent for path in paths]))
+    if base.is_relative_to(images) or (base == to and not os.path.lexists(images)):
+        return images if base.is_relative_to(images) else to, ""
+    copied = [(path, images / path.relative_to(base)) for path in paths if copy and not images.is_symlink()]
+    ours = copied or not os.path.lexists(images) or (not copy and images.resolve() == base.resolve())
+    if not ours or any(new.exists() and new.stat().st_size != path.stat().st_size for path, new in copied):
+        raise ValueError(f"{images} is there and is not these photos: remove it, or give another folder as --to")
+    return base, "copy" if copy else "link"
+
+
+def put_photos(paths, base, images, way):
+    """Make the folder `images` a link to the folder `base`, or copy `paths` below `base` into it, by `where_photos_go`'s way."""
+    if way == "link" and not os.path.lexists(images):
+        try:
+            images.symlink_to(base, target_is_directory=True)
+        except OSError as error:
+            raise OSError(f"no link {images} -> {base} can be made ({error}): give --copy") from None
+    if way == "copy":
+        need_space(images.parent, sum(path.stat().st_size for path in paths), "copies of the photos")
+        with bar(len(paths), "copying", "photo") as progress:
+            for path in paths:
+                with atomic(images / path.relative_to(base)) as new:
+                    shutil.copy2(path, new)
+                progress.update(1)
+
+
 def decode_batches(pictures, size, batch_size, workers=1):
     """Yield (indices [b], pixels uint8 [b, 3, size, size], {index: reason}) of a list of pictures, in order, batch by batch.
 
-    pictures: as `decode` takes one. What cannot be read is in the dictionary and has no pixels. workers: processes, which
-    work ahead; those of a script need its `if __name__ == "__main__":`. Raises what `decode` raises but BadImage.
+    What `decode` cannot read is in the dictionary. workers: processes, which need a script's `if __name__ == "__main__":`.
     """
     images = OnTheFly(partial(decode_from, pictures, size, MAX_PIXELS), len(pictures), size, workers)
     with closing(images):

@@ -146,7 +146,7 @@ def _raise(error):
     raise error  # a folder that cannot be read would be left out in silence
 
 
-def photos_below(root, skip=None):
+def photos_below(root, skip=None, endings=PHOTOS):
     """Return the paths of all photos below a folder, sorted, links followed, without hidden ones and those in `skip`."""
     paths, seen, starts = [], set(), [need_folder(root)]
     for start in starts:  # folders that links lead to come last, unless they were met without a link
@@ -157,7 +157,7 @@ def photos_below(root, skip=None):
             seen.add(real)
             folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
             starts += [path for name in sorted(folders) if (path := Path(folder, name)).is_symlink()]
-            paths += [Path(folder, name) for name in files if name.lower().endswith(PHOTOS) and name[0] != "."]
+            paths += [Path(folder, name) for name in files if name.lower().endswith(endings) and name[0] != "."]
     return sorted(paths)
 
 

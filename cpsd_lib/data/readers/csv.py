@@ -5,6 +5,7 @@ import csv
 import io
 import re
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -56,8 +57,9 @@ def annotations_of(path, text, separator=";"):
     _check_header(path, [*table])
     lines, split = [f"line {n}" for n in table.index], table["split"].tolist()
     files, known = _file_names(path, lines, table["file_name"], split), (*SPLITS, UNLABELLED)
-    places = zip(lines, split, strict=True)
-    common.refuse_unknown(path, places, known, f"expected one of {', '.join(known)} in column 'split'")
+    common.refuse_unknown(
+        path, zip(lines, split, strict=True), known, f"expected one of {', '.join(known)} in column 'split'"
+    )
     unknown = table["unknown"] if "unknown" in table else len(lines) * [""]
     names, targets = _targets(path, lines, [*table["labels"], *unknown], separator)
     targets[(np.array(split) == UNLABELLED) & ~targets.any(axis=1)] = -1
@@ -65,20 +67,16 @@ def annotations_of(path, text, separator=";"):
 
 
 def read_any_table(path):
-    """Return the DataFrame of `read_table` of a file: parquet, CSV, TSV, cells between semicolons or between blanks.
-
-    The first line of CelebA's is the number of lines to come, and its first column has no name.
-    """
+    """Return the DataFrame of `read_table` of a file: parquet, CSV, TSV, cells between semicolons or between blanks."""
     if path.suffix.lower() == ".parquet":
         try:
             table = pd.read_parquet(path).rename(columns=str)
         except ImportError:
             raise ValueError(f"{path}: parquet needs pyarrow: pip install pyarrow, or save the table as CSV") from None
-        table = table.map(lambda cell: cell.tolist() if isinstance(cell, np.ndarray) else cell)
-        return table.map(lambda cell: str(cell).strip() if isinstance(cell, list) or pd.notna(cell) else "")
+        return table.map(lambda x: "" if np.ndim(x) == 0 and pd.isna(x) else str(np.asarray(x).tolist()).strip())
     expected = "a table: a line of column names, and one a photo"
     first, _, rest = (text := common.read_text(path, expected)).partition("\n")
-    if count := first.strip().isdecimal():
+    if count := first.strip().isdecimal():  # CelebA's: the number of lines to come, then no name of the first column
         text = f"\nfile {rest}"
     delimiter = next((sign for sign in "\t,;" if sign in text.strip().partition("\n")[0]), None)
     if delimiter is None:
@@ -129,8 +127,9 @@ def _check_header(path, header):
             near = common.closest(column, [name for name in header if name not in COLUMNS])
             rename = f" If {near!r} is that column, rename it to {column!r}." if near else ""
             columns = f"its columns are {listed(map(repr, header))}, expected {', '.join(COLUMNS)}.{separator}{rename}"
-            other = "`cpsd data import` writes this file from other tables"
-            raise ValueError(f"{path} has no column {column!r}; {columns} {other}")
+            raise ValueError(
+                f"{path} has no column {column!r}; {columns} `cpsd data import` writes this file from others"
+            )
     common.refuse_repeats(path, [name for name in header if name in (*COLUMNS, "unknown")], "column")
 
 
@@ -166,7 +165,12 @@ def split_names(path, places, cells, separator, option):
     Raises ValueError, with the `option` to give, for another separator: one that makes far fewer classes of the names.
     """
     if any(map(LIST.fullmatch, cells)):
-        return _of_lists(path, places, cells)
+        every = [*map(_listed_names, cells)]
+        wrong = [
+            f"{place}: {cell:.80}" for place, cell, names in zip(places, cells, every, strict=True) if names is None
+        ]
+        common.refuse(path, wrong, "some cells are lists, expected one such as ['cat', 'dog'] in each or in none")
+        return every
     every = [frozenset(name.strip() for name in cell.split(separator)) - {""} for cell in cells]
     names, joins = frozenset().union(*every), max(map(len, every)) > 1
     for other in SEPARATORS:
@@ -182,16 +186,9 @@ def split_names(path, places, cells, separator, option):
     return every
 
 
-def _of_lists(path, places, cells):
-    held, wrong = [], []
-    for place, cell in zip(places, cells, strict=True):
-        try:
-            names = ast.literal_eval(cell or "[]")
-        except (ValueError, SyntaxError):
-            names = ()
+def _listed_names(cell):
+    with suppress(ValueError, SyntaxError):
+        names = ast.literal_eval(cell or "[]")
         # Of numpy's ['a' 'b'] Python makes the one name ab.
-        if not isinstance(names, list) or re.search(r"['\"]\s+['\"]", cell):
-            wrong.append(f"{place}: {cell:.80}")
-        held.append(frozenset(str(name).strip() for name in names) - {""})
-    common.refuse(path, wrong, "some cells are lists, expected one such as ['cat', 'dog'] in each or in none")
-    return held
+        if isinstance(names, list) and not re.search(r"['\"]\s+['\"]", cell):
+            return frozenset(str(name).strip() for name in names) - {""}

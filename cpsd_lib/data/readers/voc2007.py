@@ -53,9 +53,8 @@ def _targets(folder, ids, difficult):
     expected = f"objects of an unknown class, expected the {len(CLASSES)} of VOC 2007"
     common.refuse_unknown(folder, names, CLASSES, f"{expected}. {common.how_to_import(folder.parent, 'voc')}")
     # One plain object makes its class present, however many difficult ones stand beside it.
-    named, plain = (
-        [{name for name, hard in pairs if not hard or kept} for pairs in objects] for kept in (True, difficult)
-    )
+    plain = [{name for name, hard in pairs if not hard or difficult} for pairs in objects]
+    named = [{name for name, _ in pairs} for pairs in objects]
     return (2 * common.one_hot(plain, CLASSES) - common.one_hot(named, CLASSES)).to_numpy()
 
 
