@@ -177,6 +177,11 @@ def test_the_slider_of_00_trains_for_few_parts_and_reads_the_stored_table_for_ma
     (tmp_path / "out").mkdir()
     done = execute(tmp_path / "moved.ipynb", tmp_path / "out", tmp_path / "outputs")
     assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [o for cell in cells(tmp_path / "out" / "moved.ipynb") for o in cell["outputs"]]
+    (controls,) = [
+        text for o in outputs if "interactive(" in (text := "".join(o.get("data", {}).get("text/plain", "")))
+    ]
+    assert controls.count("IntSlider") == 1  # an argument with a default would become a second one
     said = "".join("".join(o.get("text", "")) for o in cells(tmp_path / "out" / "moved.ipynb")[-1]["outputs"])
     assert re.search(r"k = 2, trained now: student [\d.]+ mAP", said)
     assert "k = 8, stored, mean of three seeds: student 25.5 mAP, baseline 24.4" in said
