@@ -128,3 +128,13 @@ def test_make_lab_opens_copies_and_leaves_one_that_was_saved_as_it_is(tmp_path):
     subprocess.run(["make", "lab"], cwd=tmp_path, capture_output=True, check=True)
     assert opened.read_text() == "saved with outputs" != (tmp_path / "notebooks" / opened.name).read_text()
     assert (tmp_path / "outputs" / "lab" / "data" / "from_scratch.csv").exists()
+
+
+def test_cores_are_those_that_this_process_may_use_and_nobody_counts_others(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert support.cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS and Windows have none
+    assert support.cores() == 64
+    library = Path(support.__file__).parent
+    assert [path.name for path in library.rglob("*.py") if "cpu_count" in path.read_text()] == ["support.py"]

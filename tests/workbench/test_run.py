@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -281,6 +282,28 @@ def test_a_failed_stage_is_named_with_its_error_and_notebook_and_has_no_entry(ro
     assert list(manifest(root)["stages"]) == ALL[:2]
     del stand.before["03_teachers"]
     assert stand.run() == ALL[2:]
+
+
+def test_what_a_stage_left_by_other_parameters_is_gone_before_it_runs_again(root, stand):
+    stand.run()
+    old, seen = root / "outputs" / "tiny" / "figures" / "05_of_other_parameters.png", []
+    old.write_text("old")
+    stand.before["05_evaluation"] = lambda _: seen.append(old.exists())
+    stand.run(student__alpha=0.2)
+    assert seen == [False]
+    assert not any(old.name in name for entry in manifest(root)["stages"].values() for name in entry["outputs"])
+
+
+def test_a_kernel_that_dies_for_want_of_this_library_is_told_so_with_its_python(root, stand, monkeypatch):
+    def dies(_):
+        raise DeadKernelError("Kernel died")
+
+    other = SimpleNamespace(get_kernel_spec=lambda name: SimpleNamespace(argv=["/bin/false"]))
+    monkeypatch.setattr(pipeline, "KernelSpecManager", lambda: other)
+    stand.before["01_data"] = dies
+    with pytest.raises(Stopped, match="the notebooks' python, /bin/false, cannot import cpsd_lib") as caught:
+        stand.run()
+    assert "memory" not in str(caught.value)
 
 
 def test_a_stage_that_is_redone_has_no_entry_until_it_is_done(root, stand):
