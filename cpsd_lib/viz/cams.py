@@ -32,10 +32,7 @@ def cam_browser(models, images, indices, targets, names, start=None):
 
     def draw(image, shown, model):
         if model not in models or shown not in ("", *names) or not 0 <= image < len(indices):
-            raise ValueError(
-                f"there is no image {image}, class {shown!r} or model {model!r}; images are 0..{len(indices) - 1}, "
-                f"models {', '.join(models)}, classes {', '.join(names[:10])} ..."
-            )
+            raise ValueError(f"there is no image {image}, class {shown!r} or model {model!r} to browse")
         labels = np.flatnonzero(targets[indices[image]] == 1).tolist()
         pixels = np.array(images[indices[image]])
         probabilities = predict(models[model], pixels[None])[0]
@@ -64,8 +61,7 @@ def cam_browser(models, images, indices, targets, names, start=None):
 
 def draw_maps(image, maps, captions, headline):
     """Return the figure of an image uint8 [3, S, S] and of maps [K, S, S] in [0, 1] over its grey copy, captions [K]."""
-    rows = 1 if len(maps) < 4 else 2
-    columns = max(4, -(-(len(maps) + 1) // rows))
+    rows, columns = (1, 4) if len(maps) < 4 else (2, max(4, len(maps) // 2 + 1))
     figure, axes = panels(rows, columns, 11, 2.75 * rows, headline)
     shown = [np.moveaxis(np.asarray(image), 0, -1), *(overlay(image, heat, 0.75) for heat in maps)]
     for axis, pixels, caption in zip(axes.flat, shown, ["the picture", *captions], strict=False):

@@ -74,9 +74,8 @@ def partition_explorer(
 def export(explorer, folder):
     """Write the partition that a partition explorer shows to folder/explored_partitions and return a message naming it."""
     now = explorer.settings
-    name = (
-        f"{now['branch']}-k{now['k']}-p{now['exponent']:g}-seed{now['seed']}{'-refined' if now['refine'] else ''}.json"
-    )
+    refined = "-refined" if now["refine"] else ""
+    name = f"{now['branch']}-k{now['k']}-p{now['exponent']:g}-seed{now['seed']}{refined}.json"
     # Not into partition/: a file more in there would make 02_partition stale.
     path = Path(folder) / "explored_partitions" / name
     explorer.numbers["partition"].save(path)

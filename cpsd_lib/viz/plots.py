@@ -20,19 +20,13 @@ MARKERS = "osD^vP*X<>"
 ROW_COLOURS = {"baseline": BASELINE, "+ SD": SD, "+ CGPD": CO, "+ DGPD": DIS, "+ CPSD": CPSD}
 ROW_COLOURS |= {"student only": BASELINE, "+ MLD": "#CC79A7", "+ LED": "#56B4E9", "+ MLD + LED": "#882255"}
 ROW_COLOURS |= {"+ random parts": "#999933", "baseline, CPSD's compute": "#555555", "+ SD, CPSD's compute": "#AA7700"}
-ROW_COLOURS |= {"+ CGPD by MLD": CO, "+ DGPD by MLD": DIS, "+ random parts by MLD": "#999933"}
-ROW_COLOURS |= {
-    "+ two draws of random parts by MLD": "#666600",
-    "+ ensemble by MLD": SD,
-    "+ wide teacher by MLD": "#AA4499",
-}
+ROW_COLOURS |= {"+ CGPD by MLD": CO, "+ DGPD by MLD": DIS, "+ random parts by MLD": "#999933", "+ ensemble by MLD": SD}
+ROW_COLOURS |= {"+ two draws of random parts by MLD": "#666600", "+ wide teacher by MLD": "#AA4499"}
 ROW_COLOURS |= {"+ SD, teacher continued": "#CC6677", "+ class-aware pseudo-labels": "#882222"}
 ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "released checkpoint": GREY}
 # Where they are installed, for class names in other scripts than the first font's.
-FONTS = (
-    "Noto Sans CJK SC, Noto Sans CJK JP, Microsoft YaHei, PingFang SC, Hiragino Sans, Malgun Gothic, Noto Sans Arabic, "
-)
-FONTS += "Noto Sans Hebrew, Noto Sans Devanagari, Noto Sans Thai, Arial Unicode MS, Noto Emoji"
+FONTS = "Noto Sans CJK SC, Noto Sans CJK JP, Microsoft YaHei, PingFang SC, Hiragino Sans, Malgun Gothic, "
+FONTS += "Noto Sans Arabic, Noto Sans Hebrew, Noto Sans Devanagari, Noto Sans Thai, Arial Unicode MS, Noto Emoji"
 
 
 def use_style():
@@ -114,19 +108,29 @@ def affinity_by_part(affinities, partitions, names, titles):
     return figure
 
 
+def curve_colours(labels):
+    """Return {label: colour}: the experts of a branch, "co-0", "co-1", ..., in shades of one hue, no two curves alike."""
+    hues, colours = ROW_COLOURS | {"co": CO, "dis": DIS, "random": "#999933", "random_2": "#666600", "ensemble": SD}, {}
+    for branch in dict.fromkeys(label.partition("-")[0] for label in labels):
+        mine = [label for label in labels if label.partition("-")[0] == branch]
+        shades = sns.light_palette(hues.get(branch, BASELINE), len(mine) + 2, reverse=True)
+        colours |= zip(mine, shades, strict=False)
+    return colours
+
+
 def training_curves(histories, value, ylabel, title, scale="linear"):
     """Lines of a column of fit's history over epochs; histories {label: DataFrame}; scale: of the value, "log" as well."""
-    figure, axis = plt.subplots(figsize=(8, 4))
+    figure, axis = plt.subplots(figsize=(10, 4.4))
+    colours, last = curve_colours(list(histories)), max(history["epoch"].max() for history in histories.values())
     for number, (label, history) in enumerate(histories.items()):
-        style = {"marker": MARKERS[number % 10], "color": ROW_COLOURS.get(label), "markersize": 5}
-        axis.plot(history["epoch"], history[value], label=label, **style)
-    axis.set(xlabel="epoch", ylabel=ylabel, title=title, yscale=scale)
+        look = {"marker": MARKERS[number % 10], "color": colours[label], "markersize": 5, "label": label}
+        axis.plot(history["epoch"], history[value], **look)
+    axis.set(xlabel="epoch", ylabel=ylabel, title=title, yscale=scale, xlim=(0.5, last + 0.5))
     axis.xaxis.get_major_locator().set_params(integer=True)
     if scale == "log":
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(LogFormatter())  # the default writes formulas
-    # Beside the lines: inside, it hides some where there are many.
-    axis.legend(fontsize=9, ncol=2 if len(histories) > 18 else 1, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    axis.legend(fontsize=11, ncol=1 + len(histories) // 14, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 
@@ -142,25 +146,30 @@ def class_bars(values, xlabel, title, colour=CO):
     return figure
 
 
-def components(scores, title, xlabel, against=None):
+def components(scores, title, against=None):
     """The component table as a picture: a dot a seed, a bar at the mean of each row, a line at that of row `against`.
 
-    scores {title of a row: [mAP of each seed]}, in the order of the table.
+    scores {split: {title of a row: [mAP of each seed]}}, in the order of the table; a second split is hollow, below the first.
     """
-    figure, axis = plt.subplots(figsize=(8, 0.55 * len(scores) + 1.6))
-    for place, (row, values) in enumerate(scores.items()):
-        values, colour = np.asarray(values), ROW_COLOURS[row]
-        axis.plot(values, [place] * len(values), "o", color=colour, alpha=0.7, markersize=7)
-        axis.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color=colour, linewidth=3)
-        beside = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
-        axis.annotate(f"{values.mean():.1f}", (values.max(), place), **beside)
-    if against in scores:
-        axis.axvline(np.mean(scores[against]), color=GREY, linestyle=":", linewidth=1.5)
-    axis.set_yticks(range(len(scores)), list(scores))
+    rows = list(next(iter(scores.values())))
+    figure, axis = plt.subplots(figsize=(10, 0.4 * len(scores) * len(rows) + 1.8))
+    for number, (split, values_of) in enumerate(scores.items()):
+        mark = {"marker": "oD"[number], "fillstyle": ("full", "none")[number], "linestyle": "", "markersize": 7}
+        axis.plot([], [], color=GREY, label=split, **mark)
+        for place, (row, values) in enumerate(values_of.items()):
+            place, mean, colour = place + 0.4 * number, np.mean(values), ROW_COLOURS[row]
+            axis.plot(values, [place] * len(values), color=colour, alpha=0.7, **mark)
+            axis.plot([mean, mean], [place - 0.18, place + 0.18], color=colour, linewidth=3)
+            beside = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
+            axis.annotate(f"{mean:.1f}", (max(values), place), **beside)
+        if against in values_of:
+            axis.axvline(np.mean(values_of[against]), color=GREY, linestyle=(":", "--")[number], linewidth=1.5)
+    axis.set_yticks(range(len(rows)), rows)
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     axis.margins(x=0.15)
-    axis.set(xlabel=xlabel, title=title)
+    axis.set(xlabel="mAP (%)", title=title)
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 

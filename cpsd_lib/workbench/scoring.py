@@ -218,12 +218,12 @@ def scored_by(run, seed, row, split):
     return tuple(map(np.load, paths)) if digest(keys_of(run, seed, row)) in set(models) else None
 
 
-def component_figure(records, split, title):
-    """Return plots.components of a DataFrame of evaluate's records on a split, with the row that gains are measured against."""
-    shown = records[records["split"] == split]
-    rows = [row for row in TITLES if row in set(shown["row"])]
-    scores = {TITLES[row]: shown.loc[shown["row"] == row, "mAP"].to_numpy() for row in rows}
-    return plots.components(scores, title, f"mAP on {split} (%)", TITLES.get(baseline_of(rows)))
+def component_figure(records, title):
+    """Return plots.components of a DataFrame of evaluate's records, with the row that gains are measured against."""
+    rows = [row for row in TITLES if row in set(records["row"])]
+    maps = records.groupby(["split", "row"])["mAP"].apply(list)
+    scores = {split: {TITLES[row]: maps[split, row] for row in rows} for split in SPLITS if split in maps}
+    return plots.components(scores, title, TITLES.get(baseline_of(rows)))
 
 
 def component_table(records, split="test"):

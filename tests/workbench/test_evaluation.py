@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import rgb_to_hsv, to_rgb
 
 from cpsd_lib.support import write_json
 from cpsd_lib.viz import plots
@@ -68,8 +70,25 @@ def test_the_gain_is_paired_seed_by_seed():
 
 def test_every_row_has_a_colour_in_the_figures():
     assert set(plots.ROW_COLOURS) == set(TITLES.values())
-    figure = component_figure(records({row: [50.0, 51.0] for row in TITLES}), "test", "all rows")
+    figure = component_figure(records({row: [50.0, 51.0] for row in TITLES}), "all rows")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(TITLES.values())
+
+
+def test_both_splits_stand_on_one_axis_and_one_epoch_has_sane_limits():
+    both = [records({"baseline": [50.0], "cpsd": [51.0]}, split) for split in ("test", "test_shifted")]
+    (axis,) = component_figure(pd.concat(both), "both").axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["test", "test_shifted"]
+    assert [text.get_text() for text in axis.texts] == ["50.0", "51.0"] * 2
+    history = pd.DataFrame({"epoch": [1], "loss": [2.0]})
+    names = ["co-0", "co-1", "dis-0", "dis-1", "whole", "random-0"]
+    (axis,) = plots.training_curves(dict.fromkeys(names, history), "loss", "loss", "one epoch").axes
+    assert axis.get_xlim() == (0.5, 1.5)
+    drawn = {line.get_label(): to_rgb(line.get_color()) for line in axis.lines}
+    assert len(set(drawn.values())) == len(names) and drawn["whole"] == (0, 0, 0)
+    assert drawn["co-0"] == to_rgb(plots.CO) and drawn["dis-0"] == to_rgb(plots.DIS)
+    hue = {name: rgb_to_hsv(colour)[0] for name, colour in drawn.items()}
+    assert abs(hue["co-0"] - hue["co-1"]) < 0.05 and abs(hue["dis-0"] - hue["dis-1"]) < 0.05
+    plt.close("all")
 
 
 def test_rows_come_in_the_papers_order_and_merged_teachers_are_no_row():
@@ -169,7 +188,7 @@ def test_the_report_is_one_page_that_needs_no_network(tmp_path, monkeypatch):
     named = f"{'a long name with <script> and more ' * 2}end"
     run.described |= {"notes": ["a note"], "skipped": skipped, "class_names": ["cat", named]}
     for name in ("07_components", "07_of_other_parameters"):
-        plots.save(component_figure(scores, "test", "hand-made"), run.folder / "figures" / f"{name}.png")
+        plots.save(component_figure(scores, "hand-made"), run.folder / "figures" / f"{name}.png")
     page = write_report(run).read_text()
     assert "1 seed from 0" in page or "2 seeds from 0" in page
     assert "chosen on TEST" in page and "a processor" in page and "abc" in page and "&lt;hand&gt;" in page
