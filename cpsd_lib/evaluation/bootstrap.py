@@ -9,6 +9,8 @@ from scipy import sparse
 from cpsd_lib.evaluation import metrics
 from cpsd_lib.support import bar, cores
 
+BLOCK = 2**25  # scores whose rankings are in memory at a time: 0.5 GiB
+
 
 class Interval(NamedTuple):
     """A score or mean on the images as they are, and the ends of its bootstrap interval."""
@@ -119,17 +121,20 @@ def _resampled(models, targets, resamples, seed):
     """Return mAP [models, resamples that hold a positive] of every table of scores in `models` on the same resamples."""
     tables = [metrics.check(scores, targets) for scores in models]
     images, classes = tables[0][1].shape
-    result = []
-    with ThreadPoolExecutor(cores()) as pool, bar(resamples, "bootstrap", "resample") as progress:
-        columns = ((scores[:, c], targets[:, c]) for scores, targets in tables for c in range(classes))
-        rankings = list(pool.map(lambda column: _ranking(*column), columns))
-        for counts in _draws(images, resamples, seed):
-            drawn = range(counts.shape[1])
-            ap = np.stack(list(pool.map(lambda ranking, counts=counts: _weighted_ap(*ranking, counts), rankings)))
-            ap = ap.reshape(len(models), classes, len(drawn))
-            result += [[metrics.mean_of_known(model[:, r]) for model in ap] for r in drawn]
-            progress.update(len(drawn))
-    result = np.array(result).T
+    columns = [(scores[:, c], targets[:, c]) for scores, targets in tables for c in range(classes)]
+    blocks = range(0, len(columns), max(1, BLOCK // images))
+    ap = np.empty((len(columns), resamples))
+    with ThreadPoolExecutor(cores()) as pool, bar(resamples * len(blocks), "bootstrap", "resample") as progress:
+        for first in blocks:
+            block, done = slice(first, first + blocks.step), 0
+            rankings = list(pool.map(lambda column: _ranking(*column), columns[block]))
+            for counts in _draws(images, resamples, seed):  # the same for every block
+                found = pool.map(lambda ranking, counts=counts: _weighted_ap(*ranking, counts), rankings)
+                ap[block, done : done + counts.shape[1]] = np.stack(list(found))
+                done += counts.shape[1]
+                progress.update(counts.shape[1])
+    ap = ap.reshape(len(models), classes, resamples)
+    result = np.array([[metrics.mean_of_known(model[:, r]) for r in range(resamples)] for model in ap])
     result = result[:, ~np.isnan(result[0])]
     if not result.size:
         raise ValueError(f"none of the {resamples} resamples holds a positive, so mAP has no interval; add images")

@@ -15,7 +15,7 @@ def view_logits(teachers, batches, number, device, precision=None, desc="soft ta
     teachers: {branch: PartTeachers}; all branches see the same batch, so that a trunk they share runs once. float16 ends at
     65,504; a logit beyond 6e4 means nothing more than 6e4 does. Raises FloatingPointError for NaN.
     """
-    device, parts = torch.device(device), {branch: [] for branch in teachers}
+    device, logits_of_view = torch.device(device), {}  # filled in place: of many classes they are large
     with (
         torch.inference_mode(),
         torch.autocast(device.type, precision, enabled=precision is not None),
@@ -28,9 +28,11 @@ def view_logits(teachers, batches, number, device, precision=None, desc="soft ta
                 logits = logits_of(merged.soft_targets(images)).float().clamp(-6e4, 6e4)
                 if torch.isnan(logits).any():
                     raise FloatingPointError(f"the teachers of {branch} compute NaN for some of the images {indices}")
-                parts[branch].append(logits.half().cpu().numpy())
+                if branch not in logits_of_view:
+                    logits_of_view[branch] = np.empty((len(batches.indices), logits.shape[1]), np.float16)
+                logits_of_view[branch][start : start + BATCH] = logits.half().cpu().numpy()
             progress.update(len(indices))
-    return {branch: np.concatenate(found) for branch, found in parts.items()}
+    return logits_of_view
 
 
 class Computed:

@@ -2,15 +2,16 @@
 
 import torch
 
-from cpsd_lib.data import PUBLISHED, choose, count_images, read_source
+from cpsd_lib.data import PUBLISHED, UNLABELLED, choose, count_images, read_source
 from cpsd_lib.models import check_split
 from cpsd_lib.support import counted, memory, memory_gib, pick_device
 from cpsd_lib.workbench.building import build
 from cpsd_lib.workbench.cost import estimate
 from cpsd_lib.workbench.loading import MODELS, check_count, data_on_disk
+from cpsd_lib.workbench.rows import ROWS
 from cpsd_lib.workbench.run import check_cut, released_partitions
 from cpsd_lib.workbench.scoring import load_checkpoint
-from cpsd_lib.workbench.yaml_files import blamed_on
+from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on
 
 MANY = 500  # classes from which a run says how long their cuts take
 TIGHT = 0.9  # share of the memory from which preflight warns that a run may not fit
@@ -44,9 +45,38 @@ def check_run(params):
         if getattr(params, section):
             with blamed_on(section):
                 looked[section] = _look(build(getattr(params, section), names), size)
+    looked.setdefault("teacher_model", looked["model"])
     if params.teachers.frozen_stages:
         with blamed_on("teachers.frozen_stages"):
-            check_split(looked.get("teacher_model", looked["model"]), params.teachers.frozen_stages, size)
+            check_split(looked["teacher_model"], params.teachers.frozen_stages, size)
+    check_memory(params, table, looked)
+
+
+def check_memory(params, table, models):
+    """Raise ParameterError where a view's soft targets, or label-wise embeddings (LED), need more memory than there is.
+
+    models {section: model that has run}. The embeddings are those of a batch, with the differences of their pairs.
+    """
+    rows, classes = [ROWS[row] for row in params.student.rows], len(table.names)
+    images = len(table.indices("train")) + len(table.indices(UNLABELLED))
+    stored = 2 * images * classes * max((len(row.teachers) for row in rows if row.reads_stored), default=0)
+    needs = [("the soft targets of a view", stored, torch.device("cpu"), "data.limit")]
+    led = max((len(row.teachers) for row in rows if row.uses_embeddings), default=0)
+    if led:
+        present = table.targets[table.indices("train")] == 1
+        batch, of_image = min(params.student.batch_size, len(present)), present.sum(1, dtype=float)
+        pairs = (batch * (of_image * (of_image - 1)).mean() + ((batch * present.mean(0)) ** 2).sum()) / 2
+        zeros = torch.zeros(1, 3, params.data.size, params.data.size)
+        with torch.inference_mode():
+            one, other = (models[section](zeros).label_embeddings.shape[2] for section in ("model", "teacher_model"))
+        size = 4 * (batch * classes * (2 * one + led * other) + 3 * pairs * (one + other))
+        needs.append(("the embeddings of a batch", size, pick_device(params.device), "student.batch_size"))
+    for what, size, device, name in needs:
+        if (gib := size / 2**30) > (there := memory_gib(device)):
+            raise ParameterError(
+                f"student.rows: {what}, of {classes:,} classes, need {memory(gib)} of memory, and there are {memory(there)}: "
+                f"lower {name}, or leave these rows out"
+            )
 
 
 def remarks(params, stage):

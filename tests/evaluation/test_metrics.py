@@ -1,5 +1,6 @@
 import math
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -279,6 +280,24 @@ def test_the_intervals_of_f1_equal_the_naive_loop_over_the_same_resamples(thresh
         ends = np.quantile([one[name] for one in drawn], [0.05, 0.95])
         assert ours[name][1:] == pytest.approx(ends, abs=1e-12)
         assert ours[name].value == metrics.precision_recall_f1(scores, targets, threshold)[name]
+
+
+def test_many_classes_are_resampled_in_blocks_that_bound_the_memory(monkeypatch):
+    random = np.random.default_rng(0)
+    targets = (random.random((400, 300)) < 0.02).astype(np.int8)
+    a, b = (random.random((400, 300), np.float32) for _ in range(2))
+
+    def peak():
+        tracemalloc.start()
+        result = bootstrap.paired_bootstrap(a, b, targets, resamples=70)
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return result, top
+
+    whole, of_whole = peak()
+    monkeypatch.setattr(bootstrap, "BLOCK", 400 * 17)
+    blocks, of_blocks = peak()
+    assert blocks == whole and of_blocks < of_whole / 3
 
 
 def test_a_resample_without_a_positive_is_left_out():

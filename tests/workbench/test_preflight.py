@@ -107,6 +107,31 @@ def test_a_training_that_needs_more_than_nine_tenths_of_the_memory_is_told_what_
     assert remarks(params, "01_data") == []
 
 
+def test_soft_targets_and_embeddings_that_do_not_fit_are_refused_with_a_way_out(monkeypatch):
+    plain = tiny(student__rows=["baseline", "cpsd"])
+    led = tiny(student__rows=["baseline", "mld_led"], model__head="ml_decoder", model__head_width=64)
+    check_run(plain), check_run(led)
+    table = read_source(plain.data).table
+    monkeypatch.setattr(preflight, "memory_gib", lambda device: 2 * 60 * 20 * 2 / 2**30)  # two branches' float16
+    check_run(plain)
+    monkeypatch.setattr(preflight, "memory_gib", lambda device: 2 * 60 * 20 * 2 / 2**30 - 1e-9)
+    with pytest.raises(
+        ParameterError, match=r"soft targets of a view, of 20 classes, need .*: lower data.limit, or leave"
+    ):
+        check_run(plain)
+    present = table.targets[table.indices("train")] == 1
+    pairs = sum(count * (count - 1) / 2 for count in present.sum(1)) * 32 / len(present)
+    pairs += ((32 * present.mean(0)) ** 2).sum() / 2
+    needed = 4 * (32 * 20 * 3 * 64 + 3 * pairs * 128) / 2**30
+    monkeypatch.setattr(preflight, "memory_gib", lambda device: 1.001 * needed)
+    check_run(led)
+    monkeypatch.setattr(preflight, "memory_gib", lambda device: 0.999 * needed)
+    with pytest.raises(
+        ParameterError, match=r"embeddings of a batch, of 20 classes, .*: lower student.batch_size, or leave"
+    ):
+        check_run(led)
+
+
 def test_the_memory_of_this_machine_is_what_the_system_says():
     assert memory_gib(torch.device("cpu")) == pytest.approx(psutil.virtual_memory().total / 2**30, rel=0.01)
 
