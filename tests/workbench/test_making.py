@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from cpsd_lib.partition import Partition
+from cpsd_lib.partition import Partition, ncut
 from cpsd_lib.support import read_json, write_json
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import loop
@@ -759,6 +759,7 @@ def test_the_partition_explorer_cuts_the_graph_of_the_run_and_exports_what_the_r
     assert explorer.numbers["partition"] == cuts["co"]
     explorer.set(branch="dis", refine=run.params.partition.refine_dis)
     assert explorer.numbers["partition"] == cuts["dis"] and explorer.numbers["ARI"] == 1
+    assert explorer.numbers["Ncut"] == pytest.approx(ncut(label_graph(run, "dis"), cuts["dis"]))  # whatever the parts
     path = export(explorer, run.folder).removeprefix("written to ").partition(";")[0]
     assert Partition.load(path) == cuts["dis"]
     sizes = {branch: {len(part) for part in cut.parts} for branch, cut in cuts.items()}
