@@ -65,8 +65,8 @@ def _read_words(path, wanted):
 def _read_npz(path):
     names, vectors = read_arrays(path, ["class_names", "vectors"], "the arrays class_names [n] and vectors [n, V]")
     numbers = vectors.ndim == 2 and vectors.dtype.kind in "fiu" and np.isfinite(vectors).all()
-    if not numbers or names.shape != vectors.shape[:1]:
-        raise ValueError(f"{path}: vectors {vectors.shape} must be finite numbers, one row for each of its class_names")
-    if len(set(names.tolist())) < len(names):
-        raise ValueError(f"{path} has more than one vector for the same of its class_names")
+    if not numbers or names.shape != vectors.shape[:1] or len(set(names.tolist())) < len(names):
+        raise ValueError(
+            f"{path}: vectors {vectors.shape} must be finite, one row for each of its different class_names"
+        )
     return dict(zip(names.tolist(), vectors.astype(np.float32), strict=True))

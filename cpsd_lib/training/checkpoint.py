@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from cpsd_lib.support import atomic, read_json, sha256, write_json
 
@@ -94,7 +94,11 @@ def copy_of(states, progress, training):
 def write_checkpoint(path, content):
     """Write what `copy_of` returned, atomically."""
     with atomic(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's writer does not say that the disk is full
+            size = sum(x.nbytes for x in tree_leaves(content) if torch.is_tensor(x))
+            raise OSError(f"{path} needs {size:,} bytes, and was not written ({error}): free some space") from error
         write_json(path.with_name(SUMS), [sha256(temporary), *_sums(path)][:3])
         if path.exists():
             path.replace(path.with_name(BEFORE))

@@ -155,18 +155,20 @@ def read_manifest(folder):
     manifest = read_json(path) if path.exists() else {"stages": {}}
     if any("keys" not in entry for entry in manifest["stages"].values()):
         raise ParameterError(
-            f"name: {folder} was made by an older version, whose models this one cannot use; give this run another name=..., "
-            "or remove that folder"
+            f"name: {folder} was made by an older version: remove it, or give this run another name=..."
         )
     return manifest
 
 
 def outputs_are_there(run, entry):
     """Return whether what a finished stage left is there unchanged, files and models; entry: its lines in manifest.json."""
+    noted = run.noted(("teachers", "students", "soft_targets"))  # which later stages and the store's list follow
     models = (key for name, keys in entry["keys"].items() if "/soft_targets/" not in name for key in keys)
     files = ((run.folder / name, checksum) for name, checksum in entry["outputs"].items())
-    return all(path.is_file() and sha256(path) == checksum for path, checksum in files) and all(
-        run.store.record("model", key) is not None for key in models
+    return (
+        all(noted.get(name, [])[: len(keys)] == keys for name, keys in entry["keys"].items())
+        and all(path.is_file() and sha256(path) == checksum for path, checksum in files)
+        and all(run.store.record("model", key) is not None for key in models)
     )
 
 
@@ -239,6 +241,8 @@ def one_runner(folder):
             "wait for it, stop it, or give this run another name=..."
         ) from None
     try:
+        for leftover in folder.rglob(".*.tmp"):  # half-written by a killed process
+            leftover.unlink(missing_ok=True)
         write_json(holder, {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
         yield
     finally:

@@ -1,7 +1,6 @@
 """Artifacts: whatever costs time to make, kept under the hash of its recipe, all that determines it.
 
-exca (one cached result a configuration) and joblib.Memory (one a call) know neither a group of models that trains side by
-side and resumes, nor a waiter that names whom it waits for; both pickle.
+exca and joblib.Memory know no group of models that trains side by side and resumes, and no waiter that names whom it waits for.
 """
 
 import ast
@@ -57,11 +56,10 @@ class Store:
             record = read_json(path)
             known = str(folder), sha256(path)
             files = {folder / name: checksum for name, checksum in record["files"].items()}
-            if known in _verified:
-                sound = all(file.is_file() for file in files)
-            else:
-                sound = all(file.is_file() and sha256(file) == checksum for file, checksum in files.items())
-        except (ValueError, KeyError):
+            sound = key_of(record["recipe"]) == key and all(
+                file.is_file() and (known in _verified or sha256(file) == checksum) for file, checksum in files.items()
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):  # another shape
             sound = False
         if not sound:
             aside = self.root / ".work" / f"broken-{key}-{time.time_ns()}"

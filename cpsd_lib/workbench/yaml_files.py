@@ -17,8 +17,7 @@ from ruamel.yaml.reader import ReaderError
 
 from cpsd_lib.support import Sentence
 
-# Far more than any parameter file has, and read in a second: megabytes take minutes, and 20 aliases stand for a billion values.
-MAX_CHARACTERS, MAX_ALIASES, MAX_DEPTH = 2**16, 10, 50
+MAX_CHARACTERS, MAX_ALIASES, MAX_DEPTH = 2**16, 10, 50  # more than any parameter file has, and read in a second
 
 
 class ParameterError(Sentence, ValueError):

@@ -44,10 +44,7 @@ def build(load, count, size, key, root, workers=None, desc="decoding", keep=True
 
 
 class Cached(OnTheFly):
-    """The images of a cache, read from its file; one that does not match its checksum when first read is decoded again.
-
-    Read, not mapped: pages that are mapped count as this process's memory, and an epoch touches all of a cache.
-    """
+    """The images of a cache, read from its file; one that does not match its checksum when first read is decoded again."""
 
     def __init__(self, path, load, count, size, bad=()):
         super().__init__(load, count, size)
@@ -56,7 +53,7 @@ class Cached(OnTheFly):
     def _read(self, indices):
         pixels, checksum = np.empty((len(indices), *self.shape[1:]), self.dtype), bytearray(CHECKSUM)
         length = pixels[:1].nbytes + CHECKSUM
-        with open(self.path, "rb", buffering=0) as file:
+        with open(self.path, "rb", buffering=0) as file:  # mapped pages would count as this process's memory
             for place in np.argsort(indices):  # in the order of the file: the disk likes it
                 index = int(indices[place])
                 whole = os.preadv(file.fileno(), [pixels[place], checksum], index * length) == length
@@ -75,7 +72,6 @@ class Cached(OnTheFly):
 
 def _read_state(path, pixels, length):
     """Return the state of a cache: how many images are done, and which of them are bad; none, where nothing is usable."""
-    # The state is replaced as a whole, so no lock is needed to read it.
     if path.exists() and (not pixels or (pixels.exists() and pixels.stat().st_size == length)):
         with contextlib.suppress(ValueError):
             state = support.read_json(path)
