@@ -176,12 +176,13 @@ def components(scores, title, against=None):
 def pictures(images, captions, title, columns=6):
     """A sheet of images uint8 [n, 3, S, S] or float in [0, 1] with a caption each."""
     # matplotlib's own wrapping takes dollars for formulas, whatever the style says.
-    captions, rows = [textwrap.fill(caption, 26) for caption in captions], range(0, len(images), columns)
+    captions = ["\n".join(textwrap.fill(line, 22) for line in caption.splitlines()) for caption in captions]
+    rows = range(0, len(images), columns)
     lines = sum(1 + max(caption.count("\n") for caption in captions[row : row + columns]) for row in rows)
-    figure, axes = panels(len(rows), columns, 2.0 * columns, 2.0 * len(rows) + 0.17 * lines + 0.45, title)
+    figure, axes = panels(len(rows), columns, 11, 11 / columns * len(rows) + 0.19 * lines + 0.45, title)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(np.moveaxis(np.asarray(image), 0, -1))
-        axis.set_title(caption, fontsize=10, loc="center")
+        axis.set_title(caption, fontsize=11, loc="center")
     return figure

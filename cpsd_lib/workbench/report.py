@@ -9,8 +9,17 @@ from jinja2 import Environment
 from cpsd_lib.support import counted, read_json, write_text
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.published import no_figure
+from cpsd_lib.workbench.rows import TITLES
 from cpsd_lib.workbench.run import params_text
-from cpsd_lib.workbench.scoring import SPLITS, against_paper, caveat, component_table, load_records, table_text
+from cpsd_lib.workbench.scoring import (
+    SPLITS,
+    against_paper,
+    caveat,
+    component_table,
+    load_per_class,
+    load_records,
+    table_text,
+)
 from cpsd_lib.workbench.summary import gain_summary
 
 
@@ -43,11 +52,13 @@ def write_report(run):
     )
     page = template.render(
         name=run.params.name,
+        released=run.params.evaluation.released,
         caveat=caveat(run),
         seeds=f"{counted(run.params.seeds, 'seed')} from {run.params.seed}",
         last=last,
         deviation=deviation(run.params),
         components=[(split, _html(table), gain_summary(table, split)) for split, table in _tables(records).items()],
+        per_class=_html(_per_class(run)),
         compared=None if compared is None else _html(compared),
         not_compared=no_figure(run.params),
         times=_html(pd.DataFrame(stages).T[["seconds"]].astype(float), ",.0f"),
@@ -58,6 +69,15 @@ def write_report(run):
     )
     write_text(run.folder / "report.html", page)
     return run.folder / "report.html"
+
+
+def _per_class(run):
+    """Return the AP of each class on test, percent, mean over seeds, a column a row of the table."""
+    lines = load_per_class(run)
+    on_test = lines[(lines["split"] == "test") & lines["row"].isin(TITLES)]
+    table = on_test.pivot_table(index="class", columns="row", values="ap", dropna=False)
+    table = table.reindex(run.described["class_names"])[[row for row in TITLES if row in table]]
+    return table.rename(columns=TITLES).rename_axis(index=None, columns=None)
 
 
 def _tables(records):

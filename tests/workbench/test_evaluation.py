@@ -189,11 +189,21 @@ def test_the_report_is_one_page_that_needs_no_network(tmp_path, monkeypatch):
     run.described |= {"notes": ["a note"], "skipped": skipped, "class_names": ["cat", named]}
     for name in ("07_components", "07_of_other_parameters"):
         plots.save(component_figure(scores, "hand-made"), run.folder / "figures" / f"{name}.png")
+    lines = pd.MultiIndex.from_product(
+        [run.described["class_names"], ["cpsd", "teachers_co"], [0, 1]], names=["class", "row", "seed"]
+    ).to_frame(index=False)
+    lines = lines.assign(split="test", ap=10.0 * lines["seed"])
+    lines.to_csv(tmp_path / "evaluation" / "per_class.csv", index=False)
     page = write_report(run).read_text()
     assert "1 seed from 0" in page or "2 seeds from 0" in page
     assert "chosen on TEST" in page and "a processor" in page and "abc" in page and "&lt;hand&gt;" in page
     assert named.replace("<", "&lt;").replace(">", "&gt;") in page and "a long name with …re end" in page
     assert "10 more files left out" in page and "data:image/png;base64," in page
+    assert "a dot a seed, a bar at the mean" in page and "cpsd predict hand photos/" in page  # a caption, a way on
+    per_class = page.split("Average precision of each class")[1].partition("</table>")[0]
+    assert (
+        "<th>+ CPSD</th>" in per_class and "<td>5.0</td>" in per_class and "co" not in per_class.partition("<table")[2]
+    )
     assert 'alt="07_components"' in page and "other_parameters" not in page, "only figures that the manifest lists"
     assert not re.search(r"(src|href)=\"(?!data:)", page), "the page must hold all it shows"
 
