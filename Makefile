@@ -48,7 +48,7 @@ bench: setup
 
 # Is the training right on this GPU, and how fast? args="--device cpu" checks what can be checked without one.
 check-gpu: setup
-	PYTHONPATH=tests $(BIN)/python -m bench.gpu_check $(args)
+	$(BIN)/cpsd check-gpu $(args)
 
 # Kills, damaged files, full disks, hostile input: minutes, and a table. `make test` runs a twentieth of it.
 faults: setup

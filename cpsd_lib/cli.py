@@ -5,6 +5,7 @@ import re
 import sys
 from contextlib import suppress
 from dataclasses import fields
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -93,6 +94,9 @@ def _parser():
     add(data, "check", _check_data, "counts, missing files, label frequencies and a verdict, without training", of_run)
     option = add(commands, "store", _store, "trained models and soft targets that runs share: list, size or clean")
     option("action", choices=["list", "size", "clean"], help="clean removes what no run in outputs/ uses")
+    option = add(commands, "check-gpu", _check_gpu, "is the training right on this GPU, and how fast? (minutes)")
+    option("--device", default="cuda", help="cuda, cuda:N; cpu: what can be checked without a GPU")
+    option("--to", default="check-gpu.json", metavar="FILE", help="the figures as JSON")
     text = "write a finished model into a folder that loads anywhere, or as ONNX"
     option = add(commands, "export", _export, text, of_model, way="nothing was written")
     option("model", help="a run in outputs/, its folder, its parameter file, or a model folder")
@@ -197,6 +201,16 @@ def _store(action):
         print(f"{kind}: {counted(len(sizes), 'artifact')}, {memory(sum(sizes) / 2**30)}")
     unused = [size for *_, size, runs in artifacts if not runs]
     print(f"in {store.root}; {memory(sum(unused) / 2**30)} of {counted(len(unused), 'artifact')} that no run uses")
+
+
+def _check_gpu(device, to):
+    tests = workbench.repo_root() / "tests"
+    if not (tests / "bench" / "gpu_check.py").is_file():
+        raise workbench.ParameterError(
+            f"check-gpu runs tests/bench/gpu_check.py of the project, which is not in {tests}"
+        )
+    sys.path.insert(0, str(tests))
+    return import_module("bench.gpu_check").main(["--device", device, "--to", to])
 
 
 def _grid(params, overrides):

@@ -1,4 +1,4 @@
-"""`make check-gpu`: is each promise of the loop kept on this GPU, and how fast is it; a table and a JSON file to send on.
+"""`cpsd check-gpu`: is each promise of the loop kept on this GPU, and how fast is it; a table and a JSON file to send on.
 
 Each check is a function of a torch device, small enough for a CPU too; it returns what it saw and raises AssertionError
 with the reason where a promise is broken.
@@ -288,7 +288,7 @@ def check_gpu(device, path):
 def main(arguments=None):
     """Run the command; return its exit status: 1 for a broken promise, 2 for a device that is not there."""
     parser = argparse.ArgumentParser(
-        prog="make check-gpu", description="Is the training right on this GPU, and how fast?"
+        prog="cpsd check-gpu", description="Is the training right on this GPU, and how fast?"
     )
     parser.add_argument(
         "--device", default="cuda", help="cuda (the default), cuda:N; cpu: what can be checked without one"

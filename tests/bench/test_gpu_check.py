@@ -1,4 +1,4 @@
-"""`make check-gpu`: its checks on the CPU, on a GPU where there is one, and each of them seen failing."""
+"""`cpsd check-gpu`: its checks on the CPU, on a GPU where there is one, and each of them seen failing."""
 
 import functools
 
@@ -7,6 +7,7 @@ import torch
 
 from bench import gpu_check
 from bench.gpu_check import main
+from cpsd_lib import cli
 from cpsd_lib.support import read_json
 from cpsd_lib.training import learner, loop
 
@@ -102,6 +103,15 @@ def test_the_command_writes_its_json_and_a_failed_check_is_its_exit_status(tmp_p
     monkeypatch.setattr(gpu_check, "CHECKS", (broken,))
     assert main(["--device", "cpu", "--to", str(tmp_path / "b.json")]) == 1
     assert "FAILED  broken: AssertionError: off by one" in capsys.readouterr().out
+
+
+def test_cpsd_check_gpu_runs_the_projects_own_and_says_where_it_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, "CHECKS", (gpu_check.folded_experts_compute_what_plain_ones_do,))
+    assert cli.main(["check-gpu", "--device", "cpu", "--to", str(tmp_path / "a.json")]) == 0
+    assert read_json(tmp_path / "a.json")["checks"][0]["passed"]
+    monkeypatch.setenv("CPSD_ROOT", str(tmp_path))
+    assert cli.main(["check-gpu"]) == 2
+    assert f"which is not in {tmp_path / 'tests'}" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
