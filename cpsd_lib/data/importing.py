@@ -174,9 +174,8 @@ def _with_paths(rows, suffix, home, photos, lines):
     rows = rows.assign(path=near.str[0]).drop(missing.index)
     ends = ["/" + Path(os.path.normpath(name)).as_posix().lstrip("./") for name in rows.name]
     pairs = zip(rows.path, rows.name, ends, strict=True)
-    loose = rows[["/" in name and not path.as_posix().endswith(end) for path, name, end in pairs]].drop_duplicates(
-        "path"
-    )
+    loose = rows[["/" in name and not path.as_posix().endswith(end) for path, name, end in pairs]]
+    loose = loose.drop_duplicates("path")
     names = rows[rows.path.isin(loose.path)].groupby("path").name.unique()
     several = [f"{path}: {listed(sorted(held))}" for path, held in names.items() if len(held) > 1]
     common.refuse(home, several, "photos that several file names lead to, expected one: their folders are not there")
