@@ -47,7 +47,7 @@ def _gain_of(row, table, split, against):
 def _over_images(row, intervals):
     """Return in how many seeds the interval of a row's gain over draws of the test images lies above zero, as text."""
     sure, seeds = int((intervals["low"] > 0).sum()), len(intervals)
-    return f"Luck of the test images alone explains no gain of {row} in {sure} of {seeds} seeds (95 % interval above zero)."
+    return f"Beyond the luck of the test images, {row} gains in {sure} of {seeds} seeds (95 % interval above zero)."
 
 
 def maps_summary(table, against=None):

@@ -141,7 +141,7 @@ def test_one_summary_says_what_seeds_and_what_images_leave_of_a_gain():
     images = {"+ CPSD": pd.DataFrame({"low": [0.3, -0.2], "high": [3.0, 2.0]}, index=[0, 1])}
     text = gain_summary(table, "test", images)
     assert "includes zero: these seeds alone do not prove it" in text
-    assert text.endswith("images alone explains no gain of + CPSD in 1 of 2 seeds (95 % interval above zero).")
+    assert text.endswith("images, + CPSD gains in 1 of 2 seeds (95 % interval above zero).")
 
 
 def test_what_does_without_the_cut_is_set_beside_it():
