@@ -103,8 +103,8 @@ def affinity_by_part(affinities, partitions, names, titles):
         if len(names) <= 30:
             labels = short(names)
             ticks = {"ticks": range(len(names)), "labels": [labels[c] for part in partition.parts for c in part]}
-            axis.set_xticks(**ticks, rotation=90, fontsize=9)
-            axis.set_yticks(**ticks, fontsize=9)
+            axis.set_xticks(**ticks, rotation=90, fontsize=11)
+            axis.set_yticks(**ticks, fontsize=11)
     return figure
 
 

@@ -43,7 +43,7 @@ def looking(images, words, maps, captions, boxes, title):
             axis.imshow(pixels, extent=(0, size, size, 0))
             for left, top, right, bottom in sides:
                 axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, **OUTLINE))
-            axis.set_title(text, fontsize=10, loc="center")
+            axis.set_title(text, fontsize=11, loc="center")
             axis.set(xticks=[], yticks=[], xlim=(0, size), ylim=(size, 0))
             axis.grid(visible=False)
         colour = COLOURS.get(name, BASELINE)
@@ -79,7 +79,7 @@ def shares_inside(tables, title):
     axes[0, 0].set_yticks(range(len(lines)), [s if kind == "activation" else f"{s}, {kind}" for s, kind in lines])
     axes[0, 0].set_ylim(len(lines) - 0.4, -0.6)
     texts = ["chance: the area of the boxes", "the best that maps of so few places could do"]
-    figure.legend([chance, best], texts, loc="outside lower center", ncol=2, fontsize=10)
+    figure.legend([chance, best], texts, loc="outside lower center", ncol=2, fontsize=11)
     return figure
 
 
