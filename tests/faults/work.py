@@ -86,12 +86,10 @@ def result(outputs, name="tiny"):
     """Return what a run ends with: the bytes of its parts, of each model by its name, and its scores without seconds."""
     folder = outputs / name
     keys = {name: entry["keys"] for name, entry in read_json(folder / "artifacts.json").items()}
-    files = {"model": "model.safetensors", "soft_targets": "logits.npy"}
-    kinds = {name: "soft_targets" if "/soft_targets/" in name else "model" for name in keys}
-    bytes_of = {
-        name: [sha256(outputs / ".store" / kinds[name] / key / files[kinds[name]]) for key in some]
-        for name, some in keys.items()
-    }
+    # Which soft targets are listed depends on where a training was resumed; what a student learnt from them does not.
+    models = {name: some for name, some in keys.items() if "/soft_targets/" not in name}
+    store = outputs / ".store" / "model"
+    bytes_of = {name: [sha256(store / key / "model.safetensors") for key in some] for name, some in models.items()}
     paths = [*folder.glob("partition/*.json"), *folder.glob("evaluation/scores/*.npy")]
     scores = [{k: v for k, v in r.items() if k != "seconds"} for r in read_json(folder / "evaluation" / "metrics.json")]
     return json.dumps([bytes_of, {path.name: sha256(path) for path in sorted(paths)}, scores], sort_keys=True)
