@@ -111,7 +111,7 @@ def _parser():
     rules = "tuned on held-out images (default where there were some), a probability (0.5), or top3"
     option("--threshold", type=_threshold, help=rules)
     option("--calibrated", action="store_true", help="probabilities calibrated on held-out images")
-    option("--batch-size", type=_batch_size, default=32, metavar="N")
+    option("--batch-size", type=_batch_size, default=64, metavar="N")
     option("--device", default="auto", help="auto, cpu or cuda:0")
     option("--resume", action="store_true", help="go on with a --csv that was begun")
     option("--strict", action="store_true", help="exit status 1 where a photo cannot be read")

@@ -22,7 +22,7 @@ from cpsd_lib.workbench.model_folder import calibration_of, state_of
 from cpsd_lib.workbench.yaml_files import ParameterError
 
 
-def label_photos(model, photos, path=None, threshold=None, calibrated=False, batch_size=32, resume=False):
+def label_photos(model, photos, path=None, threshold=None, calibrated=False, batch_size=64, resume=False):
     """Label photos by a model of `load_model`; return {file: reason} of those that could not be read.
 
     photos: paths as text, each once. path: the CSV, with columns file_name, labels (joined by ;) and p_<class>, and beside
