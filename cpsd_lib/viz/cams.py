@@ -15,6 +15,7 @@ from cpsd_lib.viz.explorer import Explorer
 from cpsd_lib.viz.plots import panels, short
 from cpsd_lib.viz.plots_evidence import MAP, overlay
 
+NOTHING = "\nmap all 0"
 LABEL = {1: "label", 0: "no label", -1: "unknown"}
 
 
@@ -26,7 +27,7 @@ def cam_browser(models, images, indices, targets, names, start=None):
     shown: the name of a class, or "" for the labels of the image (the most probable class where it has none).
     Its numbers: "classes" shown, their "probabilities", and "labels" of the image. Raises ValueError for what does not fit.
     """
-    names, words = list(names), short(names)
+    names, words = list(names), short(names, 18)
 
     kind_of = lru_cache(lambda model: map_kinds(models[model], images.shape[-1])[0])
 
@@ -43,7 +44,7 @@ def cam_browser(models, images, indices, targets, names, start=None):
         view = test_view(torch.from_numpy(pixels[None]).to(next(models[model].parameters()).device))
         maps = class_activation(models[model], view, classes)[0].cpu().numpy()
         captions = [
-            f"{words[c]}\n{probabilities[c]:.2f}, {LABEL[int(targets[indices[image], c])]}{'' if m.any() else ', map all 0'}"
+            f"{words[c]}\n{probabilities[c]:.2f}, {LABEL[int(targets[indices[image], c])]}{'' if m.any() else NOTHING}"
             for c, m in zip(classes, maps, strict=True)
         ]
         headline = f"model {model}, its maps of {kind_of(model)}; image {indices[image]}, its labels: "

@@ -126,7 +126,7 @@ def name_rows(axis, names):
     """Write names [n] one below the other at the left of an axis, at 0 to n - 1: as many as are read at 11 points."""
     room = 72 * axis.get_position().height * axis.figure.get_figheight() / len(names)
     look = {"transform": axis.get_yaxis_transform(), "ha": "right", "va": "center", "fontsize": 11}
-    shown = short(names, 22)  # there is room for 1.9 inches
+    shown = short(names, 19)  # there is room for 1.8 inches
     for row in range(0, len(names), max(1, round(12 / room))):  # ticks would take three times as long
         axis.text(-0.022, row, shown[row], **look)
 

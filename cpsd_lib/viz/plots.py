@@ -99,6 +99,7 @@ def affinity_by_part(affinities, partitions, names, titles):
     for axis, affinity, partition, title in zip(axes[0], affinities, partitions, titles, strict=True):
         image = graph_by_part(axis, affinity, partition)
         figure.colorbar(image, ax=axis, shrink=0.7, label="affinity")
+        title = textwrap.fill(title, 28)  # else it lies over the bar where names take the room
         axis.set(title=title, xlabel="class, ordered by part", ylabel="class, ordered by part")
         if len(names) <= 30:
             labels = short(names)

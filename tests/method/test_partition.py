@@ -99,6 +99,13 @@ def test_gradients_flow_through_split_and_merge():
     assert x.grad.tolist() == [[1, 2, 3]]
 
 
+def test_the_indices_of_merge_are_made_once_a_device_because_making_them_waits_for_a_gpu():
+    parts, x = Partition([[2, 0], [1]], 3), torch.zeros(1, 3)
+    first, others = parts._indices(x), parts._indices(x.numpy())
+    assert parts._indices(x + 1) is first and all(torch.is_tensor(index) for index in first)
+    assert others is not first and parts._indices(x.numpy()) is others
+
+
 def test_a_partition_first_used_in_inference_mode_takes_part_in_a_gradient_later():
     parts, x = Partition([[2, 0], [1]], 3), torch.zeros(1, 3, requires_grad=True)
     with torch.inference_mode():

@@ -67,7 +67,9 @@ FIGURES = {
         pd.Series(np.arange(8.0), LONG), "gain", "AP of + CPSD minus baseline on test"
     ),
     "01": lambda: plots.pictures(IMAGES, [", ".join(plots.short(LONG[:n])) for n in range(1, 7)], "title"),
-    "02": lambda: plots.affinity_by_part([AFFINITY] * 2, [TWO] * 2, LONG, ["CGP: labels that co-occur", "DGP"]),
+    "02": lambda: plots.affinity_by_part(
+        [AFFINITY] * 2, [TWO] * 2, LONG, ["CGP: P+, labels that co-occur share a part", "DGP"]
+    ),
     "02, explorer": graph_of_the_explorer,
     "06": looking,
     "06, browser": browser,
@@ -93,6 +95,7 @@ def test_names_of_sixty_letters_leave_a_figure_its_room_and_lie_over_no_other(na
                     assert other is axis or not box.overlaps(ground), f"{text.get_text()!r} lies over another picture"
         titles = [title for axis in axes for title in (axis.title, axis._left_title) if title.get_text()]
         titles = [title.get_window_extent() for title in titles]
+        assert not any(title.count_overlaps(axes.values()) for title in titles), "a title lies over a picture"
         for number, title in enumerate(titles):
             assert not title.count_overlaps(titles[:number]), "two titles lie over each other"
         plt.close(figure)
