@@ -177,7 +177,7 @@ def components(scores, title, against=None):
 def pictures(images, captions, title, columns=6):
     """A sheet of images uint8 [n, 3, S, S] or float in [0, 1] with a caption each."""
     # matplotlib's own wrapping takes dollars for formulas, whatever the style says.
-    captions = ["\n".join(textwrap.fill(line, 22) for line in caption.splitlines()) for caption in captions]
+    captions = ["\n".join(textwrap.fill(line, 20) for line in caption.splitlines()) for caption in captions]
     rows = range(0, len(images), columns)
     lines = sum(1 + max(caption.count("\n") for caption in captions[row : row + columns]) for row in rows)
     figure, axes = panels(len(rows), columns, 11, 11 / columns * len(rows) + 0.19 * lines + 0.45, title)
