@@ -153,10 +153,10 @@ def read_manifest(folder):
     """Return a run's manifest, {"stages": {name: entry}}; ParameterError for a run of a version before the artifact store."""
     path = folder / "manifest.json"
     manifest = read_json(path) if path.exists() else {"stages": {}}
-    if any("keys" not in entry for entry in manifest["stages"].values()):
-        raise ParameterError(
-            f"name: {folder} was made by an older version: remove it, or give this run another name=..."
-        )
+    stages = manifest.get("stages") if isinstance(manifest, dict) else None
+    if not isinstance(stages, dict) or not all(isinstance(x, dict) and "keys" in x for x in stages.values()):
+        what = f"name: {path} is damaged, or {folder} was made by an older version"
+        raise ParameterError(f"{what}: remove that folder, or give this run another name=...")
     return manifest
 
 

@@ -30,7 +30,7 @@ from cpsd_lib.workbench import pipeline
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.pipeline import STAGES
 from cpsd_lib.workbench.run import open_run
-from cpsd_lib.workbench.yaml_files import Stopped
+from cpsd_lib.workbench.yaml_files import ParameterError, Stopped
 
 REPO = Path(__file__).resolve().parents[2]
 ALL = list(STAGES)
@@ -243,6 +243,13 @@ def test_a_run_of_a_version_before_the_store_is_refused_in_words_and_left_as_it_
     assert main(["run", "params/tiny.yaml"]) == 2 and stand.stages == [] and read_json(path) == old
     said = capsys.readouterr().err
     assert str(path.parent) in said and "older version" in said and "name=" in said
+
+
+@pytest.mark.parametrize("shape", ["[]", "{}", "null", "5", '{"stages": [1]}', '{"stages": {"01_data": 1}}'])
+def test_a_manifest_of_another_shape_is_named(tmp_path, shape):
+    (tmp_path / "manifest.json").write_text(shape)
+    with pytest.raises(ParameterError, match=r"manifest\.json is damaged, or .* remove that folder"):
+        pipeline.read_manifest(tmp_path)
 
 
 def test_a_model_gone_from_the_store_makes_its_stage_stale_and_no_other(root, stand):
