@@ -8,6 +8,7 @@ from functools import cached_property
 from html import escape
 
 import numpy as np
+from pydantic import BaseModel
 
 from cpsd_lib import graph, partition
 from cpsd_lib.data import UNLABELLED, open_dataset
@@ -15,7 +16,6 @@ from cpsd_lib.partition import Partition
 from cpsd_lib.support import (
     counted,
     derive_seed,
-    digest,
     keep_freed_memory,
     pick_device,
     read_json,
@@ -131,22 +131,33 @@ class Run:
 
         MissingStage, naming the notebook that makes them, when they are not noted or were made by other parameters.
         """
-        noted = self._artifacts.get(name)
-        if noted is None or noted["params"] != self.made_with(*name.split("/")[1:]):
+        noted, params = self._artifacts.get(name), self.made_with(*name.split("/")[1:])
+        if noted is None or not _as_noted(noted["params"], params, self.params):
             raise MissingStage(f"{self.folder} has no {name} for these parameters; run {notebook} first")
         return noted["keys"]
 
     def made_with(self, kind, row=None):
-        """Return a hash of the parameters that this run's artifacts of a kind (teachers, students, ...) may depend on."""
+        """Return the parameters {section: {name: value}} that artifacts of a kind (teachers, students, ...) may depend on."""
         read = {"data", "protocol", "partition", "model", "teacher_model", "wide_model", "teachers"}
         read |= set() if kind == "teachers" else {"student"}
         unread = {"checkpoint_seconds", "rows"} | (unread_by(row) if kind == "students" and row else set())
         exclude = {"teachers": {"checkpoint_seconds"}, "student": unread, "partition": _COMPARED}
-        return digest(self.params.model_dump(mode="json", include=read, exclude=exclude))
+        return self.params.model_dump(mode="json", include=read, exclude=exclude)
 
     def figure(self, name):
         """Return the path of a figure of this run."""
         return self.folder / "figures" / f"{name}.png"
+
+
+def _as_noted(noted, now, settings):
+    """Return whether noted values are today's of some `settings`; a parameter that was added since had its default then."""
+    if not (isinstance(noted, dict) and isinstance(now, dict) and isinstance(settings, BaseModel)):
+        return noted == now
+    fields = type(settings).model_fields.items()
+    noted = {name: field.get_default() for name, field in fields if name in now.keys() - noted.keys()} | noted
+    return noted.keys() == now.keys() and all(
+        _as_noted(noted[name], now[name], getattr(settings, name, None)) for name in now
+    )
 
 
 def params_text(params):
@@ -298,15 +309,21 @@ def _partition_fingerprint(run, data_key):
     return {"data": data_key, "partition": fingerprint}
 
 
+def _is_cut(run, data_key):
+    """Return whether 02_partition has run with these parameters, on the data of a key (None: on what 01_data saw)."""
+    path = run.folder / "partition" / "fingerprint.json"
+    if not path.exists():
+        return False
+    noted, now = read_json(path), _partition_fingerprint(run, data_key or run.described["key"])
+    return noted["data"] == now["data"] and _as_noted(noted["partition"], now["partition"], run.params.partition)
+
+
 def load_partitions(run, data_key=None):
     """Return {branch: Partition} of rows.BRANCHES; MissingStage when 02_partition has not run with these parameters.
 
     data_key: of the data that a maker is about to train on; None: what 01_data saw, for whoever reads results.
     """
-    fingerprint = run.folder / "partition" / "fingerprint.json"
-    if not fingerprint.exists() or read_json(fingerprint) != _partition_fingerprint(
-        run, data_key or run.described["key"]
-    ):
+    if not _is_cut(run, data_key):
         raise MissingStage(f"{run.folder / 'partition'} has no partition for these parameters; run 02_partition first")
     num_classes = len(run.described["class_names"])
     loaded = {b: Partition.load(run.folder / "partition" / f"{b}.json", num_classes) for b in ("co", "dis")}

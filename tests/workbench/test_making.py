@@ -764,3 +764,29 @@ def test_the_partition_explorer_cuts_the_graph_of_the_run_and_exports_what_the_r
     assert Partition.load(path) == cuts["dis"]
     sizes = {branch: {len(part) for part in cut.parts} for branch, cut in cuts.items()}
     assert balance is None or all(max(of_branch) - min(of_branch) <= 1 for of_branch in sizes.values())
+
+
+def test_a_run_of_before_a_parameter_was_added_opens_where_that_has_its_default(outputs, no_training):
+    shutil.copytree(outputs / "base", outputs / "older")
+    noted, cut = outputs / "older" / "artifacts.json", outputs / "older" / "partition" / "fingerprint.json"
+
+    def without(section, name):
+        artifacts, fingerprint = read_json(noted), read_json(cut)
+        for entry in artifacts.values():
+            entry["params"].get(section, {}).pop(name, None)
+        fingerprint["partition"].pop(name, None)
+        write_json(noted, artifacts)
+        write_json(cut, fingerprint)
+
+    without("partition", "balance")
+    assert load_partitions(small(name="older"))["co"] == load_partitions(small())["co"]
+    for name in ("seed0/teachers/co", "seed0/students/sd"):
+        assert small(name="older").keys(name, "03_teachers") == small().keys(name, "03_teachers")
+    for other in (small(name="older", partition__balance=1.5), small(name="older", partition__k=3)):
+        with pytest.raises(MissingStage, match="02_partition"):
+            load_partitions(other)
+        with pytest.raises(MissingStage, match="03_teachers"):
+            other.keys("seed0/teachers/co", "03_teachers")
+    without("partition", "k")  # the default, 4, was not what this run had
+    with pytest.raises(MissingStage, match="02_partition"):
+        load_partitions(small(name="older"))
