@@ -184,6 +184,9 @@ def _train(run, seed, tasks, keys, what, soft=None, pseudo=None):
         desc=what,
     )
     stored = soft if isinstance(soft, StoredTargets) else None
+    if stored:  # a training that went on has read some before it was stopped
+        for number in range(views_of(first.training)):
+            stored.open(number)
     for task, learner in zip(todo, learners, strict=True):
         record = records[task.key]
         about = {name: record[name] for name in ("weights", "epoch", "val_map", "seconds")}

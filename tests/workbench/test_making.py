@@ -619,6 +619,30 @@ def test_a_rows_seconds_are_those_of_its_teachers_its_soft_targets_and_its_own(o
     assert seconds["baseline"] == pytest.approx(spent("model", "teachers/whole"))
 
 
+def test_a_student_that_went_on_after_a_stop_has_the_soft_targets_of_both_times(outputs, monkeypatch):
+    patient = {"train__epochs": 3, "student__rows": ["baseline", "sd"], "train__checkpoint_seconds": 0}
+    run, opened = small(name="stopped", seed=77, **patient), []
+    cut_labels(run)
+    train_teachers(run, 77)
+    views = StoredTargets.open
+
+    def stop_at_the_third(self, number):
+        opened.append(number)
+        if len(set(opened)) == 3:
+            raise KeyboardInterrupt
+        return views(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredTargets, "open", stop_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            train_student(run, 77, "sd")
+    train_student(run, 77, "sd")
+    of_student = about(run, "sd", 77)
+    assert [len(keys) for keys in of_student["soft_targets"].values()] == [3]
+    records = [run.store.record("soft_targets", key) for key in of_student["soft_targets"]["whole"]]
+    assert of_student["soft_target_seconds"] == sum(record["about"]["seconds"] for record in records)
+
+
 # ---- finished work is read anywhere ----------------------------------------------------------------------------------
 
 
