@@ -228,15 +228,19 @@ def test_runs_files_grids_and_rows_are_listed_a_line_each(outputs, capsys):
         {"row": "cpsd", "split": "test", "seed": 0, "mAP": 51.26},
         {"row": "sd", "split": "test", "seed": 0, "mAP": 1},
     ]
-    write_json(outputs / "mine" / "manifest.json", {"stages": {"01_data": {}, "02_partition": {}}})
+    write_json(outputs / "mine" / "manifest.json", {"stages": {"01_data": {"keys": {}}, "02_partition": {"keys": {}}}})
     write_json(outputs / "mine" / "evaluation" / "metrics.json", scores)
+    write_json(outputs / "broken" / "manifest.json", {"stages": {"01_data": {"keys": {}}}})
+    write_json(outputs / "broken" / "evaluation" / "metrics.json", {"cpsd": 1})
+    write_json(outputs / "odd" / "manifest.json", [])
     assert cli.main(["list"]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert lines[0] == ["mine", "2 stages; + CPSD 51.3 mAP (seed 0)"]
+    assert lines[0][1].startswith("1 stage; ") and "metrics.json is not as this version writes it" in lines[0][1]
+    assert lines[1] == ["mine", "2 stages; + CPSD 51.3 mAP (seed 0)"] and "manifest.json is damaged" in lines[2][1]
     files = [
         path.stem for folder in ("params", "params/grids") for path in sorted((repo_root() / folder).glob("*.yaml"))
     ]
-    assert [name for name, _ in lines] == ["mine", *files, *ROWS]
+    assert [name for name, _ in lines] == ["broken", "mine", "odd", *files, *ROWS]
 
 
 def test_a_dry_run_says_what_would_be_done_why_and_how_long_and_leaves_nothing(outputs, capsys, monkeypatch):

@@ -5,8 +5,9 @@ import re
 from itertools import takewhile
 from typing import Literal, get_args, get_origin
 
-from cpsd_lib.support import counted, read_json
+from cpsd_lib.support import counted
 from cpsd_lib.workbench.cost import estimate, measured_speed, spoken_time
+from cpsd_lib.workbench.forms import Scored, read_form
 from cpsd_lib.workbench.loading import SECTIONS, resolve
 from cpsd_lib.workbench.params import Params
 from cpsd_lib.workbench.pipeline import read_manifest, stages_left, stages_of
@@ -19,10 +20,14 @@ def listing():
     """Return the runs in outputs/, the parameter files, the grids and the rows of the tables, a line each."""
     lines = [f"runs in {outputs_root()}"]
     for path in sorted(outputs_root().glob("*/manifest.json")):
-        scores, text = path.parent / "evaluation" / "metrics.json", counted(len(read_json(path)["stages"]), "stage")
-        for one in read_json(scores) if scores.exists() else []:
-            if (one["split"], one["row"]) in (("test", "baseline"), ("test", "cpsd")) and one["mAP"] is not None:
-                text += f"; {TITLES[one['row']]} {one['mAP']:.1f} mAP (seed {one['seed']})"
+        scores, text = path.parent / "evaluation" / "metrics.json", ""
+        try:
+            text = counted(len(read_manifest(path.parent)["stages"]), "stage")
+            for one in read_form(scores, list[Scored]) if scores.exists() else []:
+                if (one["split"], one["row"]) in (("test", "baseline"), ("test", "cpsd")) and one["mAP"] is not None:
+                    text += f"; {TITLES[one['row']]} {one['mAP']:.1f} mAP (seed {one['seed']})"
+        except ValueError as error:  # one damaged run hides no other
+            text = f"{text}; {error}".lstrip("; ")
         lines.append(_line(path.parent.name, text))
     for command, folder in (("run", "params"), ("grid", "params/grids")):
         lines += ["", f"in {folder}: cpsd {command} NAME"]

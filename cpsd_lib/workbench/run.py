@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -18,12 +19,12 @@ from cpsd_lib.support import (
     derive_seed,
     keep_freed_memory,
     pick_device,
-    read_json,
     sha256,
     write_json,
     write_text,
 )
 from cpsd_lib.teachers import Copies
+from cpsd_lib.workbench.forms import Described, Noted, read_form
 from cpsd_lib.workbench.loading import check_count, held_out_count, load_params, own_params
 from cpsd_lib.workbench.rows import BRANCHES, COMPONENTS, ROWS, unread_by
 from cpsd_lib.workbench.store import Store
@@ -94,7 +95,7 @@ class Run:
         path = self.folder / "data.json"
         if self.params.evaluation.released and not path.exists():  # its one stage is 05_evaluation
             return describe_data(self)
-        return read_json(left_by("01_data", path))
+        return read_form(left_by("01_data", path), Described)
 
     @cached_property
     def device(self):
@@ -109,7 +110,7 @@ class Run:
     @property
     def _artifacts(self):
         path = self.folder / "artifacts.json"
-        return read_json(path) if path.exists() else {}
+        return read_form(path, dict[str, Noted]) if path.exists() else {}
 
     def note(self, name, keys):
         """Write down in artifacts.json which artifacts `name`, such as seed0/teachers/co, are, and by which parameters."""
@@ -314,8 +315,8 @@ def _is_cut(run, data_key):
     path = run.folder / "partition" / "fingerprint.json"
     if not path.exists():
         return False
-    noted, now = read_json(path), _partition_fingerprint(run, data_key or run.described["key"])
-    return noted["data"] == now["data"] and _as_noted(noted["partition"], now["partition"], run.params.partition)
+    noted, now = read_form(path, dict[str, Any]), _partition_fingerprint(run, data_key or run.described["key"])
+    return noted.get("data") == now["data"] and _as_noted(noted["partition"], now["partition"], run.params.partition)
 
 
 def load_partitions(run, data_key=None):

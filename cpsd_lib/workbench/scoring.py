@@ -17,10 +17,11 @@ from cpsd_lib.evaluation import (
     precision_recall_f1,
 )
 from cpsd_lib.models import check_class_names, check_preprocessing, load_released, read_label_vectors
-from cpsd_lib.support import atomic, bar, counted, digest, pick_precision, read_json, sha256, write_json
+from cpsd_lib.support import atomic, bar, counted, digest, pick_precision, sha256, write_json
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import predict_logits
 from cpsd_lib.viz import plots
+from cpsd_lib.workbench.forms import Scored, read_form
 from cpsd_lib.workbench.making import keys_of, load_student, load_teachers, row_key
 from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.rows import FROM_MODEL, TITLES, baseline_of, branches_of, branches_trained
@@ -39,7 +40,7 @@ def evaluate(run):
     folder, released = run.folder / "evaluation", run.params.evaluation.released is not None
     records, per_class, made_of = [], [], _made_of(run)
     if (folder / "metrics.json").exists() and (folder / "per_class.csv").exists():
-        there = read_json(folder / "metrics.json")
+        there = read_form(folder / "metrics.json", list[Scored])
         files = [score_path(run, one["seed"], one["row"], one["split"]) for one in there]
         if all(path.exists() for path in files) and all(one.get("made_of") == made_of for one in there):
             return there
@@ -177,7 +178,7 @@ def caveat(run):
 
 def load_records(run):
     """Return metrics.json as a DataFrame; MissingStage when 05_evaluation has not run."""
-    return pd.DataFrame(read_json(left_by("05_evaluation", run.folder / "evaluation" / "metrics.json")))
+    return pd.DataFrame(read_form(left_by("05_evaluation", run.folder / "evaluation" / "metrics.json"), list[Scored]))
 
 
 def load_per_class(run):

@@ -23,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cpsd_lib.support import cores, read_json, sha256, write_json
+from cpsd_lib.workbench.forms import Noted, read_form
 from cpsd_lib.workbench.yaml_files import outputs_root, repo_root
 
 KINDS = ("model", "soft_targets")
@@ -149,7 +150,7 @@ def inventory(store, outputs):
     """Return [(kind, key, bytes, [runs that use it])] of all artifacts."""
     used = {}
     for path in sorted(Path(outputs).glob("*/artifacts.json")):
-        for entry in read_json(path).values():
+        for entry in read_form(path, dict[str, Noted]).values():
             for key in entry["keys"]:
                 used.setdefault(key, []).append(path.parent.name)
     found = []

@@ -814,3 +814,29 @@ def test_a_run_of_before_a_parameter_was_added_opens_where_that_has_its_default(
     without("partition", "k")  # the default, 4, was not what this run had
     with pytest.raises(MissingStage, match="02_partition"):
         load_partitions(small(name="older"))
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "reads"),
+    [
+        ("artifacts.json", ["seed0"], lambda run: load_student(run, 0, "sd")),
+        ("artifacts.json", {"seed0/students/sd": {"keys": "a", "params": {}}}, lambda run: load_student(run, 0, "sd")),
+        ("artifacts.json", {"seed0/students/sd": {"keys": [], "params": "1f"}}, lambda run: run.noted(["students"])),
+        ("data.json", {"class_names": ["a"]}, lambda run: run.described),
+        ("data.json", {"key": "a", "class_names": [1], "positives": {}, "images": {}}, lambda run: run.described),
+        ("partition/fingerprint.json", 3, load_partitions),
+        ("evaluation/metrics.json", {"row": "sd"}, load_records),
+        ("evaluation/metrics.json", [{"row": "sd", "split": "test", "mAP": 1.0}], load_records),
+    ],
+)
+def test_a_file_of_another_form_is_one_sentence_that_names_it(outputs, tmp_path, monkeypatch, file, value, reads):
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path))
+    (tmp_path / "base" / "evaluation").mkdir(parents=True)
+    for name in ("data.json", "artifacts.json", "partition"):
+        copy = shutil.copytree if name == "partition" else shutil.copy
+        copy(outputs / "base" / name, tmp_path / "base" / name)
+    write_json(tmp_path / "base" / file, value)
+    with pytest.raises(
+        ValueError, match=rf"{file} is not as this version writes it \(.*\); delete it and run its stage"
+    ):
+        reads(small())

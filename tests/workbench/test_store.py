@@ -222,7 +222,7 @@ def test_what_no_run_uses_can_be_listed_and_removed(store, tmp_path):
     wanted = recipes("a", "b")
     keys = store.obtain("model", wanted, maker(store, wanted, []), "two")
     (tmp_path / "mine").mkdir()
-    noted = {"seed0/students/sd": {"keys": [keys["a"]], "params": "x"}}
+    noted = {"seed0/students/sd": {"keys": [keys["a"]], "params": {}}}
     (tmp_path / "mine" / "artifacts.json").write_text(json.dumps(noted))
     listed = {key: (size > 0, runs) for _, key, size, runs in inventory(store, tmp_path)}
     assert listed == {keys["a"]: (True, ["mine"]), keys["b"]: (True, [])}
