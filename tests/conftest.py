@@ -1,9 +1,13 @@
 """Folders that live outside the repository; tests that need one are skipped, with the reason, where it is not there."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# In the background of a shell Ctrl-C is ignored, by all processes that are started from there too: not by those of tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _folder(variable, holds):

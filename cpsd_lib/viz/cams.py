@@ -63,7 +63,7 @@ def cam_browser(models, images, indices, targets, names, start=None):
 def draw_maps(image, maps, captions, headline):
     """Return the figure of an image uint8 [3, S, S] and of maps [K, S, S] in [0, 1] over its grey copy, captions [K]."""
     rows, columns = (1, 4) if len(maps) < 4 else (2, max(4, len(maps) // 2 + 1))
-    figure, axes = panels(rows, columns, 11, 2.75 * rows, headline)
+    figure, axes = panels(rows, columns, 11, 2.75 if rows == 1 else 5, headline)
     shown = [np.moveaxis(np.asarray(image), 0, -1), *(overlay(image, heat, 0.75) for heat in maps)]
     for axis, pixels, caption in zip(axes.flat, shown, ["the picture", *captions], strict=False):
         axis.imshow(pixels)

@@ -3,6 +3,8 @@
 The component table; is a gain real, are the probabilities calibrated, how much do F1 scores depend on the decision rule?
 """
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -79,10 +81,12 @@ def evaluate(run):
 
 def _made_of(run):
     """Return a hash of all that determines what evaluate writes: data, models, splits and threshold."""
-    settings = run.params.model_dump(mode="json", include={"evaluation", "protocol", "seed", "seeds"})
-    checkpoint = run.params.evaluation.checkpoint and sha256(run.params.evaluation.checkpoint)
-    models = run.noted(["teachers", "students"])
-    return digest([run.dataset.key, settings, checkpoint, run.params.student.rows, models])
+    settings = run.params.model_dump(mode="json", include={"evaluation", "model", "protocol", "seed", "seeds"})
+    checkpoint, models = run.params.evaluation.checkpoint, run.noted(["teachers", "students"])
+    # The JSON beside a checkpoint may name its classes and inputs.
+    files = [Path(checkpoint), Path(checkpoint).with_suffix(".json")] if checkpoint else []
+    sums = [sha256(path) for path in files if path.exists()]
+    return digest([run.dataset.key, settings, sums, run.params.student.rows, models])
 
 
 def score_path(run, seed, row, split):

@@ -16,7 +16,7 @@ from cpsd_lib.models.meta import activation_bytes
 from cpsd_lib.models.trunk import Tail
 from cpsd_lib.partition import Partition
 from cpsd_lib.workbench import making
-from cpsd_lib.workbench.cost import card, estimate, meta_model, own_part, work_of
+from cpsd_lib.workbench.cost import card, estimate, meta_model, own_part, spoken_time, work_of
 from cpsd_lib.workbench.loading import resolve
 from cpsd_lib.workbench.making import train_student, train_teachers
 from cpsd_lib.workbench.preflight import images_of
@@ -372,7 +372,7 @@ def test_every_model_of_the_paper_gives_a_card(name):
     assert 11 <= len(lines) <= 13 and all(len(line) <= 120 for line in lines)
     starts = {re.match(r"\S+(?: \S+)* {2,}", line).end() for line in lines[:4]}
     assert len(starts) == 1  # aligned
-    assert f"{found.eflop:.3f} EFLOP" in lines[-2] and f"{found.eflop * 1e4 / 3600:,.1f} hours" in lines[-1]
+    assert f"{found.eflop:.3f} EFLOP" in lines[-2] and spoken_time(found.eflop * 1e4) in lines[-1]
     assert "arithmetic, not a measurement" in lines[-1] and f"{name}, 80 classes, 448 px" in lines[0]
 
 
@@ -404,7 +404,7 @@ def test_the_work_of_a_row_is_the_compute_of_a_run_of_it_alone(row, method):
 
 def test_a_small_run_has_a_card_in_smaller_units_and_a_teacher_of_its_own_stands_in_it():
     text = card(estimate(of(model_more=L2D["model"], **{k: v for k, v in L2D.items() if k != "model"}), 20, 100, 10))
-    assert "GFLOP" in text and "MiB" in text and "seconds" in text and text.count("a teacher's") == 2
+    assert "GFLOP" in text and "MiB" in text and "about 1 s:" in text and text.count("a teacher's") == 2
 
 
 def test_published_data_sets_need_not_be_there():

@@ -368,9 +368,11 @@ if {name!r} == "02_partition":
         time.sleep(600)
 records = [{{"split": "test", "row": "baseline", "seed": 0, "mAP": 50.0, "CF1": 1.0, "OF1": 1.0, "seconds": 1.0}}]
 if {name!r} == "01_data":
-    (folder / "data.json").write_text(json.dumps({{"incomplete": "", "notes": [], "skipped": []}}))
+    described = {{"key": "k", "class_names": ["a"], "positives": {{"train": [1]}}, "images": {{"train": 1}}}}
+    (folder / "data.json").write_text(json.dumps(described | {{"incomplete": "", "notes": [], "skipped": []}}))
 if {name!r} == "05_evaluation":
     (folder / "evaluation" / "metrics.json").write_text(json.dumps(records))
+    (folder / "evaluation" / "per_class.csv").write_text("row,seed,split,class,ap\\nbaseline,0,test,a,50\\n")
 """
 
 
