@@ -203,7 +203,8 @@ def scored(jobs, outputs, seeds, rows=("baseline", "cgpd", "teachers_co")):
         folder = outputs / one.name
         write_json(folder / "evaluation" / "metrics.json", records)
         write_json(folder / "manifest.json", {"stages": {"05_evaluation": {"commit": f"c{number}"}}})
-        write_json(folder / "data.json", {"incomplete": "", "notes": ["a note"]})
+        described = {"key": "k", "class_names": ["a"], "positives": {}, "images": {}}
+        write_json(folder / "data.json", described | {"incomplete": "", "notes": ["a note"]})
 
 
 def test_the_csv_has_one_line_a_job_row_split_and_seed(outputs):
@@ -275,7 +276,8 @@ def test_what_must_stand_beside_the_numbers_stands_there(outputs):
     jobs = jobs_of(asked(overrides={"protocol": "paper"}))
     scored(jobs, outputs, 1)
     subset = f"a subset, {NOT_COMPARABLE}"
-    described = {"incomplete": "INCOMPLETE: two images", "notes": [subset, "another note"]}
+    described = {"key": "k", "class_names": ["a"], "positives": {}, "images": {}}
+    described |= {"incomplete": "INCOMPLETE: two images", "notes": [subset, "another note"]}
     write_json(outputs / jobs[1].name / "data.json", described)
     found = [*dict.fromkeys(note for job in jobs for note in caveats(Run(job.params)))]
     assert found == ["protocol: paper, epochs chosen on TEST", "INCOMPLETE: two images", subset]

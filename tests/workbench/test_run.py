@@ -509,20 +509,13 @@ class Moments:
         return enough
 
     def plan(self):
-        rng, started = self.rng, self.folder / "01_data.ipynb"
-        yield "data", started.exists, rng.uniform(0, 3)
-        yield "partition", self.done("01_data"), rng.uniform(1, 5)
-        for _ in range(4):
-            yield "teachers", self.checkpoints("02_partition", rng.randint(1, 4)), rng.uniform(0, 0.2)
-        yield "soft targets", self.done("03_teachers"), rng.uniform(2, 5)
-        for _ in range(4):
-            yield "students", self.checkpoints("03_teachers", rng.randint(3, 18)), rng.uniform(0, 0.1)
-        yield "evaluation", self.done("04_student"), rng.uniform(1, 5)
-        yield "table", self.done("05_evaluation"), rng.uniform(0, 3)
+        rng = self.rng
+        yield "teachers", self.checkpoints("02_partition", rng.randint(1, 4)), rng.uniform(0, 0.2)
+        yield "students", self.checkpoints("03_teachers", rng.randint(3, 18)), rng.uniform(0, 0.1)
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, tmp_path):
-    """About 2 minutes on two free cores: 13 kills of one run; each costs the start of a runner and of a kernel."""
+    """The runner alone is killed, twice; `make faults` kills a run with its kernels a hundred times, in every stage."""
     kills, orphans, folder = [], [], tmp_path / "tiny"
     for name, condition, pause in Moments(folder, random.Random(0)).plan():
         process = start(tmp_path, *OVERRIDES)
@@ -535,7 +528,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, tm
         if process.wait() == -signal.SIGKILL:
             kills.append(name)
         orphans += children
-    assert len(kills) >= 10 and {"teachers", "students"} <= set(kills), kills
+    assert kills == ["teachers", "students"]
     assert start(tmp_path, *OVERRIDES).wait(600) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert result(folder) == result(reference / "tiny")
     assert orphans and not any(orphan.is_running() for orphan in orphans)
