@@ -51,8 +51,9 @@ check-gpu: setup
 	$(BIN)/cpsd check-gpu $(args)
 
 # Kills, damaged files, full disks, hostile input: minutes, and a table. `make test` runs a twentieth of it.
+KILLS := tests/workbench/test_run.py::test_a_run_killed_at_random_moments_ends_with_the_same_weights
 faults: setup
-	CPSD_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(args)
+	CPSD_FAULTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults $(KILLS) $(args)
 
 clean:
 	rm -rf .venv outputs/[!.]*

@@ -183,7 +183,11 @@ def _cost(params, overrides):
     print(f"{params.name}: {images}, {counted(there.classes, 'class', 'classes')} ({there.origin})")
     print(workbench.card(cost), flush=True)
     if cost.trained_images:
-        speed = workbench.measured_speed(params, cost)
+        try:
+            speed = workbench.measured_speed(params, cost)
+        except RuntimeError as error:  # the figures above are worth having all the same
+            print(f"No time on this machine: a training step does not run here ({str(error).partition('.')[0]}).")
+            return
         time = workbench.spoken_time(cost.eflop * 1e18 / speed)
         print(f"On this machine, where its student has just trained at {speed / 1e9:,.3g} GFLOP/s, it is {time}.")
 
@@ -206,9 +210,7 @@ def _store(action):
 def _check_gpu(device, to):
     tests = workbench.repo_root() / "tests"
     if not (tests / "bench" / "gpu_check.py").is_file():
-        raise workbench.ParameterError(
-            f"check-gpu runs tests/bench/gpu_check.py of the project, which is not in {tests}"
-        )
+        raise workbench.ParameterError(f"check-gpu runs tests/bench/gpu_check.py of a clone, which is not in {tests}")
     sys.path.insert(0, str(tests))
     return import_module("bench.gpu_check").main(["--device", device, "--to", to])
 

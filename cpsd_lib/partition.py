@@ -345,9 +345,12 @@ class _Cut:
 
     def move_changes(self):
         """Return the change of Ncut by moving class c to part t, [C, k]; inf where nothing moves or the sizes would not do."""
-        from_to = np.eye(len(self.count), dtype=int)
-        after = self.count + from_to[None] - from_to[:, None]  # [from, to, k]
-        return np.where(self._allowed(after)[self.labels], self._changes(), np.inf)
+        change = self._changes()
+        change[self.count[self.labels] == 1] = np.inf
+        if np.isfinite(self.balance):
+            one = np.eye(len(self.count), dtype=int)
+            change[~self._allowed(self.count + one[None] - one[:, None])[self.labels]] = np.inf  # sizes [from, to, k]
+        return change
 
     def _changes(self):
         """Return the change of Ncut by moving class c to part t, [C, k], whatever the sizes; inf where nothing moves."""

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -261,3 +262,8 @@ def test_the_cost_is_in_the_time_of_this_machine_too(capsys, monkeypatch):
     monkeypatch.setattr(workbench, "measured_speed", lambda *_: 1e9, raising=False)
     assert cli.main(["cost", "tiny"]) == 0
     assert re.search(r"On this machine, .* at 1 GFLOP/s, it is about \d+ min", capsys.readouterr().out)
+    monkeypatch.setattr(
+        workbench, "measured_speed", Mock(side_effect=RuntimeError("out of memory. Tried")), raising=False
+    )
+    assert cli.main(["cost", "tiny"]) == 0
+    assert "does not run here (out of memory)." in capsys.readouterr().out

@@ -356,4 +356,6 @@ def spoken_time(seconds):
     if seconds < 90:
         return f"about {max(1, round(seconds))} s"
     minutes = round(seconds / 60)
-    return f"about {minutes} min" if minutes < 90 else f"about {minutes // 60:,} h {minutes % 60} min"
+    if minutes >= 100 * 60:
+        return f"about {minutes / 60:,.0f} h"
+    return f"about {minutes} min" if minutes < 90 else f"about {minutes // 60} h {minutes % 60} min"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -102,20 +103,17 @@ def export(source, row, seed, to, form="cpsd"):
 
 def _trial_images(source, size, count=8):
     """Return (uint8 tensor [n, 3, size, size], what they are): test images of a run, or random pixels."""
-    try:
-        data = data_on_disk(source.params.data)
-        read = read_source(data)
-        indices = read.table.indices("test")[:count].tolist()
-        load = read.load if data.kind == "scenes" else lambda i: decode(read.paths[i], size, data.max_pixels)
-        return torch.from_numpy(np.stack([load(i) for i in indices])), counted(len(indices), "test image")
-    except (
-        AttributeError,
-        BadImage,
-        ValueError,
-        OSError,
-    ):  # a model folder has no run, and a run's data may be elsewhere
-        pixels = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
-        return torch.from_numpy(pixels), "random pixels, because the run's test images are not here"
+    why = "a model folder holds no photos"
+    if not isinstance(source, Path):
+        why = "the run's test images are not here"
+        with suppress(BadImage, ValueError, OSError):
+            data = data_on_disk(source.params.data)
+            read = read_source(data)
+            indices = read.table.indices("test")[:count].tolist()
+            load = read.load if data.kind == "scenes" else lambda i: decode(read.paths[i], size, data.max_pixels)
+            return torch.from_numpy(np.stack([load(i) for i in indices])), counted(len(indices), "test image")
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
+    return torch.from_numpy(pixels), f"random pixels, because {why}"
 
 
 def model_card(source, model, config, folder, form="cpsd"):

@@ -245,9 +245,8 @@ class TeacherParams(TrainParams):
 class StudentParams(TrainParams):
     """Student training and how it matches its teachers: alpha and match are CPSD's; mld, cd and id are L2D's."""
 
-    rows: Annotated[list[Literal[tuple(ROWS)]], AfterValidator(_table_rows)] = list(
-        COMPONENTS
-    )  # of the table: cpsd list
+    # of the table: cpsd list
+    rows: Annotated[list[Literal[tuple(ROWS)]], AfterValidator(_table_rows)] = list(COMPONENTS)
     alpha: float = Field(0.5, ge=0, le=1)  # CPSD: weight of the co branch; 1 - alpha is the dis branch's
     match: Literal["mse", "kl", "mld"] = "mse"  # CPSD: the distance of logits
     mld: float = Field(10, ge=0)  # weights of L2D's losses, in the rows that have them, beside the labels' loss

@@ -40,11 +40,8 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
     if done and not done & set(photos):
         raise ParameterError(f"{path} has other photos, such as {min(done)}; write paths as they were written")
     todo, unreadable, read = [photo for photo in photos if photo not in done], {}, 0
-    folded, threads, ended = (
-        fold_models({"": model}, model.input_size)[""],
-        torch.get_num_threads(),
-        time.perf_counter(),
-    )
+    folded = fold_models({"": model}, model.input_size)[""]
+    threads, ended = torch.get_num_threads(), time.perf_counter()
     with bar(len(photos), "predicting", "img", len(photos) - len(todo)) if path else nullcontext() as shown:
         for number, (indices, pixels, bad) in enumerate(decode_batches(todo, model.input_size, batch_size, cores())):
             unreadable |= {todo[index]: reason for index, reason in bad.items()}

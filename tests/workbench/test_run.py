@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import faults
 import nbformat
 import psutil
 import pytest
@@ -462,7 +463,7 @@ OVERRIDES = ("train.checkpoint_seconds=0", "train.epochs=3")
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """The tiny run, unbroken (about 45 s)."""
+    """The tiny run, unbroken (about 100 s by one thread)."""
     outputs = tmp_path_factory.mktemp("reference")
     assert start(outputs, *OVERRIDES).wait(600) == 0, (outputs / "log.txt").read_text()[-3000:]
     return outputs
@@ -509,15 +510,24 @@ class Moments:
         return enough
 
     def plan(self):
-        rng = self.rng
-        yield "teachers", self.checkpoints("02_partition", rng.randint(1, 4)), rng.uniform(0, 0.2)
-        yield "students", self.checkpoints("03_teachers", rng.randint(3, 18)), rng.uniform(0, 0.1)
+        rng, started = self.rng, self.folder / "01_data.ipynb"
+        yield "data", started.exists, rng.uniform(0, 3)
+        yield "partition", self.done("01_data"), rng.uniform(1, 5)
+        for _ in range(4):
+            yield "teachers", self.checkpoints("02_partition", rng.randint(1, 4)), rng.uniform(0, 0.2)
+        yield "soft targets", self.done("03_teachers"), rng.uniform(2, 5)
+        for _ in range(4):
+            yield "students", self.checkpoints("03_teachers", rng.randint(3, 18)), rng.uniform(0, 0.1)
+        yield "evaluation", self.done("04_student"), rng.uniform(1, 5)
+        yield "table", self.done("05_evaluation"), rng.uniform(0, 3)
 
 
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, tmp_path):
-    """The runner alone is killed, twice; `make faults` kills a run with its kernels a hundred times, in every stage."""
+    """The runner alone is killed: 13 times by `make faults`, else once in each of both trainings."""
     kills, orphans, folder = [], [], tmp_path / "tiny"
     for name, condition, pause in Moments(folder, random.Random(0)).plan():
+        if not faults.ALL and (name not in ("teachers", "students") or name in kills):
+            continue
         process = start(tmp_path, *OVERRIDES)
         if not wait_for(condition, process):
             assert process.returncode == 0, (tmp_path / "log.txt").read_text()[-3000:]
@@ -528,7 +538,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, tm
         if process.wait() == -signal.SIGKILL:
             kills.append(name)
         orphans += children
-    assert kills == ["teachers", "students"]
+    assert len(kills) >= (10 if faults.ALL else 2) and {"teachers", "students"} <= set(kills), kills
     assert start(tmp_path, *OVERRIDES).wait(600) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert result(folder) == result(reference / "tiny")
     assert orphans and not any(orphan.is_running() for orphan in orphans)
