@@ -1,7 +1,7 @@
 """The runner: what is done and fresh is skipped, what fails says so, and what was killed goes on to the same weights.
 
 Most tests put a quick stand-in in papermill's place; three start real kernels on notebooks of one line, and the last one
-on broken photos. The kill test and its reference run the whole tiny pipeline: about 3 minutes on two free cores.
+on broken photos. The kill test, by `make faults` alone, and its reference run the whole tiny pipeline; tests/faults kills runs too.
 """
 
 import contextlib
@@ -522,12 +522,11 @@ class Moments:
         yield "table", self.done("05_evaluation"), rng.uniform(0, 3)
 
 
+@faults.only_with_all
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, tmp_path):
-    """The runner alone is killed: 13 times by `make faults`, else once in each of both trainings."""
+    """The runner alone is killed, 13 times."""
     kills, orphans, folder = [], [], tmp_path / "tiny"
     for name, condition, pause in Moments(folder, random.Random(0)).plan():
-        if not faults.ALL and (name not in ("teachers", "students") or name in kills):
-            continue
         process = start(tmp_path, *OVERRIDES)
         if not wait_for(condition, process):
             assert process.returncode == 0, (tmp_path / "log.txt").read_text()[-3000:]
@@ -538,7 +537,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, tm
         if process.wait() == -signal.SIGKILL:
             kills.append(name)
         orphans += children
-    assert len(kills) >= (10 if faults.ALL else 2) and {"teachers", "students"} <= set(kills), kills
+    assert len(kills) >= 10 and {"teachers", "students"} <= set(kills), kills
     assert start(tmp_path, *OVERRIDES).wait(600) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert result(folder) == result(reference / "tiny")
     assert orphans and not any(orphan.is_running() for orphan in orphans)
