@@ -1,7 +1,7 @@
 """The runner: what is done and fresh is skipped, what fails says so, and what was killed goes on to the same weights.
 
 Most tests put a quick stand-in in papermill's place; three start real kernels on notebooks of one line, and the last one
-on broken photos. The kill test, by `make faults` alone, and its reference run the whole tiny pipeline; tests/faults kills runs too.
+on broken photos. `make faults` alone kills the whole tiny pipeline; a twentieth of the kills of tests/faults is in `make test`.
 """
 
 import contextlib
