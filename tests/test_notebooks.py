@@ -189,9 +189,10 @@ def test_the_slider_of_00_trains_for_few_parts_and_reads_the_stored_table_for_ma
 
 def test_models_with_tokens_and_teachers_in_train_mode_go_through_the_notebooks(tmp_path):
     """About 30 s on two free cores: experts with one head of tokens, their student with the other."""
-    words = ["tiny", "data.images=100", "train.epochs=1", "student.rows=[baseline, cgpd]", "partition.k=2"]
+    words = ["tiny", "data.images=100", "train.epochs=1", "student.rows=[student_only, cgpd]", "partition.k=2"]
     words += ["student.teacher_mode=train", "partition.study_k=[]", "model.head=query2label", "model.head_width=32"]
-    words += ["teacher_model={head: label_transformer, head_width: 32, label_vectors: learned}"]
+    teacher = "name: test_resnet, head: label_transformer, head_width: 32, label_vectors: learned"
+    words += [f"teacher_model={{{teacher}}}"]
     command = [sys.executable, "-m", "cpsd_lib", "run", *words]
     done = subprocess.run(command, cwd=REPO, env=environment(tmp_path), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
