@@ -14,8 +14,7 @@ __getattr__, __dir__, __all__ = exports(
         "run": "MissingStage cut_labels describe_data label_graph load_partitions open_run overrides_of "
         "released_partitions show_params",
         "recipes": "soft_recipe student_task teacher_tasks work_in_baselines",
-        "making": "StoredTargets history keys_of load_student load_teachers row_key student_batches"
-        " train_student train_teachers",
+        "making": "StoredTargets history load_student load_teachers student_batches train_student train_teachers",
         "store": "Store clean inventory",
         "scoring": "SPLITS against_paper caveat component_figure component_table decision_rules evaluate "
         "gain_intervals load_per_class load_records probabilities_of scores_of",

@@ -17,7 +17,6 @@ from cpsd_lib.support import counted, sha256, write_json
 from cpsd_lib.training import calibrate
 from cpsd_lib.workbench.explanation import load_named, strategies
 from cpsd_lib.workbench.loading import data_on_disk
-from cpsd_lib.workbench.making import keys_of
 from cpsd_lib.workbench.model_folder import WEIGHTS, ModelConfig, new_folder, read_model, state_of, write_tensors
 from cpsd_lib.workbench.scoring import SPLITS, caveats, scored_by
 from cpsd_lib.workbench.yaml_files import ParameterError
@@ -36,7 +35,7 @@ def finished_model(run, row=None, seed=None):
         raise ParameterError(f"{run.params.name} has no row {row!r}; its rows are {', '.join(strategies(run))}")
     if seed not in run.params.seed_list():
         raise ParameterError(f"{run.params.name} has no seed {seed}, only {listed(run.params.seed_list())}")
-    model, keys = load_named(run, seed, row), keys_of(run, seed, row)
+    model, keys = load_named(run, seed, row), run.keys(seed, row)
     record, parts = run.store.record("model", keys[0]), getattr(model, "partition", None)
     about, start = record["about"], record["recipe"]["start"]
     # What each model was trained on, in class order; data.json may be of other data by now.

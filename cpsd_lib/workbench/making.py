@@ -131,10 +131,10 @@ def target_groups(run, seed):
     branches, student = branches_matched(run.params.student.rows), run.params.student
     if not branches or student.teacher_mode == "train":
         return []
-    stored, parts = StoredTargets(run, seed, branches), load_partitions(run, run.dataset.key)
-    passes, groups = len(stored.indices) * sum(len(parts[branch]) for branch in branches), []
+    stored, groups = StoredTargets(run, seed, branches), []
     for number in range(views_of(student)):
         what, recipes = f"seed {seed}: soft targets, view {number}", list(stored.recipes(number).values())
+        passes = len(stored.indices) * sum(len(recipe["experts"]) for recipe in recipes)
         make = partial(_make_targets, seed=seed, branches=branches, number=number)
         groups.append(Group(what, "soft_targets", recipes, make, passes))
     return groups
@@ -324,7 +324,7 @@ def load_teachers(run, seed, branches=None):
     partitions, trunks, found = load_partitions(run), {}, {}
     for branch in branches:
         experts = []
-        for key in run.keys(f"seed{seed}/teachers/{branch}", "03_teachers"):
+        for key in run.keys(seed, f"teachers_{branch}"):
             model = load_artifact(run.store, key)
             if hasattr(model, "shared"):  # one trunk for all, so that a batch runs through it once
                 start = tuple(run.store.record("model", key)["recipe"]["start"])
@@ -339,19 +339,7 @@ def load_student(run, seed, row):
 
     MissingStage when it is not there, or was made with other parameters than the run has now.
     """
-    return load_artifact(run.store, row_key(run, seed, row))
-
-
-def keys_of(run, seed, name):
-    """Return the keys of the models of a row, or of the experts of teachers_<branch>."""
-    branch = name.removeprefix("teachers_")
-    return [row_key(run, seed, name)] if branch == name else run.keys(f"seed{seed}/teachers/{branch}", "03_teachers")
-
-
-def row_key(run, seed, row):
-    """Return the key of a row's model."""
-    name, notebook = ("teachers/whole", "03_teachers") if row == "baseline" else (f"students/{row}", "04_student")
-    return run.keys(f"seed{seed}/{name}", notebook)[0]
+    return load_artifact(run.store, run.keys(seed, row)[0])
 
 
 def history(run, key):

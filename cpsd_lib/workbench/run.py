@@ -127,14 +127,18 @@ class Run:
         if left != self._artifacts:
             write_json(self.folder / "artifacts.json", left)
 
-    def keys(self, name, notebook):
-        """Return the keys of the artifacts that a maker has noted under `name`; whoever reads computes none.
+    def keys(self, seed, name):
+        """Return the keys of a row's model, or of the experts of teachers_<branch>, as noted; whoever reads computes none.
 
         MissingStage, naming the notebook that makes them, when they are not noted or were made by other parameters.
         """
-        noted, params = self._artifacts.get(name), self.made_with(*name.split("/")[1:])
-        if noted is None or not _as_noted(noted["params"], params, self.params):
-            raise MissingStage(f"{self.folder} has no {name} for these parameters; run {notebook} first")
+        name = "teachers_whole" if name == "baseline" else name  # it is the teacher over all classes itself
+        branch = name.removeprefix("teachers_")
+        kind, notebook = ("students", "04_student") if branch == name else ("teachers", "03_teachers")
+        path = f"seed{seed}/{kind}/{branch}"
+        noted = self._artifacts.get(path)
+        if noted is None or not _as_noted(noted["params"], self.made_with(kind, branch), self.params):
+            raise MissingStage(f"{self.folder} has no {path} for these parameters; run {notebook} first")
         return noted["keys"]
 
     def made_with(self, kind, row=None):

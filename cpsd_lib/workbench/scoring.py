@@ -24,7 +24,7 @@ from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import predict_logits
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.forms import Scored, read_form
-from cpsd_lib.workbench.making import keys_of, load_student, load_teachers, row_key
+from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.rows import FROM_MODEL, TITLES, baseline_of, branches_of, branches_trained
 from cpsd_lib.workbench.run import MissingStage, held_out_indices, left_by
@@ -68,7 +68,7 @@ def evaluate(run):
                 record, ap = score(logits, run.dataset.table.targets[indices], run.params.evaluation.threshold)
                 about = {"row": name, "seed": seed, "split": split}
                 of_model = {"seconds": seconds, "protocol": run.params.protocol, "made_of": made_of}
-                of_model["model"] = None if released else digest(keys_of(run, seed, name))
+                of_model["model"] = None if released else digest(run.keys(seed, name))
                 records.append(about | record | of_model)
                 per_class.append(pd.DataFrame(about | {"class": run.dataset.table.names, "ap": 100 * ap}))
     # A split without a positive has no mAP: null, which JSON has, and NaN it has not.
@@ -112,11 +112,11 @@ def load_checkpoint(params, names):
 def _models(run, seed):
     """Yield (row name, images -> logits, seconds of training this row needs from scratch) of one seed."""
     branches = branches_of(run.params.student.rows)
-    about = {b: [_about(run, key) for key in run.keys(f"seed{seed}/teachers/{b}", "03_teachers")] for b in branches}
+    about = {b: [_about(run, key) for key in run.keys(seed, f"teachers_{b}")] for b in branches}
     seconds_of = {branch: sum(one["seconds"] for one in records) for branch, records in about.items()}
     starts = run.params.teachers.start, run.params.student.start
     for row in run.params.student.rows:
-        record = _about(run, row_key(run, seed, row))
+        record = _about(run, run.keys(seed, row)[0])
         seconds = sum(seconds_of[branch] for branch in branches_trained([row], *starts))
         if row != "baseline":  # which is a teacher itself
             seconds += record["soft_target_seconds"] + record["seconds"]
@@ -220,7 +220,7 @@ def scored_by(run, seed, row, split):
         return None
     records = load_records(run)
     models = records[(records["row"] == row) & (records["seed"] == seed)].get("model", [])
-    return tuple(map(np.load, paths)) if digest(keys_of(run, seed, row)) in set(models) else None
+    return tuple(map(np.load, paths)) if digest(run.keys(seed, row)) in set(models) else None
 
 
 def component_figure(records, title):

@@ -165,6 +165,12 @@ def test_students_wait_for_the_soft_targets_that_they_read(run):
     assert target_groups(open_run("tiny", SMALL | {"name": "groups", "student.teacher_mode": "train"}), 0) == []
 
 
+def test_soft_targets_of_an_ensemble_are_the_work_of_all_its_models(run):
+    merged = open_run("tiny", SMALL | {"name": "groups", "student.rows": ["student_only", "ensemble_mld"]})
+    (group,) = target_groups(merged, 0)
+    assert group.passes == 4 * len(run.dataset.table.indices("train"))  # as many as co and dis have teachers
+
+
 def test_groups_of_any_size_in_any_order_leave_the_same_bytes(run, tmp_path, monkeypatch):
     (whole,) = teacher_groups(run, 1)
     whole.obtain(run)

@@ -29,7 +29,6 @@ from cpsd_lib.workbench.making import (
     load_artifact,
     load_student,
     load_teachers,
-    row_key,
     student_batches,
     target_groups,
     train_student,
@@ -95,11 +94,11 @@ def models_in(run):
 
 
 def about(run, row, seed=0):
-    return run.store.record("model", row_key(run, seed, row))["about"]
+    return run.store.record("model", run.keys(seed, row)[0])["about"]
 
 
 def epochs_of(run, name):
-    return pd.read_csv(history(run, run.keys(name, "03_teachers")[0]))["epoch"]
+    return pd.read_csv(history(run, run.keys(0, name)[0]))["epoch"]
 
 
 def same(one, other):
@@ -144,7 +143,7 @@ def test_protocol_paper_selects_on_test_and_records_it(outputs):
     everything(run)
     entry = about(run, "sd")
     assert entry["protocol"] == "paper" and entry["weights"] in ("ema", "raw") and entry["val_map"] is not None
-    assert "val_map_raw" in history(run, row_key(run, 0, "sd")).read_text()
+    assert "val_map_raw" in history(run, run.keys(0, "sd")[0]).read_text()
     with pytest.raises(MissingStage):  # an honest run does not take a model that has seen test
         load_student(small(name="paper", student__rows=["baseline", "sd"]), 0, "sd")
 
@@ -227,7 +226,7 @@ def test_another_alpha_is_another_cpsd_student_and_nothing_else(outputs, no_trai
 def test_a_model_that_is_gone_from_the_store_is_named_and_made_again_by_its_stage(outputs):
     run = small(name="harmed", student__rows=["baseline"], seed=77)
     everything(run)
-    before, key = load_student(run, 77, "baseline"), row_key(run, 77, "baseline")
+    before, key = load_student(run, 77, "baseline"), run.keys(77, "baseline")[0]
     (run.store.folder("model", key) / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=f"the model {key} is not in"):
         load_student(run, 77, "baseline")
@@ -269,7 +268,7 @@ def test_rows_added_later_train_only_what_is_missing_and_another_name_trains_not
     ]
     everything(small(name="rows"))
     for row in ("baseline", *DISTILLED):
-        assert row_key(small(name="rows"), 0, row) == row_key(small(), 0, row)
+        assert small(name="rows").keys(0, row)[0] == small().keys(0, row)[0]
 
 
 def test_every_row_starts_from_the_same_weights_and_sees_the_same_views(outputs, monkeypatch):
@@ -303,7 +302,7 @@ def test_the_teachers_of_a_branch_are_noted_by_part_in_order_and_cover_every_cla
     run = small()
     partitions, names = load_partitions(run), run.dataset.table.names
     for branch in ("whole", "co", "dis"):
-        keys = run.keys(f"seed0/teachers/{branch}", "03_teachers")
+        keys = run.keys(0, f"teachers_{branch}")
         classes = [run.store.record("model", key)["recipe"]["classes"] for key in keys]
         assert classes == [[names[c] for c in part] for part in partitions[branch].parts]
 
@@ -359,7 +358,7 @@ def test_a_students_own_seconds_are_without_its_teachers(outputs, monkeypatch):
 
 def test_an_artifact_records_what_the_model_needs_to_be_used_and_what_made_it(outputs):
     run = small()
-    record = run.store.record("model", row_key(run, 0, "cpsd"))
+    record = run.store.record("model", run.keys(0, "cpsd")[0])
     assert record["recipe"]["classes"] == run.dataset.table.names and record["about"]["preprocessing"]["size"] == 16
     assert record["about"]["architecture"]["name"] == "test_resnet" and record["about"]["protocol"] == "honest"
     assert record["recipe"]["objective"]["weights"] == {"co": 0.5, "dis": 0.5} and set(record["recipe"]["soft"]) == {
@@ -429,7 +428,7 @@ def test_describe_data_counts_every_split(outputs):
 def test_a_student_alone_is_the_baseline_where_both_are_the_same_model(outputs):
     run = small(name="student_only", student__rows=["baseline", "student_only"])
     everything(run)
-    assert row_key(run, 0, "student_only") == row_key(run, 0, "baseline")  # one recipe, one artifact
+    assert run.keys(0, "student_only")[0] == run.keys(0, "baseline")[0]  # one recipe, one artifact
     assert run.noted(["soft_targets"]) == {}
 
 
@@ -439,9 +438,9 @@ def test_the_rows_of_equal_compute_train_one_model_as_long_as_the_whole_method_t
     everything(run)
     epochs, teacher_epochs = equal_epochs(run.params.teachers, run.params.student, 2)
     assert (epochs, teacher_epochs) == (11, 8)  # 2 x 2 teachers of 2 epochs, 4/3 of targets, a student of 2
-    assert epochs_of(run, "seed0/teachers/equal_compute").max() == 8
-    assert epochs_of(run, "seed0/students/baseline_equal_compute").max() == 11
-    assert epochs_of(run, "seed0/teachers/whole").max() == 2
+    assert epochs_of(run, "teachers_equal_compute").max() == 8
+    assert epochs_of(run, "baseline_equal_compute").max() == 11
+    assert epochs_of(run, "teachers_whole").max() == 2
     assert [len(load_teachers(run, 0)[branch].experts) for branch in ("random", "equal_compute", "co")] == [2, 1, 2]
     for row in rows:
         load_student(run, 0, row)
@@ -459,7 +458,7 @@ def test_teachers_that_share_a_trunk_start_from_the_baseline_and_own_the_rest(ou
     assert {name.split(".")[1] for name in part if name.startswith("backbone")} == {"layer4"}
     assert any(not torch.equal(part[name], whole[name]) for name in part if name.startswith("backbone.layer4"))
     for branch, last in (("co", 2), ("dis", 2), ("continued", 2), ("whole", 1)):
-        assert epochs_of(run, f"seed0/teachers/{branch}").max() == last
+        assert epochs_of(run, f"teachers_{branch}").max() == last
     assert loaded["co"].experts[0].shared[0] is loaded["co"].experts[1].shared[0]  # one trunk for all
     assert loaded["co"].experts[0].shared[0] is loaded["dis"].experts[1].shared[0]
     batches = student_batches(run, 0)
@@ -488,9 +487,9 @@ def test_a_teacher_with_a_trunk_is_the_same_alone_beside_others(outputs, tmp_pat
     with pytest.raises(MissingStage):
         load_teachers(full, 0, ["co"])
     cut_labels(full)
-    before = row_key(run, 0, "baseline")
+    before = run.keys(0, "baseline")[0]
     train_teachers(full, 0)
-    assert row_key(full, 0, "baseline") == before  # the baseline is the same, and not trained again
+    assert full.keys(0, "baseline")[0] == before  # the baseline is the same, and not trained again
     assert "backbone.conv1.0.weight" in load_teachers(full, 0, ["co"])["co"].experts[0].state_dict()
 
 
@@ -525,7 +524,7 @@ def test_every_row_of_l2d_trains_and_its_teacher_may_be_another_model(outputs):
     run = small(name="l2d", model=student, teacher_model=teacher, student__rows=rows, data__size=160, data__images=100)
     everything(run)
     for row in rows:
-        losses = pd.read_csv(history(run, row_key(run, 0, row)))
+        losses = pd.read_csv(history(run, run.keys(0, row)[0]))
         named = {name for name in losses if name.startswith(("mld", "cd", "id"))}
         assert (
             named
@@ -546,10 +545,10 @@ def test_teachers_in_train_mode_depend_on_the_batch_are_never_stored_and_make_an
     train_mode = small(name="mode", student__rows=["sd"], **fault)
     with pytest.raises(MissingStage):
         load_student(train_mode, 0, "sd")
-    key, student = row_key(run, 0, "baseline"), load_student(run, 0, "sd")
+    key, student = run.keys(0, "baseline")[0], load_student(run, 0, "sd")
     everything(train_mode)
     assert not same(load_student(train_mode, 0, "sd"), student)
-    assert row_key(train_mode, 0, "baseline") == key  # their weights stay what they were
+    assert train_mode.keys(0, "baseline")[0] == key  # their weights stay what they were
     assert about(train_mode, "sd")["soft_targets"] == {}
 
 
@@ -557,11 +556,11 @@ def test_a_teacher_may_leave_its_schedule_before_the_end(outputs):
     rows = ["baseline", "baseline_equal_compute", "sd_equal_compute"]
     run = small(name="stops", student__rows=rows, train__epochs=3, teachers__stop_after=1, student__views=1)
     everything(run)
-    lines = pd.read_csv(history(run, row_key(run, 0, "baseline")))
+    lines = pd.read_csv(history(run, run.keys(0, "baseline")[0]))
     assert lines["epoch"].tolist() == [1] and lines["lr"].iloc[-1] > 1e-4  # OneCycle has not come down yet
     # The rows of equal compute are made for their own epochs, and go to the end: 2 x 2 teachers, 4/3 of targets, a student.
-    assert epochs_of(run, "seed0/teachers/equal_compute").max() == 4
-    assert epochs_of(run, "seed0/students/baseline_equal_compute").max() == round(4 + 4 / 3 + 3)
+    assert epochs_of(run, "teachers_equal_compute").max() == 4
+    assert epochs_of(run, "baseline_equal_compute").max() == round(4 + 4 / 3 + 3)
 
 
 def test_a_released_partition_can_take_the_place_of_the_cut(outputs, tmp_path):
@@ -804,13 +803,13 @@ def test_a_run_of_before_a_parameter_was_added_opens_where_that_has_its_default(
 
     without("partition", "balance")
     assert load_partitions(small(name="older"))["co"] == load_partitions(small())["co"]
-    for name in ("seed0/teachers/co", "seed0/students/sd"):
-        assert small(name="older").keys(name, "03_teachers") == small().keys(name, "03_teachers")
+    for name in ("teachers_co", "sd"):
+        assert small(name="older").keys(0, name) == small().keys(0, name)
     for other in (small(name="older", partition__balance=1.5), small(name="older", partition__k=3)):
         with pytest.raises(MissingStage, match="02_partition"):
             load_partitions(other)
         with pytest.raises(MissingStage, match="03_teachers"):
-            other.keys("seed0/teachers/co", "03_teachers")
+            other.keys(0, "teachers_co")
     without("partition", "k")  # the default, 4, was not what this run had
     with pytest.raises(MissingStage, match="02_partition"):
         load_partitions(small(name="older"))

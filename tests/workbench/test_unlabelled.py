@@ -22,7 +22,6 @@ from cpsd_lib.workbench.making import (
     StoredTargets,
     load_student,
     load_teachers,
-    row_key,
     student_batches,
     train_student,
     train_teachers,
@@ -114,7 +113,7 @@ def test_an_ensemble_has_as_many_whole_models_as_both_branches_have_teachers_and
     run = few()
     tasks = teacher_tasks(run, 0, "ensemble")
     assert [task.recipe["member"] for task in tasks] == [0, 1, 2, 3] and len({task.key for task in tasks}) == 4
-    assert tasks[0].key == row_key(run, 0, "baseline")
+    assert tasks[0].key == run.keys(0, "baseline")[0]
     (merged,) = load_teachers(run, 0, ["ensemble"]).values()
     images = torch.rand(3, 3, 16, 16)
     expected = sum(logits_of(model(images)) for model in merged.experts) / 4
@@ -203,9 +202,9 @@ def test_images_without_labels_get_those_of_the_moving_average_and_the_others_ke
 
 def test_a_student_of_pseudo_labels_starts_from_the_trained_baseline_and_pays_for_it(outputs):
     run = few()
-    assert student_task(run, 0, "cap").recipe["start"] == [row_key(run, 0, "baseline"), 0]
+    assert student_task(run, 0, "cap").recipe["start"] == [run.keys(0, "baseline")[0], 0]
     seconds = {r["row"]: r["seconds"] for r in evaluate(run)}
-    own = run.store.record("model", row_key(run, 0, "cap"))["about"]["seconds"]
+    own = run.store.record("model", run.keys(0, "cap")[0])["about"]["seconds"]
     assert seconds["cap"] == pytest.approx(seconds["baseline"] + own)
     assert "whole" in branches_of(["cap"])
 
