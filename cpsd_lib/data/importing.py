@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from collections import defaultdict
 from os.path import relpath
 from pathlib import Path
@@ -11,13 +12,12 @@ import pandas as pd
 from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 
 from cpsd_lib.data.check import frequency_lines
-from cpsd_lib.data.images.photos import put_photos, where_photos_go
 from cpsd_lib.data.readers import common
 from cpsd_lib.data.readers.coco2014 import FORM, coco_json, labels_of
 from cpsd_lib.data.readers.csv import annotations_of, column_of, read_any_table, split_names
 from cpsd_lib.data.readers.voc2007 import objects_of
 from cpsd_lib.data.table import SPLITS, UNLABELLED, check_splits, listed
-from cpsd_lib.support import counted, sha256, write_text
+from cpsd_lib.support import atomic, bar, counted, need_space, sha256, write_text
 
 WORDS = {"train": "train", "training": "train", "trainval": "train", "test": "test", "testing": "test"}
 WORDS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val") | {"test_shifted": "test_shifted"}
@@ -54,7 +54,7 @@ def import_labels(settings, dry_run=False):
     if not rows.split.any():
         rows["split"] = _drawn(settings, rows, labels, lines)
     paths = [*rows.path, *_unlabelled(settings, rows, photos, home, to, lines)]
-    base, way = where_photos_go(paths, to, settings.copy)
+    base, way = _where_photos_go(paths, to, settings.copy)
     text, table = _checked_text(rows.split, labels, paths, base, to)
     sizes = ", ".join(f"{one} {(table.split == one).sum():,}" for one in (*SPLITS, UNLABELLED) if one in table.split)
     lines += [f"{len(paths):,} photos: {sizes}; {len(table.names)} classes", *frequency_lines(table), "for example:"]
@@ -298,6 +298,18 @@ def _unlabelled(settings, rows, photos, home, to, lines):
     return more
 
 
+def _where_photos_go(paths, to, copy):
+    """Return (the folder that file names start at, "link", "copy" or "" for photos that are in `to` already)."""
+    images, base = to / "images", Path(os.path.commonpath([path.parent for path in paths]))
+    if base.is_relative_to(images) or (base == to and not os.path.lexists(images)):
+        return images if base.is_relative_to(images) else to, ""
+    copied = [(path, images / path.relative_to(base)) for path in paths if copy and not images.is_symlink()]
+    ours = copied or not os.path.lexists(images) or (not copy and images.resolve() == base.resolve())
+    if not ours or any(new.exists() and new.stat().st_size != path.stat().st_size for path, new in copied):
+        raise ValueError(f"{images} is there and is not these photos: remove it, or give another folder as --to")
+    return base, "copy" if copy else "link"
+
+
 def _checked_text(split, labels, paths, base, to):
     """Return (the text of annotations.csv, its LabelTable); ValueError where it would be read as something else."""
     files, names = [path.relative_to(base).as_posix() for path in paths], labels.columns.to_numpy(object)
@@ -327,6 +339,17 @@ def _write(to, base, way, text, paths, dry_run):
     if dry_run:
         return [f"--dry-run: not written: {path}, {done}"]
     to.mkdir(parents=True, exist_ok=True)
-    put_photos(paths, base, images, way)
+    if way == "link" and not os.path.lexists(images):
+        try:
+            images.symlink_to(base, target_is_directory=True)
+        except OSError as error:
+            raise OSError(f"no link {images} -> {base} can be made ({error}): give --copy") from None
+    if way == "copy":
+        need_space(to, sum(photo.stat().st_size for photo in paths), "copies of the photos")
+        with bar(len(paths), "copying", "photo") as progress:
+            for photo in paths:
+                with atomic(images / photo.relative_to(base)) as new:
+                    shutil.copy2(photo, new)
+                progress.update(1)
     write_text(path, text)
     return [f"written: {path}, {done}", f"next: cpsd data check csv_mobilenetv2 data.root={to}"]

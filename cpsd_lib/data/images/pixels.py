@@ -8,10 +8,13 @@ import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from functools import partial
+from itertools import chain, islice
 
 import numpy as np
 
-from cpsd_lib.data.images.decode import BadImage
+from cpsd_lib.data.images.decode import MAX_PIXELS, BadImage, decode_from
 from cpsd_lib.support import cores
 
 CHUNK = 8  # images a task: handing one over costs about a millisecond, decoding one 0.3 (170 px) to 30 ms (12 Mpx)
@@ -122,3 +125,17 @@ def _end_with_parent():
 def _work(task):
     work, chunk, arguments = task
     return work(_load, chunk, *arguments)
+
+
+def decode_batches(pictures, size, batch_size, workers=1):
+    """Yield (indices [b], pixels uint8 [b, 3, size, size], {index: reason}) of a list of pictures, in order, batch by batch.
+
+    What `decode` cannot read is in the dictionary. workers: processes, which need a script's `if __name__ == "__main__":`.
+    """
+    images = OnTheFly(partial(decode_from, pictures, size, MAX_PIXELS), len(pictures), size, workers)
+    with closing(images):
+        each = chain.from_iterable(images.in_chunks(readable, range(len(pictures))))
+        while batch := list(islice(each, batch_size)):
+            good = {index: pixels for index, pixels, reason in batch if reason is None}
+            stacked = np.array([*good.values()], np.uint8).reshape(-1, 3, size, size)
+            yield list(good), stacked, {index: reason for index, _, reason in batch if reason is not None}

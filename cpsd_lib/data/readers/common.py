@@ -16,6 +16,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from cpsd_lib.data.images.digests import file_states
 from cpsd_lib.data.table import LabelTable, listed
+from cpsd_lib.support import counted
 
 PHOTOS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2", ".avif")
 
@@ -159,6 +160,33 @@ def photos_below(root, skip=None, endings=PHOTOS):
             starts += [path for name in sorted(folders) if (path := Path(folder, name)).is_symlink()]
             paths += [Path(folder, name) for name in files if name.lower().endswith(endings) and name[0] != "."]
     return sorted(paths)
+
+
+def find_photos(names):
+    """Return (the photos that `names` stand for, each path once and as text; the number of other files in the folders).
+
+    A folder stands for all photos below it, by their extension, in alphabetical order; a .txt file for the path in each of
+    its lines, relative to the working folder or else to the file's own; any other file for itself. Hidden files are left
+    out. Raises FileNotFoundError for a name that is not there, ValueError for a folder or list without a photo.
+    """
+    photos, others = [], 0
+    for name in map(Path, names):
+        if not name.exists():
+            raise FileNotFoundError(f"there is no file or folder {name}")
+        if name.is_dir():
+            files = photos_below(name, endings="")  # of any ending
+            below = [path for path in files if path.name.lower().endswith(PHOTOS)]
+            if not below:
+                what = f"no image is in the folder {name} or below it ({counted(len(files), 'other file')})"
+                raise ValueError(f"{what}; looked for {', '.join(PHOTOS)}")
+            photos, others = photos + below, others + len(files) - len(below)
+        elif name.suffix.lower() == ".txt":
+            for line in read_names(name, "the path of a photo in each line"):
+                beside = name.parent / line
+                photos.append(beside if beside.exists() and not os.path.exists(line) else line)
+        else:
+            photos.append(name)
+    return list(dict.fromkeys(map(os.fspath, photos))), others
 
 
 def need_folder(root):
