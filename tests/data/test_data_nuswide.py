@@ -81,11 +81,11 @@ def test_missing_label_files_are_named(root):
         ("1\n0\n0\n", ["has 3 lines, expected 4", "TrainImagelist.txt"]),
         ("1\n0\n\n0\n", ["has 3 lines, expected 4"]),
         ("1\n0\n0\n0\n0\n", ["has 5 lines, expected 4"]),
-        ("", ["has 0 lines, expected 4"]),
-        ("1\n0\n2\n0\n", ["expected 0 or 1 on each line", "line 3: b'2'"]),
-        ("1\n-1\n0\n0\n", ["line 2: b'-1'"]),
-        ("1\n0 0\n0\n", ["line 2: b'0 0'"]),
-        ("1\nyes\n0\n0\n", ["line 2: b'yes'"]),
+        ("", ["is empty, expected 0 or 1 on each line"]),
+        ("1\n0\n2\n0\n", ["expected 0 or 1 on each line", "label 3: '2'"]),
+        ("1\n-1\n0\n0\n", ["label 2: '-1'"]),
+        ("1\n0 0\n0\n", ["label 2: '0 0'"]),
+        ("1\nyes\n0\n0\n", ["label 2: 'yes'"]),
     ],
 )
 def test_a_label_file_that_does_not_fit_its_list_is_refused_with_file_and_line(root, text, parts):

@@ -74,15 +74,12 @@ def _targets(folder, names, split, count):
     targets = np.zeros((count, len(names)), np.int8)
     for column, name in enumerate(names):
         path = folder / f"Labels_{name}_{WORD[split]}.txt"
-        every = [line.strip() for line in path.read_bytes().splitlines()]
-        lines = [line for line in every if line]
-        # 22 million lines in 162 files: looked at as one array, and line by line only to say where the fault is.
-        digits = np.frombuffer(b"".join(lines), np.uint8)
-        if len(digits) != len(lines) or not np.isin(digits, (48, 49)).all():
-            wrong = [f"line {n}: {line[:20]!r}" for n, line in enumerate(every, 1) if line not in (b"0", b"1")]
+        lines = common.read_names(path, "0 or 1 on each line")
+        if not {*lines} <= {"0", "1"}:  # of 22 million lines in 162 files: one by one only to say where the fault is
+            wrong = [f"label {n}: {line[:20]!r}" for n, line in enumerate(lines, 1) if line not in ("0", "1")]
             common.refuse(path, wrong, "expected 0 or 1 on each line")
         if len(lines) != count:
             expected = f"as many as {WORD[split]}Imagelist.txt names images: both must be of one download"
             raise ValueError(f"{path} has {len(lines):,} lines, expected {count:,}, {expected}")
-        targets[:, column] = digits == 49
+        targets[:, column] = [line == "1" for line in lines]
     return targets
