@@ -138,7 +138,6 @@ def test_a_wrong_short_form_is_refused_with_what_was_expected(tmp_path, change, 
 def test_where_both_forms_are_the_instances_count(tmp_path):
     root = coco(tmp_path / "coco", "both", images=False)
     write_json(root / "train_anno.json", coco_short(order=CATEGORIES))
-    write_json(root / "class_names.json", list(CATEGORIES))
     assert held(read_coco2014(root)) == expected()
 
 
@@ -149,27 +148,6 @@ def test_category_id_order_is_found_by_the_share_of_persons_when_enough_images_s
     refused(root, "class 0 is in 50% of its images", "category-id order", "instances JSON")
     write_json(root / "train_anno.json", coco_short(content=content))
     assert len(held(read_coco2014(root))["train"]) == 120
-
-
-@pytest.mark.parametrize(
-    ("names", "parts"),
-    [
-        (list(CATEGORIES), ["class_names.json says so", "category-id order"]),
-        ([*COCO_CLASSES, "background"], ["81 classes, expected exactly the 80", "'background'"]),
-        (COCO_CLASSES[:-1], ["79 classes", "not in it: zebra"]),
-        (
-            [*COCO_CLASSES[:-2], COCO_CLASSES[-1], COCO_CLASSES[-2]],
-            ["class_names.json says so", "expected alphabetical order"],
-        ),
-        ({"0": "airplane"}, ["expected a list of the 80 class names"]),
-    ],
-)
-def test_class_names_beside_the_short_form_must_be_in_alphabetical_order(tmp_path, names, parts):
-    root = coco(tmp_path / "coco", "short", images=False)
-    write_json(root / "class_names.json", COCO_CLASSES)
-    read_coco2014(root)
-    write_json(root / "class_names.json", names)
-    refused(root, *parts)
 
 
 def test_missing_folders_and_files_say_what_must_lie_where(tmp_path):

@@ -22,13 +22,12 @@ CATEGORIES = (
 COCO_CLASSES = sorted(CATEGORIES)
 FOLDERS = {"train": "train2014", "test": "val2014"}
 INSTANCES = {split: f"annotations/instances_{folder}.json" for split, folder in FOLDERS.items()}
-SHORT_NAMES = {"train": "train_anno.json", "test": "val_anno.json"}
-SHORT = {split: (name, f"annotations/{name}") for split, name in SHORT_NAMES.items()}
-SIDECARS = ("class_names.json", "annotations/class_names.json")
+SHORT = {"train": ("train_anno.json", "annotations/train_anno.json")}
+SHORT |= {"test": ("val_anno.json", "annotations/val_anno.json")}
 LISTED = {"train": 82_783, "test": 40_504}
 LABELLED = {"train": 82_081, "test": 40_137}
 # Label files and images whose sizes and times tell that the data set changed.
-WATCHED = (*INSTANCES.values(), *SHORT["train"], *SHORT["test"], *SIDECARS, "train2014/*.*", "val2014/*.*")
+WATCHED = (*INSTANCES.values(), *SHORT["train"], *SHORT["test"], "train2014/*.*", "val2014/*.*")
 
 
 def read_coco2014(root):
@@ -41,16 +40,13 @@ def read_coco2014(root):
     root = common.need_folder(root)
     splits, listed = {}, {}
     for split, folder in FOLDERS.items():
-        path = common.first_existing(root, (INSTANCES[split], *SHORT[split]))
-        if path is None:
-            expected = f"{INSTANCES[split]} or {' or '.join(SHORT[split])}"
-            other = common.how_to_import(root, "coco")
-            raise FileNotFoundError(f"{root} holds no labels of split '{split}', expected {expected} in it. {other}")
+        places, other = (INSTANCES[split], *SHORT[split]), common.how_to_import(root, "coco")
+        path = common.first_existing(root, places, f"labels of split '{split}'", other)
         if path == root / INSTANCES[split]:
             files, targets = _read_instances(path)
             listed[split] = LISTED[split]  # the short form may have left out images with no label already
         else:
-            files, targets = _read_short(path, common.first_existing(root, SIDECARS))
+            files, targets = _read_short(path)
         order = np.argsort(files)
         splits[split] = [files[index] for index in order], targets[order], root / folder
     return common.join_splits(COCO_CLASSES, splits, "coco2014", listed, LABELLED)
@@ -116,28 +112,20 @@ def labels_of(images, annotations, names):
 
 def _read_instances(path):
     """Return (file names, targets int8 [N, 80]) of all images, labelled or not."""
-    images, annotations, names = coco_json(path)
-    _check_classes(path, [*names.values()])
-    return base_names(images), labels_of(images, annotations, names)[COCO_CLASSES].to_numpy()
-
-
-def _check_classes(path, names):
+    images, annotations, categories = coco_json(path)
+    names = [*categories.values()]
     wrong = [f"unknown: {common.nearest(name, COCO_CLASSES)}" for name in names if name not in COCO_CLASSES]
     wrong += [f"not in it: {name}" for name in COCO_CLASSES if name not in names]
     expected = f"it has {len(names)} classes, expected exactly the {len(COCO_CLASSES)} of MS-COCO 2014"
     common.refuse(path, wrong, f"{expected}. {common.how_to_import(path.parents[1], 'coco')}")
+    return base_names(images), labels_of(images, annotations, categories)[COCO_CLASSES].to_numpy()
 
 
 # ---- {train,val}_anno.json -------------------------------------------------------------------------------------------
 
 
-def _read_short(path, sidecar):
-    """Return (file names, targets int8 [N, 80]) of what the short form lists; sidecar: a list of its classes, or None."""
-    if sidecar:
-        names = _load_json(sidecar, list, "a list of the 80 class names in the order of the numbers in the short form")
-        _check_classes(sidecar, names)
-        if names != COCO_CLASSES:
-            raise ValueError(_by_id(f"{sidecar} says so"))
+def _read_short(path):
+    """Return (file names, targets int8 [N, 80]) of what the short form lists."""
     records = _load_json(path, list, "the short form: a list of {file_name, labels: [class numbers]}")
     _fields(path, "image", records, "file_name", str)
     files, labels = base_names(records), _fields(path, "image", records, "labels", list)
@@ -156,15 +144,12 @@ def _read_short(path, sidecar):
     labelled = targets[targets.any(axis=1)]
     share = labelled.mean(axis=0) if len(labelled) >= 100 else np.zeros(len(COCO_CLASSES))
     if share[0] > 0.3 and share[COCO_CLASSES.index("person")] < 0.1:
-        raise ValueError(_by_id(f"{path}: class 0 is in {share[0]:.0%} of its images, as only 'person' is in COCO"))
+        raise ValueError(
+            f"{path}: class 0 is in {share[0]:.0%} of its images, as only 'person' is in COCO. Its classes are in category-id "
+            "order (person, bicycle, car, ...), expected alphabetical order (airplane, apple, backpack, ...). Write its "
+            "numbers anew, or use the instances JSON, which needs no order"
+        )
     return files, targets
-
-
-def _by_id(fact):
-    return (
-        f"{fact}. Its classes are in category-id order (person, bicycle, car, ...), expected alphabetical order (airplane, "
-        "apple, backpack, ...). Write its numbers anew, or use the instances JSON, which needs no order"
-    )
 
 
 def base_names(records):

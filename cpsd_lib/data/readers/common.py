@@ -196,11 +196,11 @@ def need_folder(root):
     return Path(root)
 
 
-def first_existing(root, choices, what=None):
-    """Return the first of root/choice that exists; FileNotFoundError names them all, or None where `what` is None."""
+def first_existing(root, choices, what, advice=""):
+    """Return the first of root/choice that exists; FileNotFoundError names them all, `what` they are and what to do."""
     path = next((root / choice for choice in choices if (root / choice).exists()), None)
-    if path is None and what is not None:
-        raise FileNotFoundError(f"{root} holds no {what}, expected {' or '.join(choices)} in it")
+    if path is None:
+        raise FileNotFoundError(f"{root} holds no {what}, expected {' or '.join(choices)} in it. {advice}".rstrip(". "))
     return path
 
 
