@@ -120,12 +120,7 @@ OPERATIONS = {
     "sharpness": (sharpness, 0, 0.9, True),
     "brightness": (lambda image, amount: blend(torch.zeros_like(image), image, amount), 0, 0.9, True),
     "posterize": (lambda image, amount: vision("posterize", image, round(amount)), 8, 4, False),  # bits that stay
-    "solarize": (
-        lambda image, amount: vision("solarize", image, amount),
-        256,
-        0,
-        False,
-    ),  # levels from there on inverted
+    "solarize": (lambda image, amount: vision("solarize", image, amount), 256, 0, False),  # inverted from there on
     "autocontrast": (autocontrast, 0, 0, False),
     "equalize": (lambda image, _: vision("equalize", image), 0, 0, False),
     "invert": (lambda image, _: vision("invert", image), 0, 0, False),
