@@ -13,7 +13,7 @@ import numpy as np
 
 from cpsd_lib.data.images import cache
 from cpsd_lib.data.images.decode import NO_FILE, decode_from
-from cpsd_lib.data.images.digests import file_digests, file_states, overlap
+from cpsd_lib.data.images.digests import file_digests, file_states
 from cpsd_lib.data.images.pixels import OnTheFly
 from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
 from cpsd_lib.data.readers.common import LabelledFiles, hints, missing_files
@@ -79,7 +79,7 @@ def open_dataset(data, cache_root):
         left_out = f"{counted(len(unreadable), 'file')} could not be read, left out"
         notes.append(f"{left_out}: {listed(name for name, _ in unreadable)}")
         incomplete.append(f"INCOMPLETE: {left_out}")
-    notes += _overlap_notes(overlap(digests, table) if digests else [], data.allow_overlap or data.kind in PUBLISHED)
+    notes += overlap_notes(digests, table, data.allow_overlap or data.kind in PUBLISHED) if digests else []
     notes += check_splits(table, needed_splits(data))
     key, skipped = digest([key, _label_key(table)]), skipped + unreadable
     caveat = "; ".join(incomplete) if data.kind in PUBLISHED else ""
@@ -197,11 +197,22 @@ def choose(source, data):
     return source, table, notes
 
 
-def _overlap_notes(pairs, allowed):
+def overlap_notes(digests, table, allowed):
+    """Return a sentence, in a list, on test files whose content a file in train, val or unlabelled has too; [] without any.
+
+    `digests` [N] are those of `file_digests`. Raises ValueError where this is not `allowed`.
+    """
+    trained = {}
+    for split in (UNLABELLED, "val", "train"):
+        trained |= {
+            digests[index]: index for index in table.indices(split)[::-1]
+        }  # of several files the first is named
+    trained.pop("", None)  # of files that cannot be read
+    tested = np.flatnonzero(np.isin(table.split, ["test", "test_shifted"]))
+    pairs = [f"{table.files[trained[digests[i]]]} = {table.files[i]}" for i in tested if digests[i] in trained]
     if not pairs:
         return []
-    shown = listed(f"{first} = {second}" for first, second in pairs)
-    text = f"{counted(len(pairs), 'image stands', 'images stand')} in training and in test under two names: {shown}"
+    text = f"{counted(len(pairs), 'image stands', 'images stand')} in training and in test under two names: {listed(pairs)}"
     if not allowed:
         raise ValueError(f"{text}; remove one of each pair, or set data.allow_overlap=true to train all the same")
     return [text]

@@ -5,8 +5,9 @@ import time
 
 import numpy as np
 
+from cpsd_lib.data.dataset import overlap_notes
 from cpsd_lib.data.images import digests as module
-from cpsd_lib.data.images.digests import file_digests, overlap
+from cpsd_lib.data.images.digests import file_digests
 from cpsd_lib.data.table import LabelTable
 
 
@@ -68,5 +69,6 @@ def test_the_same_photo_under_two_names_in_train_and_test_is_found():
     files = [f"{index}.jpg" for index in range(9)]
     digests = ["x", "x", "v", "x", "y", "v", "y", "y", ""]
     table = LabelTable(["c"], np.ones((9, 1)), files, np.array(split))
-    assert overlap(digests, table) == [("0.jpg", "3.jpg"), ("2.jpg", "5.jpg")]
-    assert overlap(["", *"bcdefgh", ""], table) == []
+    (note,) = overlap_notes(digests, table, allowed=True)
+    assert note.startswith("2 images stand") and note.endswith(": 0.jpg = 3.jpg, 2.jpg = 5.jpg")
+    assert overlap_notes(["", *"bcdefgh", ""], table, allowed=False) == []

@@ -1,4 +1,4 @@
-"""Which bytes are in a file: known again without reading, and found twice under two names."""
+"""Which bytes are in a file, known again without reading."""
 
 import contextlib
 import hashlib
@@ -8,8 +8,6 @@ import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-
-import numpy as np
 
 from cpsd_lib import support
 from cpsd_lib.support import bar, cores
@@ -68,17 +66,3 @@ def _digest(path):
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError:
         return ""
-
-
-def overlap(digests, table):
-    """Return (file in train, val or unlabelled, file in a test split) for each test file whose content a training file has too.
-
-    `digests` [N] are those of `file_digests`; a test file is paired with the first such training file, '' with none.
-    """
-    trained = {}
-    for split in ("train", "val", "unlabelled"):
-        for index in table.indices(split):
-            trained.setdefault(digests[index], index)
-    trained.pop("", None)
-    tested = sorted(np.concatenate([table.indices("test"), table.indices("test_shifted")]))
-    return [(table.files[trained[digests[i]]], table.files[i]) for i in tested if digests[i] in trained]
