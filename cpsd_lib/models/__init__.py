@@ -16,6 +16,6 @@ __getattr__, __dir__, __all__ = exports(
         "trunk": "check_split make_tail make_trunk start_from",
         "folding": "fold_models",
         "export": "timm_state write_onnx",
-        "meta": "MetaModel activation_bytes forward_flop",
+        "meta": "MetaModel activation_bytes",
     },
 )

@@ -11,15 +11,10 @@ class MetaModel:
         self.made, self.size = made, size
         self.parameters = sum(p.numel() for p in self.made.parameters())
         self.weights = sum(tensor.nbytes for tensor in self.made.state_dict().values())  # bytes, with buffers
-        self.flop = forward_flop(made, torch.empty(1, 3, size, size, device="meta"))
-
-
-def forward_flop(model, images):
-    """Return the FLOP of one forward pass of `images` in eval mode, a multiply-add being 2."""
-    # In eval mode: batch norm cannot train on one image whose last map is one pixel.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(images)
-    return counter.get_total_flops()
+        # In eval mode: batch norm cannot train on one image whose last map is one pixel.
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            made.eval()(torch.empty(1, 3, size, size, device="meta"))
+        self.flop = counter.get_total_flops()  # of a forward pass, a multiply-add being 2
 
 
 def activation_bytes(model, images, half):

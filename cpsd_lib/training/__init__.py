@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = exports(
         "learner": "Learner",
         "pseudo": "PseudoLabels",
         "loop": "Validation fit",
-        "soft_targets": "Computed view_logits",
+        "soft_targets": "computed view_logits",
     },
 )

@@ -69,13 +69,9 @@ class Batches:
         order = self.indices[permutation(self.seed, number, len(self.indices))]
         return [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps)]
 
-    def view_number(self, number):
-        """Return which view of each image an epoch shows."""
-        return number % self.stored_views if self.stored_views else number
-
     def epoch(self, number, start=0):
         """Yield the Batches of one epoch from step `start`; the next batch's images are read while this one trains."""
-        parts, view = self.order(number)[start:], self.view_number(number)
+        parts, view = self.order(number)[start:], number % self.stored_views if self.stored_views else number
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._gather, parts[0]) if parts else None
             for step, indices in enumerate(parts):
@@ -86,8 +82,6 @@ class Batches:
                 soft = self.soft(view, indices, images) if self.soft else {}
                 soft = {b: self._move(one) if torch.is_tensor(one) else one for b, one in soft.items()}
                 yield Batch(images, self._move(self.targets[indices]), indices, soft)
-        if hasattr(self.soft, "flush"):
-            self.soft.flush()
 
     def _gather(self, indices):
         return self._pinned(torch.from_numpy(self.images[np.asarray(indices)]))

@@ -15,13 +15,12 @@ class Ema:
 
     def __init__(self, model, decay, warmup):
         self.decay, self.warmup = decay, warmup
-        self.names = list(model.state_dict())
-        self._live = list(model.state_dict().values())
-        self.shadow = [tensor.detach().clone() for tensor in self._live]
-        floats = [i for i, tensor in enumerate(self._live) if tensor.is_floating_point()]
-        self._floats = [self.shadow[i] for i in floats], [self._live[i] for i in floats]
-        counts = [i for i in range(len(self._live)) if i not in set(floats)]
-        self._counts = [self.shadow[i] for i in counts], [self._live[i] for i in counts]
+        self.state = {name: live.detach().clone() for name, live in model.state_dict().items()}
+        self._floats, self._counts = ([], []), ([], [])  # the averages, and the live tensors beside them
+        for name, live in model.state_dict().items():
+            averages, lives = self._floats if live.is_floating_point() else self._counts
+            averages.append(self.state[name])
+            lives.append(live)
 
     @torch.no_grad()
     def update(self, step):
@@ -30,10 +29,6 @@ class Ema:
         torch._foreach_lerp_(*self._floats, 1 - decay)
         if self._counts[0]:
             torch._foreach_copy_(*self._counts)
-
-    def state(self):
-        """Return {name: tensor} of the average."""
-        return dict(zip(self.names, self.shadow, strict=True))
 
 
 @dataclass
@@ -69,7 +64,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": self.ema.shadow,
+            "ema": list(self.ema.state.values()),
             "sums": self.sums,
             "best": self.best,
         }
@@ -81,8 +76,8 @@ class TrainState:
         self.schedule.load_state_dict(state["schedule"])
         if state["scaler"]:  # empty where it was not needed, as on a CPU
             self.scaler.load_state_dict(state["scaler"])
-        for shadow, saved in zip(self.ema.shadow, state["ema"], strict=True):
-            shadow.copy_(saved)
+        for average, saved in zip(self.ema.state.values(), state["ema"], strict=True):
+            average.copy_(saved)
         self.sums, self.best = state["sums"], state["best"]
 
 

@@ -130,8 +130,7 @@ def _train(states, batches, training, folder, described, progress, validation, p
         except KeyboardInterrupt:
             if checkpoint and whole:  # an epoch whose end was interrupted is validated again
                 if pending:
-                    _check_losses(pending, progress, checkpoint, files)
-                    _check_weights(states, pending[-1][0], progress, checkpoint, files)
+                    _check_finite(pending, states, progress, checkpoint, files)
                 write().result()
             at = f"{progress['epoch'] * batches.steps + progress['step']:,} of {last_epoch * batches.steps:,}"
             way = "run it again and it goes on from its checkpoint" if folder else "nothing is kept without a folder"
@@ -158,9 +157,8 @@ def _train(states, batches, training, folder, described, progress, validation, p
                     due = time.perf_counter() - saved_at >= every
                 last_step = progress["step"] == batches.steps
                 if len(pending) >= look_every or due or last_step:
-                    _check_losses(pending, progress, checkpoint, files)
-                    if due or last_step:  # what is kept on disk is finite
-                        _check_weights(states, batch.indices, progress, checkpoint, files)
+                    # What is kept on disk is finite, weights too.
+                    _check_finite(pending, states if due or last_step else [], progress, checkpoint, files)
                     pending = []
                     shown.note(f"epoch {progress['epoch'] + 1}/{last_epoch}")
                 if due:
@@ -196,29 +194,28 @@ def _step(state, batch, precision, seed, step):
     return loss.detach()
 
 
-def _check_losses(pending, progress, checkpoint, files):
-    names = list(pending[0][1])
-    values = torch.stack([losses[name] for _, losses in pending for name in names]).cpu()
-    for position, finite in enumerate(torch.isfinite(values).tolist()):
-        if not finite:
-            indices, name = pending[position // len(names)][0], names[position % len(names)]
-            raise _diverged(f"the loss of {name} is {values[position].item()}", indices, progress, checkpoint, files)
-
-
-def _check_weights(states, indices, progress, checkpoint, files):
+def _check_finite(pending, states, progress, checkpoint, files):
+    """Raise Diverged for the first of the losses in `pending`, or of the weights of `states`, that is not finite."""
+    losses = [(indices, name, loss) for indices, of_batch in pending for name, loss in of_batch.items()]
+    values = torch.stack([loss for *_, loss in losses]).tolist()  # one wait for the device
+    faults = [
+        (f"the loss of {name} is {value}", indices)
+        for (indices, name, _), value in zip(losses, values, strict=True)
+        if not math.isfinite(value)
+    ]
     # A finite loss can have an infinite gradient; only the next loss would show it, after a checkpoint of NaNs.
     for state in states:
         norms = torch._foreach_norm([p.detach() for p in state.learner.model.parameters()])
         if not torch.stack(norms).isfinite().all():
-            raise _diverged(f"the weights of {state.learner.name} are not finite", indices, progress, checkpoint, files)
-
-
-def _diverged(what, indices, progress, checkpoint, files):
-    shown = ", ".join(str(files[index]) if files is not None else str(index) for index in indices)
+            faults.append((f"the weights of {state.learner.name} are not finite", pending[-1][0]))
+    if not faults:
+        return
+    what, indices = faults[0]
+    shown = ", ".join(str(index if files is None else files[index]) for index in indices)
     kept = (
         f"the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else "there was no checkpoint"
     )
-    return Diverged(
+    raise Diverged(
         f"{what} in epoch {progress['epoch'] + 1}, on the batch of {shown}; {kept}. Lower lr, or use precision=float32, "
         "and start again"
     )
@@ -248,7 +245,7 @@ def _validate(states, epoch, validation, device, precision):
     scored = []
     for state in states:
         model = state.learner.model.eval()
-        weights = {"ema": state.ema.state()} | ({"raw": model.state_dict()} if validation.raw_too else {})
+        weights = {"ema": state.ema.state} | ({"raw": model.state_dict()} if validation.raw_too else {})
         scored += [(state, kind, tensors) for kind, tensors in weights.items()]
 
     def forward(images):
@@ -276,7 +273,7 @@ def _validate(states, epoch, validation, device, precision):
 def _select(state, progress, side_by_side):
     """Put a learner's selected weights into its model; return which they are and the seconds they took."""
     model = state.learner.model
-    best = state.best or {"kind": "ema", "epoch": progress["epoch"], "score": None, "state": state.ema.state()}
+    best = state.best or {"kind": "ema", "epoch": progress["epoch"], "score": None, "state": state.ema.state}
     model.load_state_dict(best["state"])
     model.eval()
     chosen = {"weights": best["kind"], "epoch": best["epoch"], "val_map": best["score"]}

@@ -39,7 +39,7 @@ class PseudoLabels:
         if not len(self.indices):
             return
         if progress["step"] == 0:
-            model, average = states[0].learner.model.eval(), states[0].ema.state()
+            model, average = states[0].learner.model.eval(), states[0].ema.state
 
             def forward(images):
                 return logits_of(torch.func.functional_call(model, average, (images,)))

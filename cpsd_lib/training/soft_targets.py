@@ -35,21 +35,19 @@ def view_logits(teachers, batches, number, device, precision=None, desc="soft ta
     return logits_of_view
 
 
-class Computed:
-    """Soft targets computed anew for each batch, as a function for Batches: for teachers whose output depends on it.
+def computed(teachers, device, precision=None):
+    """Return a function for Batches that computes soft targets anew for each batch: what they are may depend on it.
 
-    teachers {branch: PartTeachers} on `device`; logits: False leaves the Output as it is, embeddings included.
+    teachers {branch: PartTeachers} on `device`. It returns {branch: tensor or Output}.
     """
 
-    def __init__(self, teachers, device, precision=None):
-        self.teachers, self.device, self.precision = teachers, torch.device(device), precision
-
-    def __call__(self, view, indices, images):
-        """Return {branch: tensor or Output} for images [B, 3, S, S], view `view` of the images `indices` [B]."""
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+    def soft(view, indices, images):
+        with torch.autocast(torch.device(device).type, precision, enabled=precision is not None):
             found = {}
-            for branch, merged in self.teachers.items():
+            for branch, merged in teachers.items():
                 # In train mode dropout draws, and the draw is a function of the batch.
                 torch.manual_seed(derive_seed("soft targets", branch, int(view), np.asarray(indices).tolist()))
                 found[branch] = merged.soft_targets(images)
         return found
+
+    return soft

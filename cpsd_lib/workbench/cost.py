@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from cpsd_lib.models import MetaModel, activation_bytes, forward_flop, make_tail, make_trunk
+from cpsd_lib.models import MetaModel, activation_bytes, make_tail, make_trunk
 from cpsd_lib.objectives import Supervised
 from cpsd_lib.support import counted, keep_freed_memory, memory, pick_device, pick_precision
 from cpsd_lib.training import Batches, fit
@@ -233,8 +233,8 @@ def teachers_that_fit(params, table, device, gib):
 
 def own_part(settings, num_classes, size, frozen_stages):
     """Return the part of a forward pass of ModelParams `settings` that comes after its first stages, by FLOP, 0..1."""
-    whole, images = meta_model(settings, num_classes, size), torch.empty(1, 3, size, size, device="meta")
-    return 1 - forward_flop(make_trunk(whole.made, frozen_stages), images) / whole.flop
+    whole = meta_model(settings, num_classes, size)
+    return 1 - MetaModel(make_trunk(whole.made, frozen_stages), size).flop / whole.flop
 
 
 def meta_model(settings, num_classes, size):

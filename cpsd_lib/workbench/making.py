@@ -14,7 +14,7 @@ from cpsd_lib.data import UNLABELLED
 from cpsd_lib.models import check_split, fold_models, make_tail, make_trunk, preprocessing, start_from
 from cpsd_lib.support import counted, derive_seed, need_space, pick_precision
 from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
-from cpsd_lib.training import Batches, Computed, Learner, Validation, fit, view_logits
+from cpsd_lib.training import Batches, Learner, Validation, computed, fit, view_logits
 from cpsd_lib.workbench.building import build, build_shape
 from cpsd_lib.workbench.cost import teachers_that_fit
 from cpsd_lib.workbench.engine import Group, spread
@@ -121,7 +121,7 @@ def _train_student(run, keys, *, seed, row, what):
         if in_train_mode:
             merged = {branch: TrainModeTeachers(one.experts, one.partition) for branch, one in merged.items()}
         experts = {b: one.to(run.device, memory_format=torch.channels_last) for b, one in merged.items()}
-        soft = Computed(experts, run.device, precision)
+        soft = computed(experts, run.device, precision)
     pseudo = pseudo_labels(run, seed) if ROWS[row].method == "pseudo" else None
     _train(run, seed, _chosen(run, {task.key: task}, keys), keys, what, soft, pseudo)
 

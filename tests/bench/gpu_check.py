@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cpsd_lib.models import build_model, fold_models, forward_flop
+from cpsd_lib.models import MetaModel, build_model, fold_models
 from cpsd_lib.objectives import SelfDistillation, Supervised
 from cpsd_lib.partition import Partition, random_partition
 from cpsd_lib.support import memory, pick_device, write_json
@@ -202,7 +202,7 @@ def figures(device, name, size, batch, steps, classes=80):
     """
     peak = matmul_tflops(device, 8192 if device.type == "cuda" else 512)
     images, targets = _images(2 * batch, size), _targets(2 * batch, classes)
-    flop = forward_flop(build_model(name, classes).to("meta"), torch.empty(1, 3, size, size, device="meta"))
+    flop = MetaModel(build_model(name, classes).to("meta"), size).flop
     soft = {branch: torch.randn(2 * batch, classes) for branch in ("co", "dis")}
     student = [Learner("student", _model(classes, name), SelfDistillation({"co": 0.5, "dis": 0.5}))]
     kinds = {

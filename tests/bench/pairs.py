@@ -106,7 +106,7 @@ def averaging(settings):
         return ema
 
     def by_reference(ema):
-        shadow = ema.state()
+        shadow = ema.state
         for _ in range(UPDATES):
             reference.average_tensor_by_tensor(shadow, moved, DECAY)
         return shadow
@@ -114,7 +114,7 @@ def averaging(settings):
     def by_ours(ema):
         for step in range(UPDATES):
             ema.update(step + 1)
-        return ema.state()
+        return ema.state
 
     return Pair(
         name=f"EMA of {settings.averaged}",

@@ -36,7 +36,7 @@ def test_a_resumed_training_that_differs_is_found(monkeypatch):
 
     def forgets(state, saved):
         original(state, saved)
-        state.ema.shadow[-1].add_(1)
+        list(state.ema.state.values())[-1].add_(1)
 
     monkeypatch.setattr(learner.TrainState, "load", forgets)
     with pytest.raises(AssertionError, match="largest difference"):

@@ -9,7 +9,7 @@ from cpsd_lib.models.classifier import build_model
 from cpsd_lib.partition import Partition
 from cpsd_lib.teachers import Output, PartTeachers, TrainModeTeachers, logits_of
 from cpsd_lib.training.batches import Batches
-from cpsd_lib.training.soft_targets import Computed, view_logits
+from cpsd_lib.training.soft_targets import computed, view_logits
 
 PARTS = Partition([[0, 2], [1]], 3)
 
@@ -58,19 +58,19 @@ def test_logits_beyond_half_precision_end_at_its_edge_and_nan_stops():
 
 
 def test_teachers_in_train_mode_depend_on_the_batch_and_not_on_what_was_drawn_before():
-    computed = Computed({"co": teachers(0, TrainModeTeachers, drop_rate=0.5)}, "cpu")
+    soft = computed({"co": teachers(0, TrainModeTeachers, drop_rate=0.5)}, "cpu")
     images, found = torch.rand(8, 3, 32, 32), []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(computed(0, np.arange(8), images)["co"])
+        found.append(soft(0, np.arange(8), images)["co"])
     assert torch.equal(*found)
-    half = computed(0, np.arange(4), images[:4])["co"]
+    half = soft(0, np.arange(4), images[:4])["co"]
     assert not torch.allclose(half, found[0][:4], atol=1e-3)
 
 
 def test_embeddings_and_logits_come_from_one_forward_pass():
     experts, images, passes = teachers(head="ml_decoder", head_width=16), torch.rand(4, 3, 32, 32), []
     experts.experts[0].register_forward_hook(lambda *_: passes.append(1))
-    found = Computed({"co": experts}, "cpu")(0, np.arange(4), images)["co"]
+    found = computed({"co": experts}, "cpu")(0, np.arange(4), images)["co"]
     assert len(passes) == 1 and isinstance(found, Output) and found.label_embeddings.shape[:2] == (4, 3)
     assert torch.equal(found.logits, logits_of(experts.soft_targets(images)))

@@ -318,9 +318,9 @@ def test_the_ema_equals_a_naive_loop_buffers_and_counters_too():
             for name, live in model.state_dict().items():
                 moved = decay * naive[name] + (1 - decay) * live if live.is_floating_point() else live
                 naive[name] = moved.clone()
-        for name, tensor in ema.state().items():
+        for name, tensor in ema.state.items():
             torch.testing.assert_close(tensor, naive[name])
-        assert ema.state()["norm.num_batches_tracked"] == 11
+        assert ema.state["norm.num_batches_tracked"] == 11
 
 
 @pytest.mark.parametrize("warmup", [False, True])
@@ -491,7 +491,7 @@ def test_validation_keeps_the_best_epochs_ema_and_records_its_score(images, targ
     validate = loop._validate
 
     def remember(tracks, epoch, *arguments):
-        states.append({name: tensor.clone() for name, tensor in tracks[0].ema.state().items()})
+        states.append({name: tensor.clone() for name, tensor in tracks[0].ema.state.items()})
         return validate(tracks, epoch, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
