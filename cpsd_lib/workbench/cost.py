@@ -286,14 +286,13 @@ def _parts(settings, num_classes):
 # ---- on this machine -------------------------------------------------------------------------------------------------
 
 
-def measured_speed(params, cost, threads=None, seconds=2.0):
+def measured_speed(params, cost, seconds=2.0):
     """Return the FLOP a second of this machine while the student of Params trains on one batch of random images.
 
-    threads: of torch on a CPU; None: as they are. Takes about `seconds`, or one step where that is longer. Raises
-    RuntimeError where a step does not fit into memory.
+    Takes about `seconds`, or one step where that is longer. Raises RuntimeError where a step does not fit into memory.
     """
     keep_freed_memory()
-    training, before, device = params.student, torch.get_num_threads(), pick_device(params.device)
+    training, device = params.student, pick_device(params.device)
     # A batch of large models is minutes of a CPU's work, and two of its images are as fast.
     most = int(5e10 / cost.student.flop) if device.type == "cpu" else cost.student_batch
     batch, size, draw = max(2, min(most, cost.student_batch)), params.data.size, np.random.default_rng(params.seed)
@@ -307,15 +306,11 @@ def measured_speed(params, cost, threads=None, seconds=2.0):
         fit(model, batches, settings, objective=Supervised(asl=training.asl), desc="measuring the speed")
         return time.perf_counter() - began
 
-    try:
-        torch.set_num_threads(threads or before)
-        with torch.random.fork_rng():
-            model = build_shape(params.model, cost.num_classes)
-            first = seconds_of_steps(1)  # it is not like the others
-            steps = max(2, round(seconds / first))
-            return 3 * cost.student.flop * batch * (1 / first if first > seconds else steps / seconds_of_steps(steps))
-    finally:
-        torch.set_num_threads(before)
+    with torch.random.fork_rng():
+        model = build_shape(params.model, cost.num_classes)
+        first = seconds_of_steps(1)  # it is not like the others
+        steps = max(2, round(seconds / first))
+        return 3 * cost.student.flop * batch * (1 / first if first > seconds else steps / seconds_of_steps(steps))
 
 
 # ---- in words --------------------------------------------------------------------------------------------------------

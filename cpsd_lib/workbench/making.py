@@ -28,7 +28,7 @@ from cpsd_lib.workbench.recipes import (
     teacher_tasks,
 )
 from cpsd_lib.workbench.rows import ROWS, branches_matched, branches_of, trained_together, views_of
-from cpsd_lib.workbench.run import load_partitions, student_indices
+from cpsd_lib.workbench.run import MissingStage, load_partitions, student_indices
 from cpsd_lib.workbench.store import key_of
 
 # ---- makers ----------------------------------------------------------------------------------------------------------
@@ -297,13 +297,13 @@ class StoredTargets:
 
 
 def load_artifact(store, key):
-    """Return the trained model of an artifact, in eval mode, with `.class_names`; FileNotFoundError where it is not there.
+    """Return the trained model of an artifact, in eval mode, with `.class_names`; MissingStage where it is not there.
 
     Neither the data set, nor a network, nor the file of weights it started from is needed.
     """
     record = store.record("model", key)
     if record is None:
-        raise FileNotFoundError(f"the model {key} is not in {store.root}; run the stage that makes it again")
+        raise MissingStage(f"the model {key} is not in {store.root}; run the stage that makes it again")
     recipe, state = record["recipe"], load_file(store.folder("model", key) / "model.safetensors")
     settings = ModelParams.model_construct(**record["about"]["architecture"])
     model = build_shape(settings, len(recipe["classes"]), state.get("head.label_vectors"))

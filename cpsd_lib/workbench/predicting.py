@@ -1,5 +1,6 @@
 """Photos -> labels: `cpsd predict`, whose CSV grows block by block and is gone on with after a stop."""
 
+import csv
 import os
 import sys
 import time
@@ -119,14 +120,12 @@ def _begin(path, made_by, resume):
         raise ParameterError(f"{what}; give --csv another name")
     with open(path, "r+b") as file:
         file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))  # a stop may have cut off the last
-    form = {"header": None, "dtype": object, "keep_default_na": False, "encoding_errors": "surrogateescape"}
     try:
-        table = pd.read_csv(path, **form)
-    except pd.errors.EmptyDataError:
-        return set()
-    except pd.errors.ParserError as error:
-        raise ValueError(f"{path} is damaged ({error}); begin another") from None
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            lines = list(csv.reader(file))
+    except csv.Error:  # a quotation mark too many makes a field of the whole rest
+        lines = [[]]
     columns = ["file_name", "labels", *(f"p_{name}" for name in made_by["class_names"])]
-    if table.iloc[0].tolist() != columns or (table.iloc[:, -1] == "").any():
+    if lines and (lines[0] != columns or not all(len(line) == len(columns) and line[-1] for line in lines)):
         raise ValueError(f"{path} is damaged, or not this model's; begin another")
-    return set(table[0][1:])
+    return {line[0] for line in lines[1:]}

@@ -13,7 +13,7 @@ def no_figure(params):
     """Return in a sentence why `published` has nothing for a model of the paper; None where it has, or for others."""
     kind, name, size = params.data.kind, params.evaluation.released or params.model.name, params.data.size
     of_model = _FIGURES[(_FIGURES["model"] == name) & (_FIGURES["labelled"] == 1)]
-    if published(params) or of_model.empty:
+    if len(published(params)) or of_model.empty:
         return None
     text = f"the paper has no figure of {name} on {kind}"
     sizes = of_model.loc[of_model["data"] == kind, "pixels"].unique()
@@ -34,7 +34,7 @@ def _unlike_the_paper(params):
 
 
 def published(params):
-    """Return {row: {"mAP": ..., "CF1": ...}} of the paper for this data set as a whole, model, size, k and alpha; else {}.
+    """Return the paper's figures for this data set as a whole, model, size, k and alpha, a line a row; none for others.
 
     A released checkpoint (params.evaluation.released) is the paper's student, so its row is "released".
     """
@@ -42,6 +42,5 @@ def published(params):
     setting = [data.kind, name, data.size, data.labelled or 1]
     found = _FIGURES[(_FIGURES[_SETTING] == setting).all(axis=1)].drop(columns=_SETTING).set_index("row")
     if found.empty or (data.limit is not None if data.labelled else _unlike_the_paper(params)):  # CAP cuts nothing
-        return {}
-    rows = {row: figures.dropna().to_dict() for row, figures in found.iterrows()}
-    return {"released": rows["cpsd"]} if params.evaluation.released else rows
+        return found.iloc[:0]
+    return found.loc[["cpsd"]].rename({"cpsd": "released"}) if params.evaluation.released else found

@@ -26,8 +26,8 @@ from cpsd_lib.viz import plots
 from cpsd_lib.workbench.forms import Scored, read_form
 from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.published import published
-from cpsd_lib.workbench.rows import FROM_MODEL, TITLES, baseline_of, branches_of, branches_trained
-from cpsd_lib.workbench.run import MissingStage, held_out_indices, left_by
+from cpsd_lib.workbench.rows import FROM_MODEL, TITLES, baseline_of, branches_trained
+from cpsd_lib.workbench.run import held_out_indices, left_by
 
 SPLITS = ("test", "test_shifted")
 
@@ -39,8 +39,8 @@ def evaluate(run):
     Writes scores/*.npy (logits [n, C] float32; the targets beside them, so that a reader needs no data set), metrics.json,
     per_class.csv; returns metrics.json's list of records. What was scored of these very models already is not scored again.
     """
-    folder, released = run.folder / "evaluation", run.params.evaluation.released is not None
-    records, per_class, made_of = [], [], _made_of(run)
+    folder, table, made_of = run.folder / "evaluation", run.dataset.table, _made_of(run)
+    released, records, per_class = run.params.evaluation.released is not None, [], []
     if (folder / "metrics.json").exists() and (folder / "per_class.csv").exists():
         there = read_form(folder / "metrics.json", list[Scored])
         files = [score_path(run, one["seed"], one["row"], one["split"]) for one in there]
@@ -49,28 +49,24 @@ def evaluate(run):
     for path in (folder / "metrics.json", *folder.glob("scores/*.npy")):
         path.unlink(missing_ok=True)  # of other models
     for seed in run.params.seed_list()[: 1 if released else None]:
-        if released:
-            models = [("released", _on_device(run, load_checkpoint(run.params, run.dataset.table.names)), None)]
-        else:
-            models = list(_models(run, seed))
-        held_out = None if released else held_out_indices(run, seed)
-        if held_out is not None:  # to tune thresholds on, never scored
-            for (name, *_), logits in zip(models, _logits(run, models, held_out), strict=True):
-                _save(score_path(run, seed, name, "held_out"), logits)
-            _save(score_path(run, seed, "targets", "held_out"), run.dataset.table.targets[held_out])
-        for split in SPLITS:
-            indices = run.dataset.table.indices(split)
-            scored = zip(models, _logits(run, models, indices), strict=True) if len(indices) else ()
-            if len(indices):
-                _save(score_path(run, seed, "targets", split), run.dataset.table.targets[indices])
-            for (name, _, seconds), logits in scored:
+        models, held_out = list(_models(run, seed)), None if released else held_out_indices(run, seed)
+        indices_of = {split: table.indices(split) for split in SPLITS}
+        # To tune thresholds on, never scored.
+        indices_of |= {} if held_out is None else {"held_out": held_out}
+        for split, indices in indices_of.items():
+            if not len(indices):
+                continue
+            targets = table.targets[indices]
+            _save(score_path(run, seed, "targets", split), targets)
+            for (name, _, seconds), logits in zip(models, _logits(run, models, indices), strict=True):
                 _save(score_path(run, seed, name, split), logits)
-                record, ap = score(logits, run.dataset.table.targets[indices], run.params.evaluation.threshold)
-                about = {"row": name, "seed": seed, "split": split}
-                of_model = {"seconds": seconds, "protocol": run.params.protocol, "made_of": made_of}
-                of_model["model"] = None if released else digest(run.keys(seed, name))
-                records.append(about | record | of_model)
-                per_class.append(pd.DataFrame(about | {"class": run.dataset.table.names, "ap": 100 * ap}))
+                if split in SPLITS:
+                    record, ap = score(logits, targets, run.params.evaluation.threshold)
+                    about = {"row": name, "seed": seed, "split": split}
+                    of_model = {"seconds": seconds, "protocol": run.params.protocol, "made_of": made_of}
+                    of_model["model"] = None if released else digest(run.keys(seed, name))
+                    records.append(about | record | of_model)
+                    per_class.append(pd.DataFrame(about | {"class": table.names, "ap": 100 * ap}))
     # A split without a positive has no mAP: null, which JSON has, and NaN it has not.
     records = [{name: None if value != value else value for name, value in record.items()} for record in records]
     write_json(folder / "metrics.json", records)
@@ -110,45 +106,36 @@ def load_checkpoint(params, names):
 
 
 def _models(run, seed):
-    """Yield (row name, images -> logits, seconds of training this row needs from scratch) of one seed."""
-    branches = branches_of(run.params.student.rows)
-    about = {b: [_about(run, key) for key in run.keys(seed, f"teachers_{b}")] for b in branches}
-    seconds_of = {branch: sum(one["seconds"] for one in records) for branch, records in about.items()}
-    starts = run.params.teachers.start, run.params.student.start
+    """Yield (row name, model, seconds of training this row needs from scratch) of one seed."""
+    if run.params.evaluation.released:
+        yield "released", load_checkpoint(run.params, run.dataset.table.names), None
+        return
+    teachers, starts = load_teachers(run, seed), (run.params.teachers.start, run.params.student.start)
+
+    def about(name):
+        return [run.store.record("model", key)["about"] for key in run.keys(seed, name)]
+
+    seconds_of = {branch: sum(one["seconds"] for one in about(f"teachers_{branch}")) for branch in teachers}
     for row in run.params.student.rows:
-        record = _about(run, run.keys(seed, row)[0])
-        seconds = sum(seconds_of[branch] for branch in branches_trained([row], *starts))
+        student, seconds = load_student(run, seed, row), sum(seconds_of[b] for b in branches_trained([row], *starts))
         if row != "baseline":  # which is a teacher itself
+            (record,) = about(row)
             seconds += record["soft_target_seconds"] + record["seconds"]
-        yield row, _on_device(run, load_student(run, seed, row)), seconds
-    for branch, merged in load_teachers(run, seed).items():
+        yield row, student, seconds
+    for branch, merged in teachers.items():
         if branch != "whole" or run.params.teacher_model:  # else it is the baseline, scored above
             later = starts[0] == "baseline" and branch not in FROM_MODEL
-            seconds = seconds_of[branch] + (seconds_of["whole"] if later else 0.0)
-            yield f"teachers_{branch}", _on_device(run, merged), seconds
-
-
-def _about(run, key):
-    record = run.store.record("model", key)
-    if record is None:
-        raise MissingStage(
-            f"the model {key} of this run is not in {run.store.root}; run 03_teachers and 04_student again"
-        )
-    return record["about"]
-
-
-def _on_device(run, model):
-    model.to(run.device).eval()
-    return lambda images: logits_of(model(images))
+            yield f"teachers_{branch}", merged, seconds_of[branch] + (seconds_of["whole"] if later else 0.0)
 
 
 def _logits(run, models, indices):
     """Return the logits [n, C] of each of `models`, as _models yields them, on the same images, which are read once for all."""
     precision, size = pick_precision(run.params.student.precision, run.device), run.params.evaluation.batch_size
+    models = [model.to(run.device).eval() for _, model, _ in models]
 
     def forward(images):
         shown.update(len(images))
-        return torch.cat([model(images).float() for _, model, _ in models], 1)
+        return torch.cat([logits_of(model(images)).float() for model in models], 1)
 
     with bar(len(indices), f"scoring {counted(len(models), 'model')}", "img") as shown:
         logits = predict_logits(forward, run.dataset.need_images(), indices, run.device, size, precision)
@@ -251,26 +238,24 @@ def against_paper(records, params):
 
     records: DataFrame of evaluate's records; ours is the mean over seeds on test.
     """
-    ours = records[records["split"] == "test"].groupby("row").mean(numeric_only=True)
-    lines = [
-        {"row": TITLES[row], "figure": name, "ours": ours.loc[row, name], "paper": figure}
-        for row, figures in published(params).items()
-        if row in ours.index
-        for name, figure in figures.items()
-    ]
-    if not lines:
-        return None
-    table = pd.DataFrame(lines).set_index(["row", "figure"])
-    return table.assign(difference=table["ours"] - table["paper"])
+    paper = published(params).T.unstack().dropna().rename("paper").rename_axis(["row", "figure"])
+    ours = records[records["split"] == "test"].groupby("row").mean(numeric_only=True).T.unstack().rename("ours")
+    table = paper.to_frame().join(ours.rename_axis(["row", "figure"]), how="inner")[["ours", "paper"]]
+    return None if table.empty else table.rename(TITLES, level="row").eval("difference = ours - paper")
 
 
 def table_text(table):
     """Return the component table as aligned text for a terminal."""
     forms = dict.fromkeys(("mAP", "spread", "gain spread", "CF1", "OF1"), ".1f") | {"gain": "+z.1f", "seconds": ",.0f"}
-    texts = {  # z: no -0.0
+    return as_text(table, forms).rename_axis(None).to_string()  # z: no -0.0
+
+
+def as_text(table, forms):
+    """Return a DataFrame with its columns in `forms` {name: format} as text, "-" for what is not known."""
+    texts = {
         name: ["-" if pd.isna(value) else format(value, form) for value in table[name]] for name, form in forms.items()
     }
-    return table.assign(**texts).rename_axis(None).to_string()
+    return table.assign(**texts)
 
 
 def gain_intervals(run, row, against, split="test", resamples=1000):

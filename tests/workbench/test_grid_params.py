@@ -216,7 +216,9 @@ def test_the_papers_table_has_a_plan_and_a_cost_of_each_of_its_models(outputs, p
     assert len({card(job.cost) for job in jobs}) == 5
     for job in jobs:
         assert (job.params.data.size, job.params.partition.k, job.cost.num_classes) == (448, 5, 80)
-        assert list(published(job.params)) == job.params.student.rows == ["baseline", "sd", "cgpd", "dgpd", "cpsd"]
+        assert (
+            list(published(job.params).index) == job.params.student.rows == ["baseline", "sd", "cgpd", "dgpd", "cpsd"]
+        )
         assert "11 models" in card(job.cost)  # a teacher over all classes, and 5 of parts in each branch
 
 

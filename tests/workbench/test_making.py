@@ -228,7 +228,7 @@ def test_a_model_that_is_gone_from_the_store_is_named_and_made_again_by_its_stag
     everything(run)
     before, key = load_student(run, 77, "baseline"), run.keys(77, "baseline")[0]
     (run.store.folder("model", key) / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=f"the model {key} is not in"):
+    with pytest.raises(MissingStage, match=f"the model {key} is not in"):
         load_student(run, 77, "baseline")
     train_teachers(run, 77)
     assert same(load_student(run, 77, "baseline"), before)

@@ -265,7 +265,8 @@ def test_every_row_has_a_colour_of_its_own_figures():
 
 def test_figures_of_few_labels_stand_beside_those_of_cap_and_not_beside_the_papers():
     few = load_params("coco_resnet50_few", {"data.labelled": 0.1}, paths=False)
-    assert published(few) == {"baseline": {"mAP": 63.5}, "cap": {"mAP": 65.2}}
+    assert published(few)["mAP"].to_dict() == {"baseline": 63.5, "cap": 65.2}
     of_paper = load_params("coco_resnet101", {}, paths=False)
-    assert published(of_paper) and not published(load_params("coco_resnet101", {"data.labelled": 0.1}, paths=False))
+    assert len(published(of_paper))
+    assert published(load_params("coco_resnet101", {"data.labelled": 0.1}, paths=False)).empty
     assert "data.labelled = 0.1" in no_figure(load_params("coco_resnet101", {"data.labelled": 0.1}, paths=False))

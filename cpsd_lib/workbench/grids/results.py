@@ -10,7 +10,7 @@ from cpsd_lib.viz import plots
 from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.rows import TITLES
 from cpsd_lib.workbench.run import Run
-from cpsd_lib.workbench.scoring import load_records
+from cpsd_lib.workbench.scoring import as_text, load_records
 from cpsd_lib.workbench.yaml_files import outputs_root, read_yaml
 
 SCORES = ("mAP", "CF1", "OF1", "seconds")
@@ -33,7 +33,7 @@ def collect(jobs):
         records = load_records(run)
         lines = pd.DataFrame(values, records.index).join(records[["row", "split", "seed", *SCORES]])
         lines["commit"] = read_json(run.folder / "manifest.json")["stages"]["05_evaluation"]["commit"]
-        paper = pd.DataFrame(published(job.params), SCORES[:3], dtype=float).T.reindex(lines["row"]).to_numpy()
+        paper = published(job.params).reindex(lines["row"], columns=SCORES[:3]).to_numpy()
         lines[list(PAPER)] = np.where(lines[["split"]] == "test", paper, np.nan)
         found.append(lines)
     frame = pd.concat(found, ignore_index=True) if found else None
@@ -79,12 +79,10 @@ def table(frame, keys):
     The published figures that `frame` has come last.
     """
     grouped = frame.groupby([*keys, "row"], sort=False, dropna=False)
-    paper = [name for name in PAPER if name in frame and frame[name].notna().any()]
-    found = grouped[[*SCORES, *paper]].mean()
+    found = grouped[[*SCORES, *(name for name in PAPER if name in frame and frame[name].notna().any())]].mean()
     found.insert(1, "s.d.", grouped["mAP"].std())
-    forms = dict.fromkeys(found, ".2f") | dict.fromkeys(PAPER, ".1f") | {"seconds": ",.0f"}
-    for name in found:
-        found[name] = ["-" if np.isnan(value) else format(value, forms[name]) for value in found[name].astype(float)]
+    forms = dict.fromkeys(found, ".2f") | {"seconds": ",.0f"} | {name: ".1f" for name in PAPER if name in found}
+    found = as_text(found.astype(float), forms)
     found.insert(list(found).index("seconds") + 1, "seeds", grouped["seed"].nunique())
     return found.reset_index().replace({"row": TITLES})
 
