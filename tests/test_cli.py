@@ -9,7 +9,7 @@ from PIL import Image
 
 from cpsd_lib import cli, workbench
 from cpsd_lib.support import write_json
-from cpsd_lib.workbench import overview
+from cpsd_lib.workbench import preflight
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.rows import ROWS
 from cpsd_lib.workbench.yaml_files import repo_root
@@ -245,11 +245,11 @@ def test_runs_files_grids_and_rows_are_listed_a_line_each(outputs, capsys):
 
 
 def test_a_dry_run_says_what_would_be_done_why_and_how_long_and_leaves_nothing(outputs, capsys, monkeypatch):
-    monkeypatch.setattr(overview, "measured_speed", lambda *_: 1e9)
+    monkeypatch.setattr(preflight, "measured_speed", lambda *_, **__: 1e9)
     assert cli.main(["run", "tiny", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "[1/7] 01_data         to do" and not outputs.exists()
-    assert re.fullmatch(r"\[3/7] 03_teachers     to do; about \d+ min for all its models", lines[2])
+    assert re.fullmatch(r"\[3/7] 03_teachers     to do; 9 models, about \d+ min", lines[2])
     done = {"finished": "yesterday", "fingerprint": {"params": "of others"}, "outputs": {}, "keys": {}}
     write_json(outputs / "tiny" / "manifest.json", {"stages": {"01_data": done}})
     assert cli.main(["run", "tiny", "--dry-run"]) == 0

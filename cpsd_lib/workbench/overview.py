@@ -6,12 +6,11 @@ from itertools import takewhile
 from typing import Literal, get_args, get_origin
 
 from cpsd_lib.support import counted
-from cpsd_lib.workbench.cost import estimate, measured_speed, spoken_time
 from cpsd_lib.workbench.forms import Scored, read_form
 from cpsd_lib.workbench.loading import SECTIONS, resolve
 from cpsd_lib.workbench.params import Params
-from cpsd_lib.workbench.pipeline import read_manifest, stages_left, stages_of
-from cpsd_lib.workbench.preflight import check_run, images_of
+from cpsd_lib.workbench.pipeline import MADE, read_manifest, stages_left, stages_of
+from cpsd_lib.workbench.preflight import check_run, models_to_train
 from cpsd_lib.workbench.rows import ROWS, TITLES
 from cpsd_lib.workbench.yaml_files import flow_text, outputs_root, repo_root
 
@@ -86,19 +85,15 @@ def meanings(kind):
 def plan(params):
     """Return which stages `cpsd run` would do, why, and about how long; ParameterError for what would not start."""
     left, names = stages_left(params), stages_of(params)
-    entries, seconds, lines = read_manifest(outputs_root() / params.name)["stages"], {}, []
+    entries, models, lines = read_manifest(outputs_root() / params.name)["stages"], {}, []
     if left:
         check_run(params)
-    if left.keys() & {"03_teachers", "04_student"}:
-        there = images_of(params.data)
-        cost = estimate(params, there.classes, there.train, there.test, unlabelled=there.unlabelled)
-        speed, work = measured_speed(params, cost) / 1e18, cost.stages
-        seconds["03_teachers"] = work["teachers"] / speed
-        seconds["04_student"] = (work["soft targets"] + work["students"]) / speed
+    if left.keys() & MADE.keys():
+        models = models_to_train(params)
     for number, name in enumerate(names, 1):
         text = f"done on {entries[name]['finished']}" if name not in left else ""
         if name in left:
             text = f"again, {left[name]}" if left[name] else "to do"
-            text += f"; {spoken_time(seconds[name])} for all its models" if name in seconds else ""
+            text += f"; {models[name]}" if name in models else ""
         lines.append(f"[{number}/{len(names)}] {name:<15} {text}")
-    return [*lines, "A model that the store has is not trained again."] if seconds else lines
+    return [*lines, "A model that the store has is not trained again."] if models else lines

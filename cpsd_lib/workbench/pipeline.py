@@ -19,10 +19,10 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from cpsd_lib.data import signature
-from cpsd_lib.support import TERMINAL_VARIABLE, digest, memory, read_json, sha256, write_json
+from cpsd_lib.support import TERMINAL_VARIABLE, digest, memory, pick_device, read_json, sha256, write_json
 from cpsd_lib.workbench.engine import connected
 from cpsd_lib.workbench.loading import MODELS, load_params
-from cpsd_lib.workbench.preflight import check_run, remarks
+from cpsd_lib.workbench.preflight import check_run, models_to_train, remarks
 from cpsd_lib.workbench.run import Run, save_params
 from cpsd_lib.workbench.store import environment
 from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, outputs_root, repo_root
@@ -70,7 +70,7 @@ def run_stages(source, overrides=None):
     params = load_params(source, overrides)
     if repo_root() != Path(__file__).resolve().parents[2]:  # another than the one this library lies in
         print(f"project: {repo_root()}", flush=True)
-    left, names = stages_left(params), stages_of(params)
+    left, names, models = stages_left(params), stages_of(params), None
     if left:  # one that is refused leaves no folder, and an old one as it was
         check_run(params)
         print("".join(f"{line}\n" for line in remarks(params, next(iter(left)))), end="", flush=True)
@@ -82,7 +82,10 @@ def run_stages(source, overrides=None):
                 entry = manifest["stages"][name]
                 print(f"{name}: done ({entry['seconds']:.0f} s on {entry['finished']})")
                 continue
-            print(f"[{names.index(name) + 1}/{len(names)}] {name} ...{f' again: {why}' if why else ''}", flush=True)
+            if name in MADE and models is None:  # not on a GPU, of whose memory a part would stay with this process
+                models = models_to_train(params, 0.5) if pick_device(params.device).type == "cpu" else {}
+            about = "; ".join(filter(None, [why and f"again: {why}", name in MADE and models.get(name)]))
+            print(f"[{names.index(name) + 1}/{len(names)}] {name} ... {about}".rstrip(), flush=True)
             save_params(opened)  # what is executed reads them
             if manifest["stages"].pop(name, None):
                 write_json(path, manifest)

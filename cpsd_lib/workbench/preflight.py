@@ -6,7 +6,7 @@ from cpsd_lib.data import PUBLISHED, UNLABELLED, choose, count_images, read_sour
 from cpsd_lib.models import check_split
 from cpsd_lib.support import counted, memory, memory_gib, pick_device
 from cpsd_lib.workbench.building import build
-from cpsd_lib.workbench.cost import estimate
+from cpsd_lib.workbench.cost import estimate, measured_speed, spoken_time
 from cpsd_lib.workbench.loading import MODELS, check_count, data_on_disk
 from cpsd_lib.workbench.rows import ROWS
 from cpsd_lib.workbench.run import check_cut, released_partitions
@@ -103,6 +103,26 @@ def remarks(params, stage):
             "`cpsd cost` says what helps"
         )
     return sentences
+
+
+def models_to_train(params, seconds=2.0):
+    """Return {stage: how many models it trains, and how long they take here} for 03 and 04, in words, were the store empty.
+
+    Trains for about `seconds` to find out; {} where a training step does not run, which that stage will say itself.
+    """
+    there = images_of(params.data)
+    cost = estimate(params, there.classes, there.train, there.test, unlabelled=there.unlabelled)
+    try:
+        speed, work = measured_speed(params, cost, seconds=seconds) / 1e18, cost.stages
+    except RuntimeError:
+        return {}
+    stages = {"03_teachers": (cost.teachers, work["teachers"])}
+    stages["04_student"] = (cost.students, work["soft targets"] + work["students"])
+    return {
+        name: f"{counted(params.seeds * models, 'model')}, {spoken_time(eflop / speed)}"
+        for name, (models, eflop) in stages.items()
+        if models
+    }
 
 
 def images_of(data):

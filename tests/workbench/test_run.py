@@ -58,6 +58,7 @@ class Stand:
     def __init__(self, monkeypatch):
         self.stages, self.before = [], {}
         monkeypatch.setattr(pipeline.papermill, "execute_notebook", self)
+        monkeypatch.setattr(pipeline, "models_to_train", lambda *_: {"03_teachers": "9 models, about 5 min"})
 
     def __call__(self, notebook, out, parameters, **_):
         stage = Path(notebook).stem
@@ -155,7 +156,7 @@ def test_every_stage_leaves_at_least_one_file_in_the_manifest(root, stand):
 
 def test_each_stage_is_announced_with_its_number_and_why_it_is_done_again(root, stand, capsys):
     stand.run()
-    assert "[3/7] 03_teachers ...\n" in capsys.readouterr().out
+    assert "[3/7] 03_teachers ... 9 models, about 5 min\n" in capsys.readouterr().out
     stand.run(student__alpha=0.3)
     said = capsys.readouterr().out
     assert "[4/7] 04_student ... again: its parameters changed\n" in said and "[3/7]" not in said
