@@ -133,7 +133,10 @@ def map_kinds(model, size):
 
 def _by_class(model, images, classes, map_of):
     """Return the maps [B, K, h, w] of map_of(expert, images, its column), each class from who knows it, or their mean."""
-    _check_images(images)
+    if not (torch.is_tensor(images) and images.is_floating_point()):
+        raise ValueError("images must be a float tensor in [0, 1]; make one with cpsd_lib.data.test_view")
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or not len(images):
+        raise ValueError(f"images must be [B, 3, S, S], not {list(images.shape)}")
     experts = {}
     for expert, part in _experts(model):
         for column, c in enumerate(part):
@@ -151,13 +154,6 @@ def _by_class(model, images, classes, map_of):
     return torch.stack(maps, 1)
 
 
-def _check_images(images):
-    if not (torch.is_tensor(images) and images.is_floating_point()):
-        raise ValueError("images must be a float tensor in [0, 1]; make one with cpsd_lib.data.test_view")
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or not len(images):
-        raise ValueError(f"images must be [B, 3, S, S], not {list(images.shape)}")
-
-
 def _experts(model):
     if isinstance(model, PartTeachers):
         return list(zip(model.experts, model.partition.parts, strict=True))
@@ -172,7 +168,7 @@ def _experts(model):
 
 def map_places(model, size):
     """Return (h, w), the places of the features that a model's maps of size x size pixels are enlarged from."""
-    expert = model.experts[0] if isinstance(model, PartTeachers) else model
+    expert, _ = _experts(model)[0]
     with in_mode(expert, training=False), torch.no_grad():
         return tuple(expert(trial_images(size, expert.mean.device)).features.shape[2:])
 
@@ -212,18 +208,14 @@ def share_inside(maps, boxes):
 
 def covered_by(boxes, height, width):
     """Return how much of each pixel some boxes cover, [height, width] in [0, 1]."""
+    rows, columns = (torch.arange(count, dtype=torch.float64) for count in (height, width))
     covered = torch.zeros(height, width, dtype=torch.float64)
     for left, top, right, bottom in boxes:
+        down = ((rows + 1).clamp(max=bottom) - rows.clamp(min=top)).clamp(min=0)
+        across = ((columns + 1).clamp(max=right) - columns.clamp(min=left)).clamp(min=0)
         # Exact but for a pixel that two boxes cover in part.
-        one = torch.outer(_overlap(top, bottom, height), _overlap(left, right, width))
-        covered = torch.maximum(covered, one)
+        covered = torch.maximum(covered, torch.outer(down, across))
     return covered
-
-
-def _overlap(low, high, count):
-    """Return the length [count] of each unit of 0..count that lies between low and high."""
-    start = torch.arange(count, dtype=torch.float64)
-    return ((start + 1).clamp(max=high) - start.clamp(min=low)).clamp(min=0)
 
 
 def best_share(boxes, places, size):
@@ -300,16 +292,11 @@ def map_captions(maps, probabilities, boxes=None):
 
     A map that is the same everywhere points nowhere, and has no share.
     """
-    texts = []
-    for place, (one, probability) in enumerate(zip(maps, probabilities, strict=True)):
-        if not one.any():
-            note = ", map all 0"
-        elif _is_flat(one):
-            note = ", map flat"
-        else:
-            note = f", {100 * share_inside(one[None], [boxes[place]]).item():.0f} % inside" if boxes else ""
-        texts.append(f"p {probability:.2f}{note}")
-    return texts
+    notes = [f", {100 * share:.0f} % inside" for share in share_inside(maps, boxes)] if boxes else [""] * len(maps)
+    for place, one in enumerate(maps):
+        if _is_flat(one):
+            notes[place] = ", map flat" if one.any() else ", map all 0"
+    return [f"p {probability:.2f}{note}" for probability, note in zip(probabilities, notes, strict=True)]
 
 
 def peaks_inside(maps, boxes):

@@ -54,24 +54,19 @@ class Explorer:
 
     @cached_property
     def controls(self):
-        """The ipywidgets that change a setting each, {setting: widget}."""
+        """The ipywidgets that change a setting each, and the buttons, {setting or label: widget}."""
         controls = {name: make(value=self.settings[name]) for name, make in self._controls.items()}
         for name, control in controls.items():
             control.observe(lambda change, name=name: self._try(lambda: self._move(name, change.new)), names="value")
+        for label, action in self._buttons.items():
+            controls[label] = ipywidgets.Button(description=label)
+            controls[label].on_click(lambda _, action=action: self._try(lambda: action(self)))
         return controls
-
-    @cached_property
-    def buttons(self):
-        """The ipywidgets buttons, {label: button}."""
-        buttons = {label: ipywidgets.Button(description=label) for label in self._buttons}
-        for label, button in buttons.items():
-            button.on_click(lambda _, label=label: self._try(lambda: self._buttons[label](self)))
-        return buttons
 
     @cached_property
     def widget(self):
         """Controls, and a line for messages, as one ipywidget; the picture is an output by itself."""
-        row = ipywidgets.HBox([*self.controls.values(), *self.buttons.values()], layout={"flex_flow": "row wrap"})
+        row = ipywidgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
         return ipywidgets.VBox([row, self.message])
 
     @cached_property

@@ -26,9 +26,8 @@ def partition_explorer(
     """Return an Explorer of the cuts of a label graph: branch, k, exponent, seed, refined or not; written at a button.
 
     counts [C, C], occurrence [C]: from graph.cooccurrence; names [C]. start: settings to begin with, such as
-    {"branch": "dis", "k": 5, "exponent": 0.5, "seed": 0, "refine": True}; "refine": {"co": False, "dis": True} has one a
-    branch. compare: a Partition, or {branch: Partition}, that the ARI is taken to. folder: "export" writes to
-    explored_partitions/ in it, for partition.released_co / released_dis.
+    {"branch": "dis", "k": 5, "exponent": 0.5, "seed": 0, "refine": {"co": False, "dis": True}}. compare {branch: Partition}:
+    what the ARI is taken to. folder: "export" writes to explored_partitions/ in it, for partition.released_co / released_dis.
     self_loops: as in graph.affinity; balance: as in partition.cut.
     Its numbers are those of evaluation.partition_numbers, "partition", and with compare "ARI". Raises ValueError for what
     does not fit together.
@@ -39,9 +38,8 @@ def partition_explorer(
         affinity = graph.affinity(counts, occurrence, branch, exponent, self_loops)
         partition = cut(affinity, k, seed, refine, balance)
         numbers = partition_numbers(affinity, partition)
-        other = compare.get(branch) if isinstance(compare, dict) else compare
-        if other is not None:
-            numbers["ARI"] = adjusted_rand(partition, other)
+        if branch in (compare or {}):
+            numbers["ARI"] = adjusted_rand(partition, compare[branch])
         title = f"{BRANCHES[branch]}, k = {k}, p = {exponent:g}, seed {seed}, {'refined' if refine else 'plain'} cut"
         sizes, agree = ", ".join(map(str, numbers["sizes"])), ""
         if "ARI" in numbers:
@@ -52,10 +50,10 @@ def partition_explorer(
         draw_points(figure, partition, _spread(embedding(affinity)), names)
         return figure, numbers | {"partition": partition}
 
-    defaults = {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": False}
+    defaults = {"branch": "co", "k": 2, "exponent": PAPER_EXPONENT, "seed": 0, "refine": {}}
     first = defaults | (start or {})
-    refined = first["refine"] if isinstance(first["refine"], dict) else {}
-    first["refine"] = refined.get(first["branch"], first["refine"])
+    refined = {"co": False, "dis": False} | first["refine"]
+    first["refine"] = refined.get(first["branch"])
     branches = [(title, name) for name, title in BRANCHES.items()]
     most = min(len(names), max(MOST_PARTS, first["k"]))
     limits = {"min": min(0.05, first["exponent"]), "max": max(2.0, first["exponent"]), "step": 0.01}
@@ -67,8 +65,7 @@ def partition_explorer(
         "refine": partial(ipywidgets.ToggleButton, description="refine"),
     }
     buttons = {} if folder is None else {"export": lambda explorer: export(explorer, folder)}
-    follows = {"branch": lambda branch: {"refine": refined[branch]}} if refined else {}
-    return Explorer(draw, defaults, first, controls, buttons, follows)
+    return Explorer(draw, defaults, first, controls, buttons, {"branch": lambda branch: {"refine": refined[branch]}})
 
 
 def export(explorer, folder):

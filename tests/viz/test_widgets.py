@@ -44,8 +44,8 @@ def pixels(png):
 @pytest.mark.parametrize("refine", [False, True])
 def test_the_partition_shown_is_the_one_that_a_run_cuts(branch, refine):
     other = Partition([[0, 1, 2, 7], [3, 4], [5, 6]], 8)
-    start = {"branch": branch, "k": 3, "exponent": 0.4, "seed": 5, "refine": refine}
-    shown = parts_explorer(start=start, compare=other).numbers
+    start = {"branch": branch, "k": 3, "exponent": 0.4, "seed": 5, "refine": {branch: refine}}
+    shown = parts_explorer(start=start, compare={branch: other}).numbers
     affinity = graph.affinity(*graph.cooccurrence(labels()), branch, 0.4)
     partition = cut(affinity, 3, 5, refine)
     assert shown["partition"] == partition and shown["Ncut"] == ncut(affinity, partition)
@@ -89,18 +89,18 @@ def test_refine_is_a_toggle_that_follows_the_branch_as_the_run_has_it():
 def test_what_is_exported_can_be_loaded_and_leaves_the_runs_own_partition_alone(tmp_path):
     shown = parts_explorer(folder=tmp_path)
     shown.controls["exponent"].value = 0.1 + 0.2
-    shown.buttons["export"].click()
+    shown.controls["export"].click()
     path = tmp_path / "explored_partitions" / "co-k2-p0.3-seed0.json"
     assert Partition.load(path, 8) == shown.numbers["partition"] and str(path) in shown.message.value
     assert shown.numbers["partition"] == cut(graph.affinity(*graph.cooccurrence(labels()), "co", 0.3), 2)
     assert [p.name for p in tmp_path.iterdir()] == ["explored_partitions"]
-    assert "export" not in parts_explorer().buttons
+    assert "export" not in parts_explorer().controls
 
 
 def test_an_export_that_cannot_be_written_is_reported_beside_the_controls(tmp_path):
     (tmp_path / "explored_partitions").write_text("a file where a folder must be")
     shown = parts_explorer(folder=tmp_path)
-    shown.buttons["export"].click()
+    shown.controls["export"].click()
     assert "explored_partitions" in shown.message.value and "written to" not in shown.message.value
     shown.controls["k"].value = 3
     assert shown.message.value == ""
@@ -149,7 +149,7 @@ def test_a_partition_explorer_refuses_what_does_not_fit():
         with pytest.raises(ValueError, match=r"parts|k must|exponent|branch"):
             parts_explorer(**options)
     with pytest.raises(ValueError, match="cannot compare"):
-        parts_explorer(compare=Partition([[0], [1]], 2))
+        parts_explorer(compare={"co": Partition([[0], [1]], 2)})
     shown = parts_explorer()
     for change in ({"k": 9}, {"colour": "red"}):
         with pytest.raises(ValueError):
