@@ -52,8 +52,12 @@ def load_released(name, path, num_classes=80, label_vectors=None, class_names=No
         raise FileNotFoundError(f"no checkpoint at {path}")
     sidecar = _read_sidecar(Path(path).with_suffix(".json"))
     class_names = _class_names(class_names, sidecar, num_classes, path)
-    if name == "resnet101_tf":
-        label_vectors = _label_vectors(label_vectors, class_names)
+    if isinstance(label_vectors, (str, Path)):
+        if class_names is None:
+            raise ValueError(f"class_names are needed to look vectors up in {label_vectors}")
+        label_vectors = read_label_vectors(label_vectors, class_names)
+    if name == "resnet101_tf" and (label_vectors is None or isinstance(label_vectors, str)):
+        raise ValueError("resnet101_tf needs label_vectors, [C, 300]: the release keeps them outside its checkpoints")
     model = build_model(name, num_classes, label_vectors=label_vectors)
     _load(model, name, read_state(Path(path)), path)
     for buffer in ("mean", "std"):
@@ -133,16 +137,6 @@ def _class_names(given, sidecar, num_classes, path):
     if given is not None and sidecar.get("class_names") is not None:
         check_class_names(sidecar["class_names"], given)
     return [str(name) for name in names]
-
-
-def _label_vectors(vectors, class_names):
-    if vectors is None or (isinstance(vectors, str) and vectors == "learned"):
-        raise ValueError("resnet101_tf needs label_vectors, [C, 300]: the release keeps them outside its checkpoints")
-    if isinstance(vectors, (str, Path)):
-        if class_names is None:
-            raise ValueError(f"class_names are needed to look vectors up in {vectors}")
-        return read_label_vectors(vectors, class_names)
-    return vectors
 
 
 def _load(model, name, state, path):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from cpsd_lib.data import VIEWS, permutation, test_view, train_view
+from cpsd_lib.teachers import logits_of
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,18 @@ class Batches:
         return tensor.pin_memory() if self.device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
-def predict_logits(forward, images, indices, device, batch_size=128, precision=None):
-    """Return logits [n, C] float32 (numpy) of the test views of image `indices`; forward: images -> logits [B, C]."""
+def predict_logits(models, images, indices, device, batch_size=128, precision=None, progress=None):
+    """Return the logits [n, C] float32 (numpy) of each of `models` on the test views of image `indices`, read once for all.
+
+    models: functions of images [B, 3, S, S] that return logits [B, C], a tensor or `.logits`. progress: a bar of images.
+    """
     device, found = torch.device(device), []
     with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision is not None):
         for start in range(0, len(indices), batch_size):
             pixels = torch.from_numpy(images[np.asarray(indices[start : start + batch_size])]).to(device)
             view = test_view(pixels).contiguous(memory_format=torch.channels_last)
-            found.append(forward(view).float().cpu().numpy())
-    return np.concatenate(found)
+            logits = [logits_of(model(view)).float() for model in models]
+            found.append(torch.cat(logits, 1).cpu().numpy())
+            if progress:
+                progress.update(len(view))
+    return np.split(np.concatenate(found), np.cumsum([one.shape[1] for one in logits])[:-1], axis=1)

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from torch import nn
 from cpsd_lib.evaluation import mean_average_precision
 from cpsd_lib.objectives import Supervised
 from cpsd_lib.support import Interrupted, atomic, bar, derive_seed, pick_precision
-from cpsd_lib.teachers import logits_of
 from cpsd_lib.training.batches import predict_logits
 from cpsd_lib.training.checkpoint import CHECKPOINT, copy_of, interrupt_waits, one_trainer, resume, write_checkpoint
 from cpsd_lib.training.learner import Learner, start_state
@@ -248,19 +248,12 @@ def _validate(states, epoch, validation, device, precision):
         weights = {"ema": state.ema.state} | ({"raw": model.state_dict()} if validation.raw_too else {})
         scored += [(state, kind, tensors) for kind, tensors in weights.items()]
 
-    def forward(images):
-        calls = (torch.func.functional_call(s.learner.model, tensors, (images,)) for s, _, tensors in scored)
-        return torch.cat([logits_of(output).float() for output in calls], 1)
-
-    logits = predict_logits(forward, validation.images, validation.indices, device, precision=precision)
-    classes = [range(validation.targets.shape[1]) if s.learner.class_indices is None else s.learner.class_indices
-               for s, _, _ in scored]  # fmt: skip
-    ends = np.cumsum([len(mine) for mine in classes])
-    scores = {state.learner.name: {} for state in states}
-    parts = np.split(logits, ends[:-1], axis=1)
-    for (state, kind, tensors), mine, part in zip(scored, classes, parts, strict=True):
-        targets = validation.targets[validation.indices][:, mine]
-        scores[state.learner.name][f"val_map_{kind}"] = score = 100 * mean_average_precision(part, targets)
+    models = [partial(torch.func.functional_call, state.learner.model, tensors) for state, _, tensors in scored]
+    logits = predict_logits(models, validation.images, validation.indices, device, precision=precision)
+    scores, targets = {state.learner.name: {} for state in states}, validation.targets[validation.indices]
+    for (state, kind, tensors), found in zip(scored, logits, strict=True):
+        mine = targets if state.learner.class_indices is None else targets[:, state.learner.class_indices]
+        scores[state.learner.name][f"val_map_{kind}"] = score = 100 * mean_average_precision(found, mine)
         score = None if math.isnan(score) else score  # no known positive among the images: nothing to choose by
         # Without a score the latest EMA is kept, as under `last`.
         best = state.best

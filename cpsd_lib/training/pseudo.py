@@ -4,12 +4,12 @@ CAP: Xie et al., Class-Distribution-Aware Pseudo-Labeling for Semi-Supervised Mu
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from cpsd_lib.support import digest
-from cpsd_lib.teachers import logits_of
 from cpsd_lib.training.batches import predict_logits
 
 
@@ -39,12 +39,8 @@ class PseudoLabels:
         if not len(self.indices):
             return
         if progress["step"] == 0:
-            model, average = states[0].learner.model.eval(), states[0].ema.state
-
-            def forward(images):
-                return logits_of(torch.func.functional_call(model, average, (images,)))
-
-            logits = predict_logits(forward, batches.images, self.indices, batches.device, precision=precision)
+            average = partial(torch.func.functional_call, states[0].learner.model.eval(), states[0].ema.state)
+            (logits,) = predict_logits([average], batches.images, self.indices, batches.device, precision=precision)
             progress["pseudo"] = torch.from_numpy(self.positives(logits))
         batches.targets[self.indices] = progress["pseudo"].cpu().float()
 

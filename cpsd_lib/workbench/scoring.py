@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.special import expit
 
 from cpsd_lib.data import NOT_COMPARABLE
@@ -20,7 +19,6 @@ from cpsd_lib.evaluation import (
 )
 from cpsd_lib.models import check_class_names, check_preprocessing, load_released, read_label_vectors
 from cpsd_lib.support import atomic, bar, counted, digest, pick_precision, sha256, write_json
-from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import predict_logits
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.forms import Scored, read_form
@@ -129,17 +127,11 @@ def _models(run, seed):
 
 
 def _logits(run, models, indices):
-    """Return the logits [n, C] of each of `models`, as _models yields them, on the same images, which are read once for all."""
+    """Return the logits [n, C] of each of `models`, as _models yields them, on the same images."""
     precision, size = pick_precision(run.params.student.precision, run.device), run.params.evaluation.batch_size
     models = [model.to(run.device).eval() for _, model, _ in models]
-
-    def forward(images):
-        shown.update(len(images))
-        return torch.cat([logits_of(model(images)).float() for model in models], 1)
-
     with bar(len(indices), f"scoring {counted(len(models), 'model')}", "img") as shown:
-        logits = predict_logits(forward, run.dataset.need_images(), indices, run.device, size, precision)
-    return np.split(logits, len(models), axis=1)
+        return predict_logits(models, run.dataset.need_images(), indices, run.device, size, precision, shown)
 
 
 def score(logits, targets, threshold):

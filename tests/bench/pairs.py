@@ -223,7 +223,7 @@ def validation(w):
     averaged, indices = copy.deepcopy(raw), np.arange(len(w.paths))
 
     def score(model, by):
-        logits = predict_logits(lambda x: model(x).logits, w.images, indices, w.device, precision=w.precision)
+        (logits,) = predict_logits([model], w.images, indices, w.device, precision=w.precision)
         return logits, by(logits, w.targets)
 
     def by_reference(_):

@@ -55,7 +55,9 @@ def test_without_a_cache_key_views_and_logits_are_the_same_bit_for_bit(tmp_path,
     one, other = (Batches(d.images, d.table.targets, indices, **SETTINGS) for d in (cached, fly))
     for batch, same in zip(one.epoch(1), other.epoch(1), strict=True):
         assert np.array_equal(batch.indices, same.indices) and np.array_equal(batch.images, same.images)
-    looks = [predict_logits(lambda x: x.flatten(1), d.images, indices, "cpu", batch_size=20) for d in (cached, fly)]
+    looks = [
+        predict_logits([lambda x: x.flatten(1)], d.images, indices, "cpu", batch_size=20)[0] for d in (cached, fly)
+    ]
     assert np.array_equal(*looks)
 
 

@@ -175,7 +175,7 @@ def test_predict_equals_a_naive_loop_in_the_order_of_the_rows(images):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 5)).eval()
     rows = np.array([5, 3, 29, 0, 3, 17, 8])
-    found = predict_logits(model, images, rows, "cpu", batch_size=3)
+    (found,) = predict_logits([model], images, rows, "cpu", batch_size=3)
     assert found.dtype == np.float32 and found.shape == (7, 5)
     for logits, row in zip(found, rows, strict=True):
         with torch.no_grad():
@@ -190,5 +190,5 @@ def test_predict_makes_no_gradient_and_answers_in_float32_under_bfloat16(images)
         seen.append(torch.is_grad_enabled() or batch.requires_grad)
         return torch.nn.functional.linear(batch.flatten(1), torch.ones(2, 768, requires_grad=True))
 
-    found = predict_logits(forward, images, np.arange(6), "cpu", 4, torch.bfloat16)
+    (found,) = predict_logits([forward], images, np.arange(6), "cpu", 4, torch.bfloat16)
     assert seen == [False, False] and found.dtype == np.float32

@@ -500,7 +500,7 @@ def test_validation_keeps_the_best_epochs_ema_and_records_its_score(images, targ
     model, scores = Tiny(CLASSES).eval(), []
     for state in states:
         model.load_state_dict(state)
-        logits = predict_logits(lambda batch: model(batch).logits, images, held_out, "cpu")
+        (logits,) = predict_logits([model], images, held_out, "cpu")
         scores.append(100 * mean_average_precision(logits, targets[held_out]))
     assert len(set(scores)) > 1
     assert entry["epoch"] == 1 + int(np.argmax(scores)) and entry["val_map"] == max(scores)
@@ -610,7 +610,7 @@ def test_a_checkpoint_is_a_copy_that_a_thread_writes_while_the_training_goes_on(
 def test_a_learner_is_validated_on_its_own_columns(images, targets, tmp_path):
     x, validation = learner("co-1", (3, 1)), Validation(images, targets, np.arange(32, 40))
     entry = run([x], tmp_path, images, targets, training=recipe(epochs=1), validation=validation)["co-1"]
-    logits = predict_logits(lambda batch: x.model(batch).logits, images, np.arange(32, 40), "cpu")
+    (logits,) = predict_logits([x.model], images, np.arange(32, 40), "cpu")
     assert entry["val_map"] == 100 * mean_average_precision(logits, targets[32:40][:, [3, 1]])
 
 

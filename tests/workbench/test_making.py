@@ -599,7 +599,7 @@ def test_the_test_images_are_read_once_for_all_models_and_each_has_its_own_score
     assert read == [len(indices), len(run.dataset.table.indices("test_shifted"))]
     models = {"cpsd": load_student(run, 0, "cpsd"), "teachers_dis": load_teachers(run, 0, ["dis"])["dis"]}
     for row, model in models.items():
-        alone = original(lambda x, m=model: logits_of(m(x)), run.dataset.need_images(), indices, run.device)
+        (alone,) = original([model], run.dataset.need_images(), indices, run.device)
         np.testing.assert_allclose(np.load(score_path(run, 0, row, "test")), alone, rtol=1e-5, atol=1e-5)
 
 
