@@ -9,7 +9,7 @@ from small_copies import coco, coco_file, labels, nuswide, voc
 from cpsd_lib import cli, graph
 from cpsd_lib.data.check import check_data
 from cpsd_lib.data.dataset import open_dataset, signature
-from cpsd_lib.data.readers.common import count_notes, missing_files
+from cpsd_lib.data.readers.common import join_splits, missing_files
 from cpsd_lib.data.readers.labels import read_labels
 from cpsd_lib.data.table import LabelTable, check_splits
 from cpsd_lib.partition import cut
@@ -151,11 +151,12 @@ def test_missing_files_are_found_in_any_folder_and_nothing_else_is_called_missin
     assert missing_files([tmp_path / name for name in names]) == [1, 3, 4, 6, 7, 8]
 
 
-def test_the_published_counts_need_no_note_and_others_name_both_numbers():
-    known = {"train": 82_081, "test": 40_137}
-    assert count_notes("coco2014", "labelled images", known, known) == []
-    (note,) = count_notes("coco2014", "labelled images", known | {"test": 40_136}, known)
-    assert "40,136 labelled images in split 'test', expected 40,137" in note
+def test_the_published_counts_need_no_note_and_others_name_both_numbers(tmp_path):
+    splits = {split: ([f"{split}.jpg"], np.ones((1, 2), np.int8), tmp_path) for split in ("train", "test")}
+    known = {"train": 1, "test": 1}
+    assert join_splits("ab", splits, "coco2014", known, known).notes == []
+    (note,) = join_splits("ab", splits, "coco2014", known, known | {"test": 40_137}).notes
+    assert "coco2014 count: 1 labelled images in split 'test', expected 40,137" in note
 
 
 # ---- labels without images -------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from cpsd_lib.support import counted
 
 PHOTOS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2", ".avif")
 
+NOT_COMPARABLE = "are not the papers'"  # a note with these words goes beside every figure
+
 _BROKEN = (LookupError, ValueError, TypeError, OSError, EOFError, RuntimeError, MemoryError)
 
 
@@ -47,11 +49,17 @@ def join_splits(names, splits, kind, listed, labelled=None):
     paths = [folder / file for files, _, folder in splits.values() for file in files]
     targets = np.concatenate([targets for _, targets, _ in splits.values()])
     split = np.repeat(list(splits), [len(files) for files, _, _ in splits.values()])
-    notes = count_notes(kind, "listed images", Counter(split.tolist()), listed)
-    read = LabelledFiles(LabelTable(list(names), targets, files, split), paths, notes)
-    if labelled:
-        read = read.take(np.flatnonzero(targets.any(axis=1)))
-        read.notes.extend(count_notes(kind, "labelled images", Counter(read.table.split.tolist()), labelled))
+    read = LabelledFiles(LabelTable(list(names), targets, files, split), paths)
+    for what, known in (("listed", listed), ("labelled", labelled)):
+        if known and what == "labelled":
+            read = read.take(np.flatnonzero(targets.any(axis=1)))
+        counts = Counter(read.table.split.tolist())
+        read.notes.extend(
+            f"{kind} count: {counts[split]:,} {what} images in split '{split}', expected {count:,}: figures from another "
+            f"number of images {NOT_COMPARABLE}"
+            for split, count in (known or {}).items()
+            if counts[split] != count
+        )
     return read
 
 
@@ -97,19 +105,6 @@ def refuse_repeats(path, names, what):
     """Raise ValueError when one of `names` occurs twice in `path`; `what` says what a name is."""
     twice = [f"{name}: {times} times" for name, times in Counter(names).items() if times > 1]
     refuse(path, twice, f"the same {what} is listed more than once, expected once")
-
-
-NOT_COMPARABLE = "are not the papers'"  # a note with these words goes beside every figure
-
-
-def count_notes(kind, what, counts, known):
-    """Return a sentence for each split whose number of `what` is not the one the published data set has."""
-    return [
-        f"{kind} count: {counts[split]:,} {what} in split '{split}', expected {known[split]:,}: figures from another "
-        f"number of images {NOT_COMPARABLE}"
-        for split in known
-        if counts[split] != known[split]
-    ]
 
 
 def read_text(path, what):
