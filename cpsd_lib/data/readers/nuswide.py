@@ -1,6 +1,7 @@
 """NUS-WIDE in 81 concepts: Flickr photos, two image lists, and one file of zeros and ones for each concept and split."""
 
 import os
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -28,46 +29,28 @@ def read_nuswide(root):
     ValueError for lists and label files that do not fit together.
     """
     root = common.need_folder(root)
-    names = _concepts(root)
-    labels = _label_folder(root)
+    path = common.first_existing(root, CONCEPT_FILES, "list of concepts")
+    names = sorted(common.read_names(path, f"the {CONCEPTS} concepts of NUS-WIDE, one a line"))
+    if len(names) != CONCEPTS:
+        raise ValueError(f"{path} names {len(names)} concepts, expected the {CONCEPTS} of NUS-WIDE, one a line")
+    first = [f"{folder}/Labels_{names[0]}_Train.txt" for folder in LABELS]
+    labels = common.first_existing(root, first, "label files").parent
     folder = common.first_existing(root, IMAGES, "folder of images")
     flat = set(os.listdir(folder))  # some mirrors have no folders of words: their base names are unique
-    listed = {
-        split: [name if (name := file.rpartition("/")[2]) in flat else file for file in _image_list(root, split)]
-        for split in WORD
-    }
-    splits = {split: (files, _targets(labels, names, split, len(files)), folder) for split, files in listed.items()}
+    splits = {}
+    for split in WORD:
+        files = [name if (name := file.rpartition("/")[2]) in flat else file for file in _image_list(root, split)]
+        splits[split] = files, _targets(labels, names, split, len(files)), folder
     return common.join_splits(names, splits, "nuswide", LISTED, LABELLED)
 
 
-def _concepts(root):
-    path = common.first_existing(root, CONCEPT_FILES, "list of concepts")
-    names = common.read_names(path, f"the {CONCEPTS} concepts of NUS-WIDE, one a line")
-    if len(names) != CONCEPTS:
-        raise ValueError(f"{path} names {len(names)} concepts, expected the {CONCEPTS} of NUS-WIDE, one a line")
-    return sorted(names)
-
-
-def _label_folder(root):
-    folder = next((root / name for name in LABELS if any((root / name).glob("Labels_*_Train.txt"))), None)
-    if folder is None:
-        expected = f"Labels_<concept>_{{Train,Test}}.txt in {' or '.join(LABELS)}"
-        raise FileNotFoundError(f"{root} holds no label files, expected {expected}")
-    return folder
-
-
 def _image_list(root, split):
+    """Return folder/file.jpg of each line, which has slashes of either kind and maybe a folder Flickr before it."""
     choices = [f"{folder}/{WORD[split]}Imagelist.txt".removeprefix("./") for folder in LISTS]
     path = common.first_existing(root, choices, f"image list of split '{split}'")
-    return [_relative(line) for line in common.read_names(path, "one image a line, as in actor\\0001_2124494179.jpg")]
-
-
-def _relative(line):
-    """Return folder/file.jpg of a line with slashes of either kind, with or without a folder Flickr before it."""
-    parts = [part for part in line.replace("\\", "/").split("/") if part not in ("", ".")]
-    if "Flickr" in parts:
-        parts = parts[len(parts) - parts[::-1].index("Flickr") :]
-    return "/".join(parts)
+    lines = common.read_names(path, "one image a line, as in actor\\0001_2124494179.jpg")
+    paths = [PurePosixPath("/", line.replace("\\", "/")) for line in lines]
+    return [str(path).rpartition("/Flickr/")[2].lstrip("/") for path in paths]
 
 
 def _targets(folder, names, split, count):

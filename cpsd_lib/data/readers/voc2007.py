@@ -30,20 +30,14 @@ def read_voc2007(root, difficult=True):
     unknown class.
     """
     root = common.need_folder(root)
-    homes = {split: _home(root, split) for split in LISTS}
-    splits = {}
-    for split, home in homes.items():
-        ids = common.read_names(home / LISTS[split], "one image id a line, as in 000005")
+    what, splits = "list of VOC 2007 (unpack both archives, or let torchvision.datasets.VOCDetection fetch them)", {}
+    for split, name in LISTS.items():
+        path = common.first_existing(root, [f"{home}/{name}".removeprefix("./") for home in FOLDERS[split]], what)
+        ids, home = common.read_names(path, "one image id a line, as in 000005"), path.parents[2]
         present = difficult[split] if isinstance(difficult, dict) else difficult
         targets = _targets(home / "Annotations", ids, present)
         splits[split] = [f"{image_id}.jpg" for image_id in ids], targets, home / "JPEGImages"
     return common.join_splits(CLASSES, splits, "voc2007", LISTED)
-
-
-def _home(root, split):
-    choices = [f"{name}/{LISTS[split]}".removeprefix("./") for name in FOLDERS[split]]
-    what = "list of VOC 2007 (unpack both archives, or let torchvision.datasets.VOCDetection fetch them)"
-    return common.first_existing(root, choices, what).parents[2]
 
 
 def _targets(folder, ids, difficult):
