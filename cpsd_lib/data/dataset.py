@@ -204,9 +204,7 @@ def overlap_notes(digests, table, allowed):
     """
     trained = {}
     for split in (UNLABELLED, "val", "train"):
-        trained |= {
-            digests[index]: index for index in table.indices(split)[::-1]
-        }  # of several files the first is named
+        trained |= {digests[index]: index for index in table.indices(split)[::-1]}  # the first of several is named
     trained.pop("", None)  # of files that cannot be read
     tested = np.flatnonzero(np.isin(table.split, ["test", "test_shifted"]))
     pairs = [f"{table.files[trained[digests[i]]]} = {table.files[i]}" for i in tested if digests[i] in trained]

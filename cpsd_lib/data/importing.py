@@ -71,10 +71,8 @@ def _tables(settings, source, lines):
     paths = paths or [path for path in sorted(source.iterdir()) if path.suffix.lower() in (".csv", ".tsv", ".parquet")]
     if len({path.name for path in paths}) != 1:
         raise ValueError(f"{source} holds {len(paths)} tables, expected one: give its file. {listed(paths)}".strip())
-    of = {
-        path: read_any_table(path).rename(index=f"{relpath(path, source.parent)}, line {{}}".format) for path in paths
-    }
-    table, path = pd.concat(of), paths[0]
+    tables = [read_any_table(one).rename(index=f"{relpath(one, source.parent)}, line {{}}".format) for one in paths]
+    table, path = pd.concat(dict(zip(paths, tables, strict=True))), paths[0]
     common.refuse(source, table.columns[table.isna().any()], "columns that not all tables have, expected them in each")
     columns = settings.columns or (":" if path.name == ROBOFLOW and not settings.labels else None)
     if bool(settings.labels) == bool(columns):
@@ -323,10 +321,8 @@ def _checked_text(split, labels, paths, base, to):
     read = annotations_of(to / "annotations.csv", text)
     odd = {*read.names} ^ {*names} | {*read.files} ^ {*files}
     odd |= {file for file in files if file != file.encode(errors="replace").decode()}
-    expected = (
-        "names that annotations.csv cannot hold (a ';' in a class; a backslash, an outer space or no UTF-8 in a file)"
-    )
-    common.refuse(to, map(ascii, sorted(odd)), f"{expected}: rename them")
+    which = "a ';' in a class; a backslash, an outer space or no UTF-8 in a file"
+    common.refuse(to, map(ascii, sorted(odd)), f"names that annotations.csv cannot hold ({which}): rename them")
     return text, read
 
 

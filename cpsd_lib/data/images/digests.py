@@ -31,10 +31,8 @@ def file_digests(paths, index_path):
                 known[name] = [*states[name], digest]
                 progress.update(1)
             # A file changed this very moment could change again without a new time: not remembered.
-            now = time.time_ns()
-            old = {
-                name: entry for name, entry in known.items() if entry[-1] and now - max(entry[-3:-1]) > 2_000_000_000
-            }
+            sure = time.time_ns() - 2_000_000_000
+            old = {name: entry for name, entry in known.items() if entry[-1] and max(entry[-3:-1]) < sure}
             support.write_text(index_path, json.dumps(old))
     return [known[name][-1] if states[name] else "" for name in names]
 

@@ -91,9 +91,8 @@ def coco_json(path):
     for what, ids in (("image", _fields(path, "image", images, "id", *ID)), ("category", category_ids)):
         common.refuse_repeats(path, ids, f"{what} id")
         unknown = set(_fields(path, "annotation", annotations, f"{what}_id", *ID)).difference(ids)
-        common.refuse(
-            path, sorted(unknown, key=str), f"annotations with an unknown {what}_id, expected one of the file's"
-        )
+        expected = f"annotations with an unknown {what}_id, expected one of the file's"
+        common.refuse(path, sorted(unknown, key=str), expected)
     return images, annotations, dict(zip(category_ids, map(str.strip, names), strict=True))
 
 

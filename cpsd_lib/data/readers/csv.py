@@ -57,9 +57,8 @@ def annotations_of(path, text, separator=";"):
     _check_header(path, [*table])
     lines, split = [f"line {n}" for n in table.index], table["split"].tolist()
     files, known = _file_names(path, lines, table["file_name"], split), (*SPLITS, UNLABELLED)
-    common.refuse_unknown(
-        path, zip(lines, split, strict=True), known, f"expected one of {', '.join(known)} in column 'split'"
-    )
+    expected = f"expected one of {', '.join(known)} in column 'split'"
+    common.refuse_unknown(path, zip(lines, split, strict=True), known, expected)
     unknown = table["unknown"] if "unknown" in table else len(lines) * [""]
     names, targets = _targets(path, lines, [*table["labels"], *unknown], separator)
     targets[(np.array(split) == UNLABELLED) & ~targets.any(axis=1)] = -1
@@ -127,9 +126,8 @@ def _check_header(path, header):
             near = common.closest(column, [name for name in header if name not in COLUMNS])
             rename = f" If {near!r} is that column, rename it to {column!r}." if near else ""
             columns = f"its columns are {listed(map(repr, header))}, expected {', '.join(COLUMNS)}.{separator}{rename}"
-            raise ValueError(
-                f"{path} has no column {column!r}; {columns} `cpsd data import` writes this file from others"
-            )
+            advice = "`cpsd data import` writes this file from others"
+            raise ValueError(f"{path} has no column {column!r}; {columns} {advice}")
     common.refuse_repeats(path, [name for name in header if name in (*COLUMNS, "unknown")], "column")
 
 
@@ -166,9 +164,8 @@ def split_names(path, places, cells, separator, option):
     """
     if any(map(LIST.fullmatch, cells)):
         every = [*map(_listed_names, cells)]
-        wrong = [
-            f"{place}: {cell:.80}" for place, cell, names in zip(places, cells, every, strict=True) if names is None
-        ]
+        pairs = zip(places, cells, strict=True)
+        wrong = [f"{place}: {cell:.80}" for (place, cell), names in zip(pairs, every, strict=True) if names is None]
         common.refuse(path, wrong, "some cells are lists, expected one such as ['cat', 'dog'] in each or in none")
         return every
     every = [frozenset(name.strip() for name in cell.split(separator)) - {""} for cell in cells]

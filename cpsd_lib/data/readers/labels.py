@@ -31,7 +31,5 @@ def read_labels(root):
     if bits[:, len(names) :].any():
         raise ValueError(f"{path}: targets have labels beyond the {len(names)} class names, expected as many of both")
     order = np.argsort(names, kind="stable")
-    table = LabelTable(
-        [names[number] for number in order], bits[:, order].astype(np.int8), ids, np.full(len(ids), "train")
-    )
-    return common.LabelledFiles(table, [])
+    names, targets = [names[number] for number in order], bits[:, order].astype(np.int8)
+    return common.LabelledFiles(LabelTable(names, targets, ids, np.full(len(ids), "train")), [])
