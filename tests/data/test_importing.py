@@ -660,6 +660,9 @@ def test_no_photo_at_all_says_what_is_there_and_what_to_give(plain, to, tmp_path
         error=FileNotFoundError,
     )
     refused(tmp_path / "labels.csv", to, "there is no file or folder", error=FileNotFoundError)
+    for option in ("photos", "unlabelled"):
+        with pytest.raises(FileNotFoundError, match=r"there is no folder .*/nowhere$"):  # and nothing of data.root
+            imported(plain, to, labels="classes", **{option: str(tmp_path / "nowhere")})
     splits, _ = imported(plain, to, labels="classes", photos=str(plain.parent / "images"))
     assert len(flat(splits)) == 6
 

@@ -2,8 +2,6 @@
 
 import os
 import unicodedata
-import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -21,8 +19,6 @@ from cpsd_lib.support import counted
 PHOTOS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2", ".avif")
 
 NOT_COMPARABLE = "are not the papers'"  # a note with these words goes beside every figure
-
-_BROKEN = (LookupError, ValueError, TypeError, OSError, EOFError, RuntimeError, MemoryError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +121,7 @@ def read_arrays(path, names, what):
             return [arrays[name] for name in names]
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}, expected {what}") from None
-    except (*_BROKEN, zipfile.BadZipFile, zlib.error) as error:  # MemoryError: a header promises terabytes
+    except Exception as error:  # a broken archive can raise anything, MemoryError where a header promises terabytes
         raise ValueError(f"{path} cannot be read ({error}), expected {what}") from None
 
 
@@ -144,7 +140,7 @@ def _raise(error):
 
 def photos_below(root, skip=None, endings=PHOTOS):
     """Return the paths of all photos below a folder, sorted, links followed, without hidden ones and those in `skip`."""
-    paths, seen, starts = [], set(), [need_folder(root)]
+    paths, seen, starts = [], set(), [need_folder(root, advice="")]
     for start in starts:  # folders that links lead to come last, unless they were met without a link
         for folder, folders, files in os.walk(start, onerror=_raise):
             if (real := os.path.realpath(folder)) in seen or Path(folder) == skip != Path(root):
@@ -184,10 +180,10 @@ def find_photos(names):
     return list(dict.fromkeys(map(os.fspath, photos))), others
 
 
-def need_folder(root):
+def need_folder(root, advice=": data.root must be the folder the data set was unpacked in"):
     """Return `root` as a Path; FileNotFoundError when it is no folder."""
     if not Path(root).is_dir():
-        raise FileNotFoundError(f"there is no folder {root}: data.root must be the folder the data set was unpacked in")
+        raise FileNotFoundError(f"there is no folder {root}{advice}")
     return Path(root)
 
 
