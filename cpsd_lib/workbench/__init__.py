@@ -19,8 +19,7 @@ __getattr__, __dir__, __all__ = exports(
         "scoring": "SPLITS against_paper caveat component_figure component_table decision_rules evaluate "
         "gain_intervals load_per_class load_records probabilities_of scores_of",
         "published": "no_figure",
-        "summary": "gain_summary maps_summary",
-        "report": "deviation scores_text write_report",
+        "report": "deviation gain_summary maps_summary scores_text write_report",
         "preflight": "images_of",
         "cost": "card estimate measured_speed own_part spoken_time work_of",
         "overview": "listing parameters plan",

@@ -23,11 +23,15 @@ from cpsd_lib.workbench.yaml_files import ParameterError
 
 
 def finished_model(run, row=None, seed=None):
-    """Return (a finished model of a run, its ModelConfig); row: cpsd by default, seed: the run's first.
+    """Return (a finished model of a Run, or of the Path of a model folder, its ModelConfig).
+
+    row: cpsd by default, seed: the run's first.
 
     Thresholds and calibration come from 05_evaluation's scores of images that were held out, where there are any. Raises
     ParameterError for a row or seed that the run does not have, MissingStage for a model that is not there.
     """
+    if isinstance(run, Path):
+        return read_model(run, row, seed)
     row, seed = row or "cpsd", run.params.seed if seed is None else seed
     if run.params.evaluation.released:
         raise ParameterError(f"{run.params.name} scores a released checkpoint; cpsd_lib.load_released loads that")
@@ -81,7 +85,7 @@ def export(source, row, seed, to, form="cpsd"):
     config.json and the model card. Raises ValueError where something is in the way, and what load_model raises.
     """
     with new_folder(to) as folder:
-        model, config = (read_model if isinstance(source, Path) else finished_model)(source, row, seed)
+        model, config = finished_model(source, row, seed)
         notes = [f"{config.run}, row {config.row}, seed {config.seed}: {to}"]
         if form == "cpsd":
             write_tensors(folder / WEIGHTS, state_of(model))

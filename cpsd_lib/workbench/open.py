@@ -7,7 +7,7 @@ from cpsd_lib.viz import cam_browser, partition_explorer, threshold_explorer
 from cpsd_lib.workbench.explanation import load_models
 from cpsd_lib.workbench.handover import finished_model
 from cpsd_lib.workbench.loading import load_params
-from cpsd_lib.workbench.model_folder import read_model, ready
+from cpsd_lib.workbench.model_folder import ready
 from cpsd_lib.workbench.run import Run, load_partitions, open_run
 from cpsd_lib.workbench.scoring import probabilities_of
 from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root
@@ -25,8 +25,7 @@ def load_model(model, row=None, seed=None):
     Raises MissingStage when the model is not there, ParameterError for an unknown run, row or seed, ValueError for a model
     folder that is damaged.
     """
-    source = opened(model)
-    return ready(*(read_model if isinstance(source, Path) else finished_model)(source, row, seed))
+    return ready(*finished_model(opened(model), row, seed))
 
 
 def opened(model):

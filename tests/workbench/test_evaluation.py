@@ -12,7 +12,7 @@ from matplotlib.colors import rgb_to_hsv, to_rgb
 from cpsd_lib.support import write_json
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.loading import load_params
-from cpsd_lib.workbench.report import deviation, write_report
+from cpsd_lib.workbench.report import deviation, gain_summary, write_report
 from cpsd_lib.workbench.rows import TITLES
 from cpsd_lib.workbench.run import MissingStage
 from cpsd_lib.workbench.scoring import (
@@ -24,7 +24,6 @@ from cpsd_lib.workbench.scoring import (
     score,
     table_text,
 )
-from cpsd_lib.workbench.summary import gain_summary
 
 
 def test_a_score_of_zero_says_why():

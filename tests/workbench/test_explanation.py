@@ -8,7 +8,7 @@ from cpsd_lib.evaluation import summarise_shares
 from cpsd_lib.models.classifier import build_model
 from cpsd_lib.partition import Partition
 from cpsd_lib.teachers import PartTeachers
-from cpsd_lib.workbench import explanation, summary
+from cpsd_lib.workbench import explanation, report
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.run import MissingStage, Run
 from cpsd_lib.workbench.scoring import score_path
@@ -146,7 +146,7 @@ def sentences(columns, images, against=None, seeds=1):
     about = {"image": images, "class": range(len(images)), "chance": 0.1, "best": 0.5}
     shares = [pd.DataFrame(about | {"strategy": s, "map": m, "share": v}) for (s, m), v in columns.items()]
     table = summarise_shares(pd.concat(shares), against)
-    return summary.maps_summary(pd.concat(dict.fromkeys(range(seeds), table), names=["seed"]), against).split("\n")
+    return report.maps_summary(pd.concat(dict.fromkeys(range(seeds), table), names=["seed"]), against).split("\n")
 
 
 def test_the_sentences_say_the_share_and_whether_zero_is_in_the_interval():

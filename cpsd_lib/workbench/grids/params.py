@@ -57,11 +57,6 @@ class Grid(Section):
                 raise ValueError(f"{one} and vary.{other} set the same parameter; to narrow a grid: vary.{other}=[...]")
         return self
 
-    @property
-    def source(self):
-        """The parameter file of all jobs, or how many files they have."""
-        return self.base or f"{len(self.vary['base'])} parameter files"
-
 
 @dataclass(eq=False)
 class Job:

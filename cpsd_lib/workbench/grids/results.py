@@ -166,30 +166,24 @@ def _over(key, frame, name, notes):
     frame: as `_shown` returns it. Error bars are one standard deviation over seeds, each way; one seed has none.
     """
     frame = frame.assign(row=frame["row"].map(TITLES))
-    rows, values = [title for title in TITLES.values() if title in set(frame["row"])], list(dict.fromkeys(frame[key]))
+    rows, values = [title for title in TITLES.values() if title in set(frame["row"])], frame[key].unique()
     seeds = frame.groupby(["job", "row"])["seed"].nunique().max()
-    marks = [plots.MARKERS[number % len(plots.MARKERS)] for number in range(len(rows))]
-    shared = {"x": key, "y": "mAP", "errorbar": "sd" if seeds > 1 else None, "height": 4.2}
-    shared |= {
-        "hue": "row",
-        "hue_order": rows,
-        "palette": {row: plots.ROW_COLOURS.get(row, plots.GREY) for row in rows},
-    }
-    shared |= {"col": "panel", "col_wrap": min(4, frame["panel"].nunique()), "markers": marks}
-    # seaborn lays out its grids by itself.
-    with plt.rc_context({"figure.constrained_layout.use": False}):
-        if pd.api.types.is_numeric_dtype(frame[key]) and not pd.api.types.is_bool_dtype(frame[key]):
-            bars = {"err_style": "bars", "err_kws": {"capsize": 3}, "markersize": 8}
-            grid = sns.relplot(frame, kind="line", style="row", style_order=rows, dashes=False, **bars, **shared)
-            if min(values) > 0 and max(values) / min(values) >= 50:
-                grid.set(xscale="log")
-            grid.set(xticks=sorted(values), xticklabels=[f"{value:g}" for value in sorted(values)])
-            for axis in grid.axes.flat:
-                axis.minorticks_off()
-        else:
-            words = frame.assign(**{key: frame[key].map(str)})
-            look = {"order": list(map(str, values)), "linestyle": "none", "dodge": 0.5, "capsize": 0.05}
-            grid = sns.catplot(words, kind="point", **look, **shared)
+    number = pd.api.types.is_numeric_dtype(frame[key]) and not pd.api.types.is_bool_dtype(frame[key])
+    if number:
+        wide = min(values) > 0 and max(values) / min(values) >= 50
+        look = {"native_scale": True, "log_scale": (10 if wide else False, False)}
+    else:
+        frame = frame.assign(**{key: frame[key].map(str)})
+        look = {"linestyle": "none", "dodge": 0.5}
+    look |= {"hue_order": rows, "palette": {row: plots.ROW_COLOURS.get(row, plots.GREY) for row in rows}}
+    look |= {"markers": list(plots.MARKERS * 3)[: len(rows)], "errorbar": "sd" if seeds > 1 else None, "capsize": 0.05}
+    look |= {"col_wrap": min(4, frame["panel"].nunique()), "height": 4.2, "kind": "point"}
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn lays out its grids by itself
+        grid = sns.catplot(frame, x=key, y="mAP", hue="row", col="panel", **look)
+    if number:
+        grid.set(xticks=sorted(values), xticklabels=[f"{value:g}" for value in sorted(values)])
+        for axis in grid.axes.flat:
+            axis.minorticks_off()
     grid.set_titles("{col_name}", size=10).set_axis_labels(LABELS.get(key, key), "mAP on test (%)", size=10)
     grid.legend.set_title("")
     bars = f"mean of {seeds} seeds, bars: one s.d. each way" if seeds > 1 else "one seed: no spread is known"

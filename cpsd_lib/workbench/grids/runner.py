@@ -33,6 +33,8 @@ def run_grid(source, overrides=None):
     with connected([job.params for job in todo]):
         folder.mkdir(parents=True, exist_ok=True)
         with one_runner(folder):
+            for job in jobs:  # also of those that are done: `beside` reads what the data of every job was
+                write_text(folder / "params" / f"{job.slug}.yaml", params_text(job.params))
             print_plan(grid, jobs, todo)
             failed = _run_jobs(folder, todo)
             _write_results(grid, folder, [job for job in jobs if job not in failed], len(jobs))
@@ -60,7 +62,8 @@ def look_at(jobs):
 def print_plan(grid, jobs, todo):
     """Print which planned Jobs will be run, `todo`, and how long one process here takes at most, where none share anything."""
     over = " x ".join(f"{key} ({len(values)})" for key, values in grid.vary.items())
-    print(f"{grid.name}: {len(jobs)} jobs over {over}, from {grid.source}; {len(jobs) - len(todo)} are done already")
+    source = grid.base or f"{len(grid.vary['base'])} parameter files"
+    print(f"{grid.name}: {len(jobs)} jobs over {over}, from {source}; {len(jobs) - len(todo)} are done already")
     print("".join(f"  {job.slug}: {'to do' if job.left else 'done'}\n" for job in jobs), end="", flush=True)
     with suppress(RuntimeError, ValueError, IndexError):  # no room for a step, or nothing to do
         seconds = sum(job.cost.eflop for job in todo) * 1e18 / measured_speed(todo[0].params, todo[0].cost)
@@ -72,11 +75,8 @@ def _run_jobs(folder, todo):
     failed = {}
     for number, job in enumerate(todo, 1):
         print(f"\n{time.strftime('%H:%M:%S')} {number}/{len(todo)} {job.slug}", flush=True)
-        # The resolved parameters, not the files they came from: those may be edited while the grid runs.
-        path = folder / "params" / f"{job.slug}.yaml"
-        write_text(path, params_text(job.params))
-        try:
-            done = run_stages(path)
+        try:  # the resolved parameters, not the files they came from: those may be edited while the grid runs
+            done = run_stages(folder / "params" / f"{job.slug}.yaml")
             if "05_evaluation" in stages_of(done.params):
                 write_report(done)
         except (Stopped, ValueError, OSError, ImportError) as error:
