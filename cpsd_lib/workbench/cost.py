@@ -12,7 +12,7 @@ from cpsd_lib.objectives import Supervised
 from cpsd_lib.support import counted, keep_freed_memory, memory, pick_device, pick_precision
 from cpsd_lib.training import Batches, fit
 from cpsd_lib.workbench.building import build_shape
-from cpsd_lib.workbench.loading import MODELS, held_out_count
+from cpsd_lib.workbench.loading import MODELS
 from cpsd_lib.workbench.rows import (
     BRANCHES,
     EQUAL,
@@ -251,7 +251,7 @@ class _Images:
         self.half, self.selects = training.precision != "float32", paper or training.select == "val"
         if device is not None:
             self.half = pick_precision(training.precision, device) is not None
-        held_out = held_out_count(training, train_images) if self.selects and not paper else 0
+        held_out = training.held_out(train_images) if self.selects and not paper else 0
         self.images = train_images - held_out + more
         self.batch = max(1, min(training.batch_size, self.images))
         self.epoch = self.images // self.batch * self.batch  # it ends with its last whole batch

@@ -1,12 +1,13 @@
-"""Parameter files checked: recipe, method and overrides resolved, and pydantic's errors in the words of a YAML file."""
+"""What is read is checked by pydantic, its errors in the words of a YAML file: parameter files, and a run's JSON files."""
 
 import re
-from typing import get_args
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
-from cpsd_lib.support import counted
-from cpsd_lib.workbench.defaults import RECIPES, method_sections
+from cpsd_lib.support import counted, read_json
+from cpsd_lib.training import Training
 from cpsd_lib.workbench.params import DataParams, Params, Section, StudentParams, TeacherParams, TrainParams
 from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params, set_dotted
 
@@ -25,6 +26,26 @@ _WORDS = {
     "greater than": "more than",
 }
 MODELS = ("model", "teacher_model", "wide_model")
+# What the released codes of CPSD and L2D have in common.
+_RELEASED = {"gamma_pos": 0, "epochs": 80, "optimizer": "adam", "weight_decay": 1e-4, "ema_warmup": False}
+_RELEASED |= {"view": "release", "precision": "float16"}
+# What a recipe has instead of the defaults in params.py, which fine-tune small data well on one machine.
+RECIPES = {
+    # CPSD's, as its released code has it.
+    "release": {
+        "train": _RELEASED | {"gamma_neg": 4, "clip": 0.05, "batch_size": 24, "pct_start": 0.1, "ema_decay": 0.9997},
+        "teachers": {"lr": 1e-4},
+        "student": {"lr": 1e-5},
+        "model": {"normalize": "none"},
+    },
+    # L2D's, as its released code has it: BCE (ASL without its focus and its clip), inputs in [0, 1], no moving average.
+    "l2d": {
+        "train": _RELEASED
+        | {"gamma_neg": 0, "clip": 0, "batch_size": 64, "lr": 1e-4, "pct_start": 0.2, "ema_decay": 0},
+        "teachers": {"stop_after": 30},
+        "model": {"head": "ml_decoder", "normalize": "none"},
+    },
+}
 _YAML = {None: "null", True: "true", False: "false"}
 
 
@@ -82,24 +103,19 @@ def check_count(params, table):
     """
     train, val = len(table.indices("train")), len(table.indices("val"))
     for name, training in (("teachers", params.teachers), ("student", params.student)):
-        held_out = training.select == "val" and not val and params.protocol == "honest" and params.data.kind != "labels"
-        if held_out and train - held_out_count(training, train) < 2:
+        holds_out = (
+            training.select == "val" and not val and params.protocol == "honest" and params.data.kind != "labels"
+        )
+        if holds_out and train - training.held_out(train) < 2:
             raise ParameterError(
-                f"{name}.select: val holds out {held_out_count(training, train)} of {counted(train, 'training image')}, and a "
+                f"{name}.select: val holds out {training.held_out(train)} of {counted(train, 'training image')}, and a "
                 "training needs two of them: give more images, a split val, or select: last"
             )
-
-
-def held_out_count(training, count):
-    """Return how many of `count` training images `select: val` holds out where the data has no val split."""
-    return max(1, int(training.val_share * count))
 
 
 def resolve(raw, paths=True):
     """Return Params of a raw mapping: recipe, then `train` (both trainings), then the method, then `teachers` and `student`."""
     raw, faults = dict(raw), []
-    # A wrong recipe is a fault among the others, and Params names it.
-    recipe = next((RECIPES[name] for name in RECIPES if raw.get("recipe") == name), RECIPES["default"])
     sections = {name: raw.get(name) for name in ("train", "teachers", "student", *MODELS)}
     for name, section in sections.items():
         if section is not None and not isinstance(section, dict):
@@ -108,13 +124,9 @@ def resolve(raw, paths=True):
     raw.pop("train", None)
     shared = {name: value for name, value in sections["train"].items() if name in TrainParams.model_fields}
     faults += [_unknown(("train", str(name)), TrainParams) for name in sections["train"] if name not in shared]
-    usual = {name: recipe["train"] | recipe.get(name, {}) | shared for name in ("teachers", "student")}
-    method = method_sections(raw.get("method"), usual["teachers"] | sections["teachers"])
-    for name in usual:
-        raw[name] = usual[name] | method[name] | sections[name]
-    for name in MODELS:
-        if sections[name] or name == "model":
-            raw[name] = recipe.get("model", {}) | sections[name]
+    usual = _usual(raw.get("recipe"), raw.get("method"), shared, sections["teachers"])
+    raw |= {name: usual[name] | sections[name] for name in ("teachers", "student")}
+    raw |= {name: usual["model"] | sections[name] for name in MODELS if sections[name] or name == "model"}
     try:
         params = Params.model_validate(raw, context={"paths": paths})
     except ValidationError as error:
@@ -125,14 +137,30 @@ def resolve(raw, paths=True):
     return params
 
 
+def _usual(recipe, method, shared, teachers):
+    """Return {section: settings} of recipe, then `train` (shared), then method; teachers: the settings given for them.
+
+    shared_trunk (beyond the papers): the teachers of parts are tails on the trained baseline's frozen stages but the last,
+    the student starts from the baseline, and both train a third of its epochs.
+    """
+    recipe = RECIPES.get(str(recipe), {})  # a wrong one is a fault among the others, and Params names it
+    usual = {name: recipe.get("train", {}) | recipe.get(name, {}) | shared for name in ("teachers", "student")}
+    of_baseline = {"epochs": Training.epochs} | usual["teachers"] | teachers
+    epochs = [of_baseline[name] for name in ("epochs", "stop_after") if of_baseline.get(name) is not None]
+    if method == "shared_trunk" and epochs and all(isinstance(count, int) for count in epochs):  # else Params says so
+        third = max(1, round(min(epochs) / 3))
+        usual["teachers"] |= {"start": "baseline", "frozen_stages": -1, "more_epochs": third}
+        usual["student"] |= {"start": "baseline", "epochs": third}
+    return usual | {"model": recipe.get("model", {})}
+
+
 def own_params(params):
     """Return what Params have beside the defaults of their recipe and method, JSON-able; `train`: alike in both trainings."""
     full, own = params.model_dump(mode="json"), params.model_dump(mode="json", exclude_defaults=True)
-    recipe, method = RECIPES[params.recipe], method_sections(params.method, full["teachers"])
+    usual = _usual(params.recipe, params.method, {}, full["teachers"])
     for name, kind in (("teachers", TeacherParams), ("student", StudentParams)):
-        usual = {setting: field.default for setting, field in kind.model_fields.items()} | recipe["train"]
-        usual |= recipe.get(name, {}) | method[name]
-        own[name] = {setting: value for setting, value in full[name].items() if value != usual[setting]}
+        default = {setting: field.default for setting, field in kind.model_fields.items()} | usual[name]
+        own[name] = {setting: value for setting, value in full[name].items() if value != default[setting]}
     both = {item[0]: item[1] for item in own["teachers"].items() if item in own["student"].items()}
     for name in ("teachers", "student"):
         own[name] = {setting: value for setting, value in own[name].items() if setting not in both}
@@ -169,3 +197,44 @@ def _unknown(location, section):
     else:
         hint = near_name(name, known, f"{here or 'the top level'} has", f"{here}." if here else "")
     return f"{'.'.join(location)}: unknown parameter; {hint}"
+
+
+# ---- the JSON files of a run: a damaged or foreign one is a sentence that names it -------------------------------------
+
+
+class Noted(TypedDict):
+    """Which artifacts one name of artifacts.json stands for, and by which parameters they were made."""
+
+    keys: list[str]
+    params: dict[str, Any]
+
+
+class Described(TypedDict):
+    """data.json."""
+
+    key: str
+    class_names: list[str]
+    positives: dict[str, list[int]]
+    images: dict[str, int]
+
+
+class Scored(TypedDict):
+    """A line of metrics.json."""
+
+    row: str
+    seed: int
+    split: str
+    mAP: float | None
+
+
+def read_form(path, form):
+    """Return the JSON value in `path`; ValueError where it is not of a `form`, such as dict[str, Noted]."""
+    value = read_json(path)
+    try:
+        TypeAdapter(form).validate_python(value)
+    except ValidationError as error:
+        why = format_error(error.errors()[0], error.errors()[0]["loc"])
+        raise ValueError(
+            f"{path} is not as this version writes it ({why}); delete it and run its stage again"
+        ) from None
+    return value

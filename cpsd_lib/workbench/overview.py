@@ -6,8 +6,7 @@ from itertools import takewhile
 from typing import Literal, get_args, get_origin
 
 from cpsd_lib.support import counted
-from cpsd_lib.workbench.forms import Scored, read_form
-from cpsd_lib.workbench.loading import SECTIONS, resolve
+from cpsd_lib.workbench.loading import SECTIONS, Scored, read_form, resolve
 from cpsd_lib.workbench.params import Params
 from cpsd_lib.workbench.pipeline import MADE, read_manifest, stages_left, stages_of
 from cpsd_lib.workbench.preflight import check_run, models_to_train

@@ -145,10 +145,8 @@ class PartitionParams(Section):
     def study(self, num_classes):
         """Return (numbers of parts, repeats, a sentence on the time) of 02_partition: repeats that fit into STUDY_SECONDS."""
         ks, squared = [k for k in self.study_k if k < num_classes], num_classes**2
-        plain, fine = (
-            0.1 + 2.4e-7 * squared,
-            0.25 + 9e-7 * squared,
-        )  # seconds of a cut on a Zen core, 20 to 6,000 classes
+        # Seconds of a cut on a Zen core, 20 to 6,000 classes.
+        plain, fine = 0.1 + 2.4e-7 * squared, 0.25 + 9e-7 * squared
         branches = sum(fine if refined else plain for refined in (self.refine_co, self.refine_dis))
 
         def seconds(repeats):  # beside the comparison of cuts: the run's, six exponents, and those of every k
@@ -213,13 +211,13 @@ class ModelParams(Section):
 
 
 class TrainParams(Section, Training):
-    """One training: training.Training, its ranges checked, its batches and the labels' loss; every recipe has all of them."""
+    """One training: training.Training, its ranges checked, its batches and the labels' loss; by default for small data."""
 
-    batch_size: int = Field(ge=2, le=65_536)  # images
-    gamma_neg: float = Field(ge=0, le=10)  # exponents of the asymmetric loss; all three 0: binary cross entropy
-    gamma_pos: float = Field(ge=0, le=10)  # that of positives
-    clip: float = Field(ge=0, lt=1)  # probability taken off the negatives
-    view: Literal["plain", "flip", "default", "release"]  # augmentation of the training images
+    batch_size: int = Field(32, ge=2, le=65_536)  # images
+    gamma_neg: float = Field(4, ge=0, le=10)  # exponents of the asymmetric loss; all three 0: binary cross entropy
+    gamma_pos: float = Field(0, ge=0, le=10)  # that of positives
+    clip: float = Field(0.05, ge=0, lt=1)  # probability taken off the negatives
+    view: Literal["plain", "flip", "default", "release"] = "default"  # augmentation of the training images
     select: Literal["last", "val"] = "last"  # which epoch is kept
     # select val: fraction of train held out, where the data has no val split
     val_share: float = Field(0.1, gt=0, lt=0.5)
@@ -231,6 +229,10 @@ class TrainParams(Section, Training):
     def asl(self):
         """The arguments of the asymmetric loss."""
         return {"gamma_neg": self.gamma_neg, "gamma_pos": self.gamma_pos, "clip": self.clip}
+
+    def held_out(self, count):
+        """Return how many of `count` training images `select: val` holds out where the data has no val split."""
+        return max(1, int(self.val_share * count))
 
 
 class TeacherParams(TrainParams):
@@ -291,7 +293,7 @@ class Params(Section):
     seeds: int = Field(1, ge=1, le=100)  # the whole of training is repeated with seed, seed + 1, ...
     # paper: the best epoch is chosen on TEST, noted beside every figure
     protocol: Literal["honest", "paper"] = "honest"
-    recipe: Literal["default", "release", "l2d"] = "default"  # what is not given: workbench/defaults.py
+    recipe: Literal["default", "release", "l2d"] = "default"  # what is not given: RECIPES in workbench/loading.py
     method: Literal["paper", "shared_trunk"] = "paper"  # paper: every model in full; shared_trunk: one frozen trunk
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto, cpu, cuda:0
     engine: EngineParams = EngineParams()  # local, or ray: who makes what the store lacks
@@ -306,46 +308,41 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _goes_together(self):
+        if faults := list(self._faults()):
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _faults(self):
         teachers, student, rows = self.teachers, self.student, self.student.rows
         if self.engine.kind == "local" and (self.engine.address or self.engine.threads):
-            raise ValueError("engine: address and threads are for engine=ray")
+            yield "engine: address and threads are for engine=ray"
         if self.engine.kind == "ray" and self.device.startswith("cuda:"):
-            raise ValueError(f"device: under engine: ray Ray chooses each task's GPU; device=cuda, not {self.device}")
-        if self.evaluation.released not in (None, self.model.name):
-            raise ValueError(
-                f"evaluation.released is {self.evaluation.released}, but these are the parameters of model {self.model.name}"
-            )
+            yield f"device: under engine: ray Ray chooses each task's GPU; device=cuda, not {self.device}"
+        if (released := self.evaluation.released) not in (None, self.model.name):
+            yield f"evaluation.released is {released}, but these are the parameters of model {self.model.name}"
         if self.teacher_model is not None and "baseline" in rows:
-            raise ValueError(
+            yield (
                 "student.rows: with a teacher_model of its own the baseline would be the teacher; the student trained "
                 "on labels alone is the row student_only"
             )
         if "wide_mld" in rows and self.wide_model is None:
-            raise ValueError("student.rows: wide_mld has a wider teacher; give it as wide_model, as model is given")
+            yield "student.rows: wide_mld has a wider teacher; give it as wide_model, as model is given"
         led = [row for row in rows if ROWS[row].uses_embeddings]
         if led and "gap" in (self.model.head, (self.teacher_model or self.model).head):
-            raise ValueError(
+            yield (
                 f"student.rows: {', '.join(led)} match label-wise embeddings, which the head gap does not have; take "
                 "ml_decoder (L2D's), query2label or label_transformer for model.head and teacher_model.head"
             )
-        given = [name for name in ("frozen_stages", "more_epochs") if getattr(teachers, name)]
+        later = [f"teachers.{name} is" for name in ("frozen_stages", "more_epochs") if getattr(teachers, name)]
+        later += ["student.rows: sd_continued is"] if "sd_continued" in rows else []
+        for what in later if teachers.start == "model" else []:
+            yield f"{what} for teachers that start from the baseline: teachers.start=baseline"
         why = " (method: shared_trunk starts there)" if self.method == "shared_trunk" else ""
-        if teachers.start == "model" and given:
-            raise ValueError(
-                f"teachers.{given[0]} is for teachers that start from the baseline: teachers.start=baseline"
-            )
-        if teachers.start == "model" and "sd_continued" in rows:
-            raise ValueError(
-                "student.rows: sd_continued has the baseline trained on as its teacher: teachers.start=baseline"
-            )
         if (student.start == "baseline" or "cap" in rows) and self.teacher_model is not None:
             what = f"student.start=baseline{why}" if student.start == "baseline" else "student.rows: cap starts there"
-            raise ValueError(f"{what}: with a teacher_model of its own the baseline is another model")
+            yield f"{what}: with a teacher_model of its own the baseline is another model"
         if "baseline" in (teachers.start, student.start) and "whole" not in branches_of(rows):
-            raise ValueError(
-                f"start: baseline{why} needs a row that trains one, such as baseline or sd, in student.rows"
-            )
-        return self
+            yield f"start: baseline{why} needs a row that trains one, such as baseline or sd, in student.rows"
 
     def seed_list(self):
         """Return the seeds of this run, in order."""

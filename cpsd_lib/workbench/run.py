@@ -24,8 +24,7 @@ from cpsd_lib.support import (
     write_text,
 )
 from cpsd_lib.teachers import Copies
-from cpsd_lib.workbench.forms import Described, Noted, read_form
-from cpsd_lib.workbench.loading import check_count, held_out_count, load_params, own_params
+from cpsd_lib.workbench.loading import Described, Noted, check_count, load_params, own_params, read_form
 from cpsd_lib.workbench.rows import BRANCHES, COMPONENTS, ROWS, unread_by
 from cpsd_lib.workbench.store import Store
 from cpsd_lib.workbench.yaml_files import (
@@ -216,9 +215,8 @@ def training_indices(run, training, seed):
     if len(table.indices("val")):
         return train, table.indices("val")
     check_count(run.params, table)  # again, without the images that could not be read
-    held_out = np.random.default_rng(derive_seed(seed, "held out")).permutation(train)[
-        : held_out_count(training, len(train))
-    ]
+    drawn = np.random.default_rng(derive_seed(seed, "held out")).permutation(train)
+    held_out = drawn[: training.held_out(len(train))]
     return np.setdiff1d(train, held_out), np.sort(held_out)
 
 

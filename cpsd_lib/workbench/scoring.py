@@ -21,7 +21,7 @@ from cpsd_lib.models import check_class_names, check_preprocessing, load_release
 from cpsd_lib.support import atomic, bar, counted, digest, pick_precision, sha256, write_json
 from cpsd_lib.training import predict_logits
 from cpsd_lib.viz import plots
-from cpsd_lib.workbench.forms import Scored, read_form
+from cpsd_lib.workbench.loading import Scored, read_form
 from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.rows import FROM_MODEL, TITLES, baseline_of, branches_trained

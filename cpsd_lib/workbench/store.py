@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cpsd_lib.support import cores, read_json, sha256, write_json
-from cpsd_lib.workbench.forms import Noted, read_form
+from cpsd_lib.workbench.loading import Noted, read_form
 from cpsd_lib.workbench.yaml_files import outputs_root, repo_root
 
 KINDS = ("model", "soft_targets")

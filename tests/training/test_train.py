@@ -24,7 +24,6 @@ from cpsd_lib.training import checkpoint, loop
 from cpsd_lib.training.batches import Batches, predict_logits
 from cpsd_lib.training.learner import Compiled, Ema, Learner, start_state
 from cpsd_lib.training.loop import Diverged, Validation, fit
-from cpsd_lib.workbench.defaults import RECIPES
 from cpsd_lib.workbench.params import TrainParams
 
 CLASSES = 4
@@ -62,8 +61,7 @@ def targets():
 
 
 def recipe(**changes):
-    default = RECIPES["default"]["train"] | {"epochs": 3, "batch_size": 8, "lr": 1e-2, "checkpoint_seconds": 0}
-    return TrainParams(**(default | changes))
+    return TrainParams(**({"epochs": 3, "batch_size": 8, "lr": 1e-2, "checkpoint_seconds": 0} | changes))
 
 
 def learner(name="whole", columns=(0, 1, 2, 3), fingerprint=None, dropout=0.0, model=None):

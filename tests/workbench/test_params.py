@@ -703,7 +703,7 @@ def test_parameter_files_may_be_given_as_paths(tmp_path, monkeypatch):
             "teachers.frozen_stages is for teachers that start from the baseline: teachers.start=baseline",
         ),
         ({"teachers.more_epochs": 4}, "teachers.more_epochs is for teachers that start from the baseline"),
-        ({"student.rows": ["baseline", "sd_continued"]}, "sd_continued has the baseline trained on as its teacher"),
+        ({"student.rows": ["baseline", "sd_continued"]}, "sd_continued is for teachers that start from the baseline"),
         (
             {"teachers.start": "baseline", "student.rows": ["cgpd"]},
             "needs a row that trains one, such as baseline or sd",
@@ -722,6 +722,14 @@ def test_a_start_from_the_baseline_needs_one(overrides, expected):
     with pytest.raises(ParameterError, match=expected):
         load_params("tiny", overrides)
     assert load_params("tiny", {"train.start": "baseline", "teachers.frozen_stages": 2}).student.start == "baseline"
+
+
+def test_all_that_does_not_go_together_is_said_at_once():
+    with pytest.raises(ParameterError) as caught:
+        load_params(
+            "tiny", {"engine.threads": 2, "teachers.more_epochs": 4, "student.rows": ["sd_continued", "wide_mld"]}
+        )
+    assert len(str(caught.value).splitlines()) == 4
 
 
 def test_a_relative_path_starts_at_the_projects_folder_or_else_where_the_command_is_typed(tmp_path, monkeypatch):
