@@ -39,8 +39,7 @@ def check_data(data, folder):
     except ValueError as error:
         faults.append(f"{error} ({not_on_disk})" if missing else str(error))
     lines = [f"{data.kind}: {counted(len(table.files), 'image')}, {counted(len(table.names), 'class', 'classes')}"]
-    counts = table.counts()
-    for split, labels in counts.items():
+    for split, labels in table.counts().items():
         images, total = len(table.indices(split)), labels.sum()
         per_image = f"{counted(total, 'label')}, {total / images:.2f} an image"
         gone = counted((table.split[missing] == split).sum(), "image")

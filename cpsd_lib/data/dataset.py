@@ -157,19 +157,18 @@ def leave_out_missing(source, data):
     missing = missing_files(source.paths) if data.kind in PUBLISHED else []
     if not missing:
         return source, [], []
-    table, policy = source.table, "skip" if data.kind == "nuswide" else data.bad_files
+    counts, policy = [], "skip" if data.kind == "nuswide" else data.bad_files
     for split in ("train", "test"):
-        indices = table.indices(split)
-        if len(indices) and np.isin(indices, missing).all():
+        indices = source.table.indices(split)
+        gone = np.isin(indices, missing)
+        if len(indices) and gone.all():
             path = source.paths[indices[0]]
             expected = f"{path}{hints([path])[0]} and so on"
             raise FileNotFoundError(f"none of {len(indices):,} {split} images is on disk, expected {expected}")
-    skipped = cache.check_bad(_not_there(source.paths, missing), table.files, policy)
-    counts = ", ".join(
-        f"{(table.split[missing] == split).sum():,} of {len(table.indices(split)):,} {split}"
-        for split in ("train", "test")
-    )
-    sentence = f"INCOMPLETE: images that are not on disk are left out: {counts} images (named in data.json)"
+        counts.append(f"{gone.sum():,} of {len(indices):,} {split}")
+    skipped = cache.check_bad(_not_there(source.paths, missing), source.table.files, policy)
+    what = f"{', '.join(counts)} images (named in data.json)"
+    sentence = f"INCOMPLETE: images that are not on disk are left out: {what}"
     return source.take(np.setdiff1d(np.arange(len(source.paths)), missing)), skipped, [sentence]
 
 

@@ -108,38 +108,31 @@ def check_splits(table, needed=("train", "test")):
             raise ValueError(f"no image of split '{split}' has a positive label: label some of them")
     if "test" in needed and len(targets["train"]) < 2:  # batch norm has no statistics of one image
         raise ValueError("1 image is left in split 'train', expected at least 2")
-    names, occurring = table.names, [_alone(table.names, targets["train"])] if "train" in targets else []
-    return [*_uneven_classes(names, targets), *filter(None, occurring), *_similar_names(names), *_odd_labels(targets)]
-
-
-def _alone(names, train):
-    counts, occurrence = graph.cooccurrence(train)
-    if not counts.any():
-        return "no two classes occur in one image of split 'train': there is no co-occurrence to cut, and no CGP"
-    lonely = [names[c] for c in graph.alone(counts, occurrence)]
-    what = f"{counted(len(lonely), 'class occurs', 'classes occur')} with no other in split 'train'"
-    return f"{what} (nothing says which part of CGP they belong to): {listed(lonely)}" if lonely else ""
+    return [*_uneven_classes(table.names, targets), *_similar_names(table.names), *_odd_labels(targets)]
 
 
 def _uneven_classes(names, targets):
     present = {split: (of_split == 1).any(axis=0) for split, of_split in targets.items()}
     anywhere, once = np.any(list(present.values()), axis=0), np.sum(list(present.values()), axis=0) == 1
+    counts, occurrence = graph.cooccurrence(targets["train"])
+    alone = np.isin(np.arange(len(names)), graph.alone(counts, occurrence)) & counts.any()
     cases = [(~anywhere, "never positive in any split (nothing to learn, no score)")]
+    cases += [(alone, "with no other in any image of split 'train' (nothing says which part of CGP they belong to)")]
     if len(present) > 1:  # with label statistics alone there is no other split to compare with
         cost = {"train": "it cannot be scored", "val": "it can be neither learned nor scored"}
         for split, has in present.items():
             text = cost.get(split, "it is scored but cannot be learned")
             cases.append((once & has, f"positive only in split '{split}' ({text})"))
         # What two splits share can still miss the one that matters.
+        always = present["train"] & (targets["train"] != 0).all(axis=0)
         cases += [
             (anywhere & ~once & ~present["train"], "never positive in split 'train' (it cannot be learned)"),
             (anywhere & ~once & ~present["test"], "never positive in split 'test' (left out of its mAP)"),
-            (
-                present["train"] & (targets["train"] != 0).all(axis=0),
-                "never absent in split 'train' (nothing to tell apart)",
-            ),
+            (always, "never absent in split 'train' (nothing to tell apart)"),
         ]
-    return [
+    none = "no two classes occur in one image of split 'train': there is no co-occurrence to cut, and no CGP"
+    notes = [] if counts.any() else [none]
+    return notes + [
         f"{counted(mask.sum(), 'class', 'classes')} {text}: {listed(names[c] for c in np.flatnonzero(mask))}"
         for mask, text in cases
         if mask.any()

@@ -127,8 +127,7 @@ def read_arrays(path, names, what):
 
 def read_names(path, what):
     """Return the lines of a file without spaces around them and without empty ones; ValueError when there is none."""
-    lines = [line.strip() for line in read_text(path, what).splitlines()]
-    names = [line for line in lines if line]
+    names = [line for line in map(str.strip, read_text(path, what).splitlines()) if line]
     if not names:
         raise ValueError(f"{path} is empty, expected {what}")
     return names
