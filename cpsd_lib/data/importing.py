@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
+from functools import partial
 from os.path import relpath
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def import_labels(settings, dry_run=False):
     photos = common.photos_below(home, skip=to)
     if not photos:
         raise FileNotFoundError(f"{home} holds no photo ({', '.join(common.PHOTOS)}): give their folder as --photos")
-    lines, read = [f"{settings.kind}: {source}"], {"table": _tables, "coco": _coco, "voc": _voc, "folders": _folders}
+    lines, read = [f"{settings.kind}: {source}"], {"table": _tables, "coco": _coco, "voc": _voc}
+    read["folders"] = partial(_folders, photos)
     table, files, labels = read[settings.kind](settings, source, lines)
     (how, name), rows = settings.split_by, pd.DataFrame({"file": table[files]}).rename_axis(["source", "place"])
     by_column = how == "column" or (not how and "split" in table)  # a column `split` is taken unasked
@@ -55,7 +57,7 @@ def import_labels(settings, dry_run=False):
         rows["split"] = _drawn(settings, rows, labels, lines)
     paths = [*rows.path, *_unlabelled(settings, rows, photos, home, to, lines)]
     base, way = _where_photos_go(paths, to, settings.copy)
-    text, table = _checked_text(rows.split, labels, paths, base, to)
+    text, table = _checked_text(rows.set_index("path").split, labels, paths, base, to)
     sizes = ", ".join(f"{one} {(table.split == one).sum():,}" for one in (*SPLITS, UNLABELLED) if one in table.split)
     lines += [f"{len(paths):,} photos: {sizes}; {len(table.names)} classes", *frequency_lines(table), "for example:"]
     lines += [*(f"  {line}" for line in text.splitlines()[:4]), *(f"note: {note}" for note in check_splits(table))]
@@ -138,10 +140,9 @@ def _voc(settings, source, lines):
     )
 
 
-def _folders(settings, source, lines):
+def _folders(photos, settings, source, lines):
     """A photo's label is the folder it lies in; the same bytes in two folders are one photo with two labels."""
-    photos = common.photos_below(source, Path(os.path.abspath(settings.to)))
-    photos = [path for path in photos if path.parent != source]
+    photos = [path for path in photos if source in path.parents[1:]]
     if not photos:
         raise ValueError(f"{source} has no folder with photos in it, expected one folder a label")
     twice, first = pd.Series([path.stat().st_size for path in photos]).duplicated(keep=False), {}
@@ -311,12 +312,11 @@ def _where_photos_go(paths, to, copy):
 def _checked_text(split, labels, paths, base, to):
     """Return (the text of annotations.csv, its LabelTable); ValueError where it would be read as something else."""
     files, names = [path.relative_to(base).as_posix() for path in paths], labels.columns.to_numpy(object)
-    more = len(files) - len(split)
-    values = np.pad(labels, ((0, more), (0, 0)))
-    table = pd.DataFrame({"file_name": files, "split": [*split, *more * [UNLABELLED]]})
+    table = pd.DataFrame({"file_name": files, "split": [*split.reindex(paths, fill_value=UNLABELLED)]})
     for name, value in (("labels", 1), ("unknown", -1)):
-        if name == "labels" or (values == value).any():
-            table[name] = [";".join(names[held]) for held in values == value]
+        held = labels.eq(value).reindex(paths, fill_value=False).to_numpy()
+        if name == "labels" or held.any():
+            table[name] = [";".join(names[of_photo]) for of_photo in held]
     text = table.to_csv(index=False, lineterminator="\n")
     read = annotations_of(to / "annotations.csv", text)
     odd = {*read.names} ^ {*names} | {*read.files} ^ {*files}
