@@ -26,7 +26,7 @@ def cooccurrence(targets):
         raise ValueError(f"targets must be [images, classes], got shape {targets.shape}; pass the whole label table")
     if strange := other_values(targets)[:5]:
         raise ValueError(
-            f"targets may hold 1, 0 and -1 (unknown) only, found {strange}; threshold or re-code them first"
+            f"targets may hold 1, 0 and -1 (unknown) only, found {strange}; threshold or recode them first"
         )
     counts = np.zeros((targets.shape[1], targets.shape[1]), np.int64)
     for block in _blocks(targets):

@@ -80,9 +80,7 @@ class Partition:
     def split(self, x):
         """Split an array or tensor [N, C, ...] into one [N, len(part), ...] per part; ValueError for another width."""
         if x.ndim < 2 or x.shape[1] != self.num_classes:
-            raise ValueError(
-                f"expected [N, {self.num_classes}, ...] with classes on axis 1, got shape {tuple(x.shape)}"
-            )
+            raise ValueError(f"expected [N, {self.num_classes}, ...] with classes on axis 1, got {tuple(x.shape)}")
         return [_columns(x, part) for part in self._indices(x)[:-1]]
 
     def merge(self, pieces):
@@ -95,7 +93,7 @@ class Partition:
         found = [piece.shape[1] if piece.ndim > 1 else None for piece in pieces]
         if found != expected:
             raise ValueError(
-                f"expected pieces with {expected} classes on axis 1, got {found}; pass one piece a part, in order"
+                f"expected pieces with {expected} classes on axis 1, got {found}; pass one a part, in order"
             )
         joined = torch.cat(pieces, 1) if isinstance(pieces[0], torch.Tensor) else np.concatenate(pieces, 1)
         return _columns(joined, self._indices(joined)[-1])
@@ -132,9 +130,7 @@ class Partition:
                 parts = _read_released(content)
                 stated = sum(map(len, parts)) if num_classes is None else num_classes
             if num_classes not in (None, stated):
-                raise ValueError(
-                    f"it is a partition of {stated} classes, not {num_classes}; load it for its own data set"
-                )
+                raise ValueError(f"it is a partition of {stated} classes, not {num_classes}; load it for its own data")
             return cls(parts, stated)
         except (ValueError, TypeError) as error:
             raise ValueError(f"cannot use the partition {path}: {error}") from error

@@ -156,9 +156,7 @@ def check(scores, targets):
     if scores.ndim != 2 or scores.shape != targets.shape or not scores.size:
         raise ValueError(f"scores and targets must both be [images, classes], got {scores.shape} and {targets.shape}")
     if np.isnan(scores).any():
-        raise ValueError(
-            f"scores hold NaN in {int(np.isnan(scores).any(1).sum())} images; look at the model that made them"
-        )
+        raise ValueError(f"scores hold NaN in {np.isnan(scores).any(1).sum()} images; look at the model that made them")
     if not ((targets == 0) | (targets == 1) | (targets == -1)).all():
         raise ValueError("targets may hold 1, 0 and -1 (unknown) only; threshold or re-code them first")
     return scores, targets

@@ -69,11 +69,7 @@ PRESETS = {
     "resnet101": ("resnet101.tv_in1k", "gap", {}),
     "resnet101_tf": ("resnet101.tv_in1k", "label_transformer", {}),
     # zero_init_last: a last norm that starts at zero and is frozen would switch off each block of a random backbone.
-    "q2l_resnet101": (
-        "resnet101.tv_in1k",
-        "query2label",
-        {"norm_layer": FrozenBatchNorm2d, "zero_init_last": False},
-    ),
+    "q2l_resnet101": ("resnet101.tv_in1k", "query2label", {"norm_layer": FrozenBatchNorm2d, "zero_init_last": False}),
     "tresnet_l": ("tresnet_l.miil_in1k_448", "gap", {}),  # its own pool is the mean
     "resnext50_swsl": ("resnext50_32x4d.fb_swsl_ig1b_ft_in1k", "gap", {}),
 }

@@ -78,9 +78,7 @@ def timm_state(model, name, options):
     Raises ValueError for merged experts, which are many backbones.
     """
     if type(model) is not Classifier:
-        raise ValueError(
-            "the format timm is one backbone, and this model is made of experts; take another row or format"
-        )
+        raise ValueError("the format timm is one backbone, and this model is many experts; take another row or format")
     own = model.backbone.state_dict()
     import timm
 

@@ -121,9 +121,7 @@ class Query2Label(nn.Module):
             return sine_position(self.queries.shape[1], rows, columns, device).to(self.queries.dtype)
         if self.position.shape[2:] != (rows, columns):
             found = "x".join(map(str, self.position.shape[2:]))
-            raise ValueError(
-                f"these weights have a position code of their own for {found} places, not {rows}x{columns}"
-            )
+            raise ValueError(f"the weights have a position code of their own for {found} places, not {rows}x{columns}")
         return self.position
 
 

@@ -55,9 +55,7 @@ def _read_words(path, wanted):
             except ValueError:
                 continue  # glove.840B has a few entries of several words; `at name@domain.com` is not `at`
             if len(vector) != width or not np.isfinite(vector).all():
-                raise ValueError(
-                    f"{path}, line {number}: {word!r} has no {width} finite numbers, as the first line has"
-                )
+                raise ValueError(f"{path}, line {number}: {word!r} has no {width} finite numbers as the first line has")
             vectors[word] = vector
     return vectors
 
@@ -66,7 +64,5 @@ def _read_npz(path):
     names, vectors = read_arrays(path, ["class_names", "vectors"], "the arrays class_names [n] and vectors [n, V]")
     numbers = vectors.ndim == 2 and vectors.dtype.kind in "fiu" and np.isfinite(vectors).all()
     if not numbers or names.shape != vectors.shape[:1] or len(set(names.tolist())) < len(names):
-        raise ValueError(
-            f"{path}: vectors {vectors.shape} must be finite, one row for each of its different class_names"
-        )
+        raise ValueError(f"{path}: vectors {vectors.shape} must be finite, a row for each of its different class_names")
     return dict(zip(names.tolist(), vectors.astype(np.float32), strict=True))

@@ -137,9 +137,7 @@ def _cut(backbone, frozen_stages):
         if f"{module}.".startswith(f"{name}.") or name.startswith(f"{module}.")
     ]
     if not found:
-        raise ValueError(
-            f"stage {frozen_stages} of this backbone is not among its parts; take another teachers.frozen_stages"
-        )
+        raise ValueError(f"stage {frozen_stages} is no part of this backbone; take another teachers.frozen_stages")
     return found[-1] + 1
 
 

@@ -1,7 +1,8 @@
 """Images -> the same batches of the same views for whoever needs them again with the same seed."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
@@ -23,45 +24,39 @@ class Batch:
     soft: dict = field(default_factory=dict)
 
 
+@dataclass(eq=False, repr=False)
 class Batches:
-    """Epochs of batches over some images of a data set; order and views depend on (seed, epoch, image) alone.
+    """Epochs of batches over some images of a data set; order and views depend on (seed, epoch, image) alone."""
 
-    images: uint8 [N, 3, S, S], an array, or a Dataset's images. targets: int8 [N, C] of 1, 0, -1 (unknown).
-    indices [n]: the images to train on; None: all. view: a name in VIEWS, or a ViewRecipe.
-    stored_views: reuse this many views round robin; None draws a new view of each image every epoch.
-    soft: a function (view number, image indices, images) -> {branch: logits [B, C] or Output}, such as
-    `lambda view, indices, images: {"co": teachers.soft_targets(images)}`; None: no soft targets.
-    """
+    images: np.ndarray  # uint8 [N, 3, S, S], or a Dataset's images
+    targets: np.ndarray  # int8 [N, C] of 1, 0, -1 (unknown)
+    indices: np.ndarray | None = None  # [n], the images to train on; None: all
+    _: KW_ONLY
+    batch_size: int = 32
+    view: object = "default"  # a name in VIEWS, or a ViewRecipe
+    seed: int = 0
+    device: torch.device | str = "cpu"
+    stored_views: int | None = None  # reuse this many views round robin; None: a new view of each image every epoch
+    # (view number, image indices, images) -> {branch: logits [B, C] or Output}, such as
+    # `lambda view, indices, images: {"co": teachers.soft_targets(images)}`; None: no soft targets
+    soft: Callable | None = None
 
-    def __init__(
-        self,
-        images,
-        targets,
-        indices=None,
-        *,
-        batch_size=32,
-        view="default",
-        seed=0,
-        device="cpu",
-        stored_views=None,
-        soft=None,
-    ):
-        self.images, self.seed, self.device = images, seed, torch.device(device)
-        self.indices = np.arange(len(images)) if indices is None else np.asarray(indices)
-        self.targets = torch.from_numpy(np.ascontiguousarray(targets)).float()
-        self.batch_size = min(batch_size, len(self.indices))
+    def __post_init__(self):
+        self.device = torch.device(self.device)
+        self.indices = np.arange(len(self.images)) if self.indices is None else np.asarray(self.indices)
+        self.targets = torch.from_numpy(np.ascontiguousarray(self.targets)).float()
+        self.batch_size = min(self.batch_size, len(self.indices))
         # The last images of an epoch's order that do not fill a batch wait for another epoch: one shape for
         # torch.compile, and no batch of one image in batch norm.
         self.steps = len(self.indices) // self.batch_size
-        self.recipe = VIEWS[view] if isinstance(view, str) else view
-        self.stored_views, self.soft = stored_views, soft
+        self.recipe = VIEWS[self.view] if isinstance(self.view, str) else self.view
 
     @property
     def soft_seconds(self):
         """Seconds that the teachers took so far to compute soft targets that were not stored yet."""
         return getattr(self.soft, "seconds", 0.0)
 
-    def view(self, number, indices):
+    def view_of(self, number, indices):
         """Return view `number` of image `indices` [B] as float32 [B, 3, S, S] on the training device."""
         return self._augmented(self._gather(indices), number, indices)
 

@@ -104,9 +104,8 @@ def optimizer_of(model, training, steps):
     optimizer, total = kind(groups, lr=training.lr, fused=True), training.epochs * steps
     # torch divides by pct_start * total - 1, which very short trainings would make zero.
     pct_start = min(max(training.pct_start, 1.5 / total), 0.99)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.lr, total_steps=total, pct_start=pct_start
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.lr, total_steps=total, pct_start=pct_start)
+    return optimizer, schedule
 
 
 class Compiled:

@@ -74,7 +74,5 @@ def _as_unit(images):
     if images.dtype == torch.uint8:
         return images.float() / 255
     if not images.is_floating_point() or not ((images >= 0) & (images <= 1)).all():
-        raise ValueError(
-            "images must be uint8, or floats in [0, 1]: the model's own normalisation is part of the model"
-        )
+        raise ValueError("images must be uint8, or floats in [0, 1]: the model's normalisation is part of it")
     return images.float()

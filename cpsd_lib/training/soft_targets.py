@@ -23,7 +23,7 @@ def view_logits(teachers, batches, number, device, precision=None, desc="soft ta
     ):
         for start in range(0, len(batches.indices), BATCH):
             indices = batches.indices[start : start + BATCH]
-            images = batches.view(number, indices)
+            images = batches.view_of(number, indices)
             for branch, merged in teachers.items():
                 logits = logits_of(merged.soft_targets(images)).float().clamp(-6e4, 6e4)
                 if torch.isnan(logits).any():

@@ -108,12 +108,12 @@ def test_stored_views_come_round_while_the_order_goes_on(images, targets):
     assert list(first) != list(third)
 
 
-def test_view_gives_the_pixels_that_an_epoch_gives(images, targets):
+def test_view_of_gives_the_pixels_that_an_epoch_gives(images, targets):
     batches = make(images, targets, stored_views=2)
     seen = by_row(batches, 3)  # view 1
-    assert torch.equal(batches.view(1, ROWS[:5])[2], seen.get(int(ROWS[2]), batches.view(1, ROWS[2:3])[0]))
+    assert torch.equal(batches.view_of(1, ROWS[:5])[2], seen.get(int(ROWS[2]), batches.view_of(1, ROWS[2:3])[0]))
     for row, image in seen.items():
-        assert torch.equal(batches.view(1, np.array([row]))[0], image)
+        assert torch.equal(batches.view_of(1, np.array([row]))[0], image)
 
 
 class Says:

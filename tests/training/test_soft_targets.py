@@ -29,7 +29,7 @@ def test_a_views_logits_are_those_of_each_image_alone_in_index_order_up_to_half_
     found = view_logits({"co": merged}, made, 4, "cpu")["co"]
     assert found.dtype == np.float16 and found.shape == (70, 3) and merged.training
     for place in (0, 41, 69):
-        alone = merged.soft_targets(made.view(4, made.indices[[place]]))[0]
+        alone = merged.soft_targets(made.view_of(4, made.indices[[place]]))[0]
         torch.testing.assert_close(torch.from_numpy(found[place]).float(), alone, atol=2e-3, rtol=2e-3)
 
 

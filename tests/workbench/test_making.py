@@ -463,7 +463,7 @@ def test_teachers_that_share_a_trunk_start_from_the_baseline_and_own_the_rest(ou
     assert loaded["co"].experts[0].shared[0] is loaded["dis"].experts[1].shared[0]
     batches = student_batches(run, 0)
     some = batches.order(0)[0][:4]
-    view = batches.view(0, some)
+    view = batches.view_of(0, some)
     stored = StoredTargets(run, 0, ["co"])(0, some, view)["co"]
     torch.testing.assert_close(stored, loaded["co"].soft_targets(view), atol=2e-3, rtol=2e-3)
     for row in rows:
