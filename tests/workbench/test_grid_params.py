@@ -107,7 +107,7 @@ def test_every_grid_file_of_the_project_is_right(outputs, papers_data, file):
         ({"partition.k": 4}, "unknown"),
         ({"overrides": {"partition.k": 4}}, "partition.k and vary.partition.k set the same parameter"),
         ({"overrides": {"partition": {}}}, "partition and vary.partition.k set the same parameter"),
-        ({"base": "tinny"}, "base: no parameter file 'tinny'; did you mean tiny?"),
+        ({"base": "tinny"}, "no parameter file 'tinny'; did you mean tiny? (every job)"),
         ({"bsae": "tiny"}, "bsae: unknown parameter of a grid; did you mean base?"),
         ({"student": {}}, "a run's parameters stand under overrides, as student.name: value"),
         ({"overrides": {"engine": "slurm"}}, "engine.kind: must be one of 'local' or 'ray'; got 'slurm'"),

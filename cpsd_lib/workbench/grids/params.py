@@ -23,18 +23,12 @@ def _values(values):
     return values
 
 
-def _base(base):
-    if base is not None:
-        find_params(base)
-    return base
-
-
 class Grid(Section):
     """Which runs."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,49}$")  # folder below outputs/; its jobs are name.<values>
     # A parameter file, or its name in params/; None where `vary` has several.
-    base: Annotated[str | None, AfterValidator(_base)] = None
+    base: str | None = None
     # {dotted key: values}, and "base": parameter files
     vary: dict[str, Annotated[list[Any], AfterValidator(_values)]] = Field(min_length=1)
     overrides: dict[str, Any] = Field(default_factory=dict)  # {dotted key: value} of every job
