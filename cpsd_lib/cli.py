@@ -229,7 +229,7 @@ def _import(dry_run, **options):
 
 def _check_data(params, overrides):
     params = workbench.load_params(params, overrides, paths=False)  # no file of a model needs to be there
-    data = workbench.data_on_disk(params.data)
+    data = workbench.on_disk("data", params.data)
     from cpsd_lib.data import check_data
 
     checked = check_data(data, workbench.outputs_root() / params.name)

@@ -16,7 +16,7 @@ from cpsd_lib.models import timm_state, write_onnx
 from cpsd_lib.support import counted, sha256, write_json
 from cpsd_lib.training import calibrate
 from cpsd_lib.workbench.explanation import load_named, strategies
-from cpsd_lib.workbench.loading import data_on_disk
+from cpsd_lib.workbench.loading import on_disk
 from cpsd_lib.workbench.model_folder import WEIGHTS, ModelConfig, new_folder, read_model, state_of, write_tensors
 from cpsd_lib.workbench.scoring import SPLITS, caveats, scored_by
 from cpsd_lib.workbench.yaml_files import ParameterError
@@ -110,7 +110,7 @@ def _trial_images(source, size, count=8):
     if not isinstance(source, Path):
         why = "the run's test images are not here"
         with suppress(BadImage, ValueError, OSError):
-            data = data_on_disk(source.params.data)
+            data = on_disk("data", source.params.data)
             read = read_source(data)
             indices = read.table.indices("test")[:count].tolist()
             load = read.load if data.kind == "scenes" else lambda i: decode(read.paths[i], size, data.max_pixels)

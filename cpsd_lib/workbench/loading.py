@@ -8,7 +8,7 @@ from typing_extensions import TypedDict  # pydantic takes that of typing from Py
 
 from cpsd_lib.support import counted, read_json
 from cpsd_lib.training import Training
-from cpsd_lib.workbench.params import DataParams, Params, Section, StudentParams, TeacherParams, TrainParams
+from cpsd_lib.workbench.params import Params, Section, StudentParams, TeacherParams, TrainParams
 from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params, set_dotted
 
 # What pydantic says, in the words of whoever wrote the YAML; in this order.
@@ -86,13 +86,13 @@ def load_params(source, overrides=None, paths=True):
     return resolve(raw, paths)
 
 
-def data_on_disk(data):
-    """Return DataParams `data` with its paths resolved; ParameterError where one is not there."""
+def on_disk(name, section):
+    """Return a section of Params with its paths resolved, which paths=False leaves; ParameterError where one is not there."""
     try:
-        return DataParams.model_validate(data.model_dump())
+        return type(section).model_validate(section.model_dump())
     except ValidationError as error:
         raise ParameterError(
-            "\n".join(format_error(fault, ("data", *fault["loc"])) for fault in error.errors())
+            "\n".join(format_error(fault, (name, *fault["loc"])) for fault in error.errors())
         ) from None
 
 
@@ -216,6 +216,13 @@ class Described(TypedDict):
     class_names: list[str]
     positives: dict[str, list[int]]
     images: dict[str, int]
+
+
+class Cut(TypedDict):
+    """partition/fingerprint.json: the key of the data, and the parameters of the cut or the checksums of released files."""
+
+    data: str
+    partition: dict[str, Any]
 
 
 class Scored(TypedDict):

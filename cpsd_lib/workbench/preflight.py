@@ -7,7 +7,7 @@ from cpsd_lib.models import check_split
 from cpsd_lib.support import counted, memory, memory_gib, pick_device
 from cpsd_lib.workbench.building import build
 from cpsd_lib.workbench.cost import estimate, measured_speed, spoken_time
-from cpsd_lib.workbench.loading import MODELS, check_count, data_on_disk
+from cpsd_lib.workbench.loading import MODELS, check_count, on_disk
 from cpsd_lib.workbench.rows import ROWS
 from cpsd_lib.workbench.run import check_cut, released_partitions
 from cpsd_lib.workbench.scoring import load_checkpoint
@@ -128,7 +128,7 @@ def models_to_train(params, seconds=2.0):
 def images_of(data):
     """Return what count_images does, of DataParams `data`; ParameterError where label tables that are counted cannot be read."""
     if data.kind not in PUBLISHED and data.kind != "scenes":
-        data = data_on_disk(data)  # the labels there determine how many images this run has
+        data = on_disk("data", data)  # the labels there determine how many images this run has
     with blamed_on("data"):
         return count_images(data)
 

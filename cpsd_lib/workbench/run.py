@@ -1,12 +1,11 @@
 """A run: its parameters, its folder, its data (stage 01) and its label graph cut into parts (stage 02)."""
 
-import os
 import re
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
@@ -24,7 +23,7 @@ from cpsd_lib.support import (
     write_text,
 )
 from cpsd_lib.teachers import Copies
-from cpsd_lib.workbench.loading import Described, Noted, check_count, load_params, own_params, read_form
+from cpsd_lib.workbench.loading import Cut, Described, Noted, check_count, load_params, on_disk, own_params, read_form
 from cpsd_lib.workbench.rows import BRANCHES, COMPONENTS, ROWS, unread_by
 from cpsd_lib.workbench.store import Store
 from cpsd_lib.workbench.yaml_files import (
@@ -35,7 +34,6 @@ from cpsd_lib.workbench.yaml_files import (
     outputs_root,
     parse_overrides,
     parse_yaml,
-    repo_root,
 )
 
 
@@ -297,28 +295,19 @@ _COMPARED = {"study_k", "study_repeats"}  # parameters of what a cut is compared
 
 def released_partitions(settings, num_classes):
     """Return {branch: Partition} of the files PartitionParams name, ours or the paper's form; {} when they name none."""
+    settings = on_disk("partition", settings)
     named = {"co": settings.released_co, "dis": settings.released_dis}
-    # load_params(paths=False) leaves paths as they are written; one that is resolved already stays the same.
-    paths = {b: repo_root() / os.path.expanduser(os.path.expandvars(file)) for b, file in named.items() if file}
-    return {branch: Partition.load(path, num_classes) for branch, path in paths.items()}
+    return {branch: Partition.load(file, num_classes) for branch, file in named.items() if file}
 
 
 def _partition_fingerprint(run, data_key):
     settings = run.params.partition
     if settings.use_released:
-        fingerprint = {"co": sha256(settings.released_co), "dis": sha256(settings.released_dis)}
+        files = {"co": settings.released_co, "dis": settings.released_dis}
+        fingerprint = {branch: sha256(file) for branch, file in files.items() if Path(file).is_file()}
     else:
         fingerprint = settings.model_dump(mode="json", exclude=_COMPARED)
     return {"data": data_key, "partition": fingerprint}
-
-
-def _is_cut(run, data_key):
-    """Return whether 02_partition has run with these parameters, on the data of a key (None: on what 01_data saw)."""
-    path = run.folder / "partition" / "fingerprint.json"
-    if not path.exists():
-        return False
-    noted, now = read_form(path, dict[str, Any]), _partition_fingerprint(run, data_key or run.described["key"])
-    return noted.get("data") == now["data"] and _as_noted(noted["partition"], now["partition"], run.params.partition)
 
 
 def load_partitions(run, data_key=None):
@@ -326,10 +315,18 @@ def load_partitions(run, data_key=None):
 
     data_key: of the data that a maker is about to train on; None: what 01_data saw, for whoever reads results.
     """
-    if not _is_cut(run, data_key):
-        raise MissingStage(f"{run.folder / 'partition'} has no partition for these parameters; run 02_partition first")
+    folder = run.folder / "partition"
+    path = folder / "fingerprint.json"
+    missing = MissingStage(f"{folder} has no partition for these parameters; run 02_partition first")
+    if not path.exists():
+        raise missing
+    noted, now = read_form(path, Cut), _partition_fingerprint(run, data_key or run.described["key"])
+    if run.params.partition.use_released:  # whose files need not be where a finished run is opened
+        now["partition"] = noted["partition"] | now["partition"]
+    if not _as_noted(noted, now, run.params):
+        raise missing
     num_classes = len(run.described["class_names"])
-    loaded = {b: Partition.load(run.folder / "partition" / f"{b}.json", num_classes) for b in ("co", "dis")}
+    loaded = {b: Partition.load(folder / f"{b}.json", num_classes) for b in ("co", "dis")}
     whole = Partition([list(range(num_classes))], num_classes)
     seed = run.params.partition.seed
     for branch, draw in (("random", seed), ("random_2", derive_seed(seed, "draw", 2))):

@@ -573,6 +573,9 @@ def test_a_released_partition_can_take_the_place_of_the_cut(outputs, tmp_path):
     found = cut_labels(used)
     assert found["co"].parts == [list(range(10)), list(range(10, 20))] == load_partitions(used)["co"].parts
     assert found["dis"].parts[0] == list(range(0, 20, 2))
+    (tmp_path / "co.json").rename(tmp_path / "elsewhere.json")
+    assert load_partitions(used)["co"] == found["co"]  # a finished run opens without the files
+    (tmp_path / "elsewhere.json").rename(tmp_path / "co.json")
     (tmp_path / "dis.json").write_text((tmp_path / "co.json").read_text())
     with pytest.raises(MissingStage):  # the file holds something else now
         load_partitions(used)
