@@ -72,8 +72,7 @@ def open_dataset(data, cache_root):
     notes = [*source.notes, *incomplete]
     digests = file_digests(source.paths, Path(cache_root) / "fingerprints" / f"{digest(str(data.root))}.json")
     images, bad, key = _pixels(source, digests, data, cache_root)
-    bad |= _not_there(source.paths, [index for index, reason in bad.items() if reason == NO_FILE])
-    unreadable = cache.check_bad(bad, table.files, data.bad_files)
+    unreadable = check_bad(bad, source, data.bad_files)
     if unreadable:
         table = table.skip(sorted(bad))
         left_out = f"{counted(len(unreadable), 'file')} could not be read, left out"
@@ -166,15 +165,27 @@ def leave_out_missing(source, data):
             expected = f"{path}{hints([path])[0]} and so on"
             raise FileNotFoundError(f"none of {len(indices):,} {split} images is on disk, expected {expected}")
         counts.append(f"{gone.sum():,} of {len(indices):,} {split}")
-    skipped = cache.check_bad(_not_there(source.paths, missing), source.table.files, policy)
+    skipped = check_bad(dict.fromkeys(missing, NO_FILE), source, policy)
     what = f"{', '.join(counts)} images (named in data.json)"
     sentence = f"INCOMPLETE: images that are not on disk are left out: {what}"
     return source.take(np.setdiff1d(np.arange(len(source.paths)), missing)), skipped, [sentence]
 
 
-def _not_there(paths, indices):
-    """Return {index: reason} of the images whose paths [N] lead to no file."""
-    return {i: NO_FILE + hint for i, hint in zip(indices, hints([paths[i] for i in indices]), strict=True)}
+def check_bad(bad, source, policy):
+    """Return the bad files as a sorted list of (file, reason); with policy "error" raise ValueError if there are any.
+
+    `bad` maps the index of an image of `source` to the reason, `policy` is "error" or "skip".
+    """
+    gone, names = [index for index, reason in bad.items() if reason == NO_FILE], source.table.files
+    near = dict(zip(gone, hints([source.paths[index] for index in gone]), strict=True))
+    files = sorted((names[index], reason + near.get(index, "")) for index, reason in bad.items())
+    if files and policy != "skip":
+        lines = listed((f"{file}: {reason}" for file, reason in files), join="\n  ")
+        raise ValueError(
+            f"{len(files):,} of {len(names):,} image files cannot be used:\n  {lines}\n"
+            "Repair them or remove their rows, or go on without them: data.bad_files=skip"
+        )
+    return files
 
 
 def choose(source, data):

@@ -16,7 +16,7 @@ from PIL import Image
 
 import cpsd_lib
 from cpsd_lib.data.images import cache, pixels
-from cpsd_lib.data.images.cache import build, check_bad
+from cpsd_lib.data.images.cache import build
 from cpsd_lib.data.images.decode import MAX_PIXELS, BadImage, decode_from
 
 SIZE = 4
@@ -270,19 +270,6 @@ def test_image_files_of_all_kinds_go_through_the_cache(tmp_path):
     images, bad = build(pickle.loads(pickle.dumps(load)), 3, SIZE, "key", tmp_path)
     assert images[0, :, 1, 1].tolist() == [10, 20, 30]
     assert bad == {1: "the file is empty (0 bytes)", 2: "the file does not exist"}
-
-
-def test_bad_files_are_an_error_that_lists_twenty_or_a_sorted_list():
-    names = [f"{index:02}.jpg" for index in range(30)]
-    bad = {index: f"reason {index}" for index in range(24, -1, -1)}
-    with pytest.raises(ValueError) as caught:
-        check_bad(bad, names, "error")
-    message = str(caught.value)
-    assert message.startswith("25 of 30 image files cannot be used:\n  00.jpg: reason 0\n")
-    assert "19.jpg" in message and "20.jpg" not in message and "... and 5 more" in message
-    assert message.endswith("data.bad_files=skip")
-    assert check_bad(bad, names, "skip") == [(f"{index:02}.jpg", f"reason {index}") for index in range(25)]
-    assert check_bad({}, names, "error") == []
 
 
 def test_a_script_without_a_main_guard_is_told_so_instead_of_waiting_for_itself(tmp_path):

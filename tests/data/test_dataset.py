@@ -9,7 +9,8 @@ from small_copies import coco, coco_file, nuswide, voc
 
 from cpsd_lib.data import dataset as module
 from cpsd_lib.data.check import check_data
-from cpsd_lib.data.dataset import open_dataset, signature
+from cpsd_lib.data.dataset import check_bad, open_dataset, signature
+from cpsd_lib.data.readers.common import LabelledFiles
 from cpsd_lib.data.scenes.scenes import Scenes
 from cpsd_lib.data.table import LabelTable
 from cpsd_lib.support import digest
@@ -331,6 +332,21 @@ def test_folders_and_tables_in_another_case_are_offered(tmp_path):
     (root / "annotations.csv").rename(root / "annotations.CSV")
     with pytest.raises(FileNotFoundError, match=r"no file .*annotations\.csv \(did you mean 'annotations\.CSV'\?\)"):
         opened(root)
+
+
+def test_bad_files_are_an_error_that_lists_twenty_or_a_sorted_list(tmp_path):
+    names = [f"{index:02}.jpg" for index in range(30)]
+    table = LabelTable(["c"], np.ones((30, 1)), names, ["train"] * 30)
+    source = LabelledFiles(table, [tmp_path / name for name in names])
+    bad = {index: f"reason {index}" for index in range(24, -1, -1)}
+    with pytest.raises(ValueError) as caught:
+        check_bad(bad, source, "error")
+    message = str(caught.value)
+    assert message.startswith("25 of 30 image files cannot be used:\n  00.jpg: reason 0\n")
+    assert "19.jpg" in message and "20.jpg" not in message and "... and 5 more" in message
+    assert message.endswith("data.bad_files=skip")
+    assert check_bad(bad, source, "skip") == [(f"{index:02}.jpg", f"reason {index}") for index in range(25)]
+    assert check_bad({}, source, "error") == []
 
 
 @pytest.mark.parametrize("kept", [0, 1])

@@ -13,7 +13,6 @@ from filelock import FileLock, Timeout
 
 from cpsd_lib import support
 from cpsd_lib.data.images.pixels import OnTheFly, readable
-from cpsd_lib.data.table import listed
 from cpsd_lib.support import bar
 
 CHECKSUM = 4  # bytes behind the pixels of each image: CRC-32, 20 us for 128 x 128 pixels, where sha256 takes 100
@@ -143,18 +142,3 @@ def _write(load, indices, path):
                 file.seek(index * (pixels.nbytes + CHECKSUM))
                 file.write(pixels.tobytes() + zlib.crc32(pixels.tobytes()).to_bytes(CHECKSUM))
     return bad, len(indices)
-
-
-def check_bad(bad, names, policy):
-    """Return the bad files as a sorted list of (file, reason); with policy "error" raise ValueError if there are any.
-
-    `bad` maps image index to reason, `names` [N] are the files of all images, `policy` is "error" or "skip".
-    """
-    files = sorted((names[index], reason) for index, reason in bad.items())
-    if files and policy != "skip":
-        lines = listed((f"{file}: {reason}" for file, reason in files), join="\n  ")
-        raise ValueError(
-            f"{len(files):,} of {len(names):,} image files cannot be used:\n  {lines}\n"
-            "Repair them or remove their rows, or go on without them: data.bad_files=skip"
-        )
-    return files
