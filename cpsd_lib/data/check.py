@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpsd_lib.data.dataset import PUBLISHED, choose, needed_splits, read_source
+from cpsd_lib.data.dataset import PUBLISHED, choose, read_source
 from cpsd_lib.data.readers.common import hints, missing_files
 from cpsd_lib.data.table import UNLABELLED, LabelTable, check_splits, listed
 from cpsd_lib.support import counted, memory, write_text
@@ -35,7 +35,7 @@ def check_data(data, folder):
     if missing and data.kind != "nuswide" and data.bad_files == "error":
         faults.append(f"{not_on_disk}; put them there, or go on without: data.bad_files=skip")
     try:
-        notes = [*notes, *check_splits(table.skip(missing), needed_splits(data))]
+        notes = [*notes, *check_splits(table.skip(missing), tested=data.kind != "labels")]
     except ValueError as error:
         faults.append(f"{error} ({not_on_disk})" if missing else str(error))
     lines = [f"{data.kind}: {counted(len(table.files), 'image')}, {counted(len(table.names), 'class', 'classes')}"]

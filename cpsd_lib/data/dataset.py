@@ -79,7 +79,7 @@ def open_dataset(data, cache_root):
         notes.append(f"{left_out}: {listed(name for name, _ in unreadable)}")
         incomplete.append(f"INCOMPLETE: {left_out}")
     notes += overlap_notes(digests, table, data.allow_overlap or data.kind in PUBLISHED) if digests else []
-    notes += check_splits(table, needed_splits(data))
+    notes += check_splits(table, tested=data.kind != "labels")
     key, skipped = digest([key, _label_key(table)]), skipped + unreadable
     caveat = "; ".join(incomplete) if data.kind in PUBLISHED else ""
     return Dataset(table, images, key, notes, skipped, data.kind, source, caveat)
@@ -140,11 +140,6 @@ def count_images(data):
     counts, origin = Counter(table.split.tolist()), "; ".join([origin, *notes])
     test = counts["test"] + counts["test_shifted"]
     return Counts(counts["train"], test, len(table.names), origin, counts[UNLABELLED])
-
-
-def needed_splits(data):
-    """Return the splits that must hold labelled images: train and test, or train alone for labels without images."""
-    return ("train",) if data.kind == "labels" else ("train", "test")
 
 
 def leave_out_missing(source, data):

@@ -91,22 +91,22 @@ class LabelTable:
         return LabelTable(self.names, self.targets[indices], files, self.split[indices])
 
 
-def check_splits(table, needed=("train", "test")):
+def check_splits(table, tested=True):
     """Return what a user should know before training, as plain sentences (list of str, empty when all is well).
 
     Raises ValueError where training or testing would be meaningless: fewer than two classes, no image or no positive
-    label in one of the splits that are `needed`, fewer than two images to train on where there are some to test on.
+    label in train or, where models are `tested` (labels alone cut a graph), in test, fewer than two images to train on.
     """
     if len(table.names) < 2:
         count = counted(len(table.names), "class", "classes")
         raise ValueError(f"the data set has {count}, expected at least 2: label more than one thing")
     targets = {split: table.targets[table.indices(split)] for split in SPLITS if len(table.indices(split))}
-    for split in needed:
+    for split in ("train", "test") if tested else ("train",):
         if split not in targets:
             raise ValueError(f"no image is in split '{split}', expected at least one: a run needs train and test")
         if not (targets[split] == 1).any():
             raise ValueError(f"no image of split '{split}' has a positive label: label some of them")
-    if "test" in needed and len(targets["train"]) < 2:  # batch norm has no statistics of one image
+    if tested and len(targets["train"]) < 2:  # batch norm has no statistics of one image
         raise ValueError("1 image is left in split 'train', expected at least 2")
     return [*_uneven_classes(table.names, targets), *_similar_names(table.names), *_odd_labels(targets)]
 
