@@ -255,3 +255,14 @@ def test_trouble_of_the_machine_is_not_blamed_on_the_image(tmp_path, monkeypatch
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(OSError, match=r"Input/output error: .*a\.png"):
         decode(tmp_path / "a.png", 16)
+
+
+def test_trouble_of_the_machine_while_an_opened_picture_is_read_is_not_blamed_on_it_either(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    picture().save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        monkeypatch.setattr(type(image), "load", fail)
+        with pytest.raises(OSError, match=r"Input/output error: .*a\.png"):
+            decode(image, 16)

@@ -69,7 +69,7 @@ def decode(picture, size, max_pixels=MAX_PIXELS):
     except Exception as error:  # a broken file can raise anything in Pillow: OSError, SyntaxError, struct.error, ...
         number = getattr(error, "errno", None)  # of the system; Pillow's own errors have none
         if number in _MACHINE:
-            error.filename = path
+            error.filename = getattr(picture, "filename", picture)
             raise
         reason = f"the file cannot be read ({error.strerror})" if number else None
         raise BadImage(reason or f"broken image ({str(error) or type(error).__name__})") from error
