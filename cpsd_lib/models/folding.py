@@ -1,6 +1,7 @@
 """Batch norm of frozen models folded into the convolutions before it: the same answers for fewer passes over memory."""
 
 import copy
+from collections import Counter
 
 import torch
 from torch import nn
@@ -61,17 +62,15 @@ def _tensors(output):
 
 def _pairs(model, images):
     """Return [(convolution, the batch norm that alone reads what it makes)]."""
-    made, readers, ran, alive = {}, {}, {}, []
+    made, readers, ran, alive = {}, {}, Counter(), []
 
     def look(module, inputs, output):
-        ran[module] = ran.get(module, 0) + 1
+        ran[module] += 1
+        alive.extend((*inputs, output))  # or another tensor could get the id of one of them
         for tensor in inputs:
-            if torch.is_tensor(tensor):
-                readers.setdefault(id(tensor), []).append(module)
-                alive.append(tensor)  # or another tensor could get its id
+            readers.setdefault(id(tensor), []).append(module)
         if isinstance(module, nn.Conv2d):
             made[id(output)] = module
-            alive.append(output)
 
     leaves = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) or not list(module.children())]
     hooks = [module.register_forward_hook(look) for module in leaves]

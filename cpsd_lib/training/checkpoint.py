@@ -66,12 +66,12 @@ def resume(folder, states, training, device):
     if sound is None:
         return fresh
     saved = torch.load(sound, map_location=device, weights_only=True)
-    there, wanted = dict(saved.get("training", {})), dict(training)
-    if not wanted.pop("learners").items() <= there.pop("learners", {}).items() or there != wanted:
+    alike = saved["training"] | {"learners": training["learners"]} == training
+    if not alike or not training["learners"].items() <= saved["training"]["learners"].items():
         return fresh
     for state in states:
         state.load(saved["states"][state.learner.name])
-    progress = {name: saved[name] for name in (*fresh, *(["pseudo"] if "pseudo" in saved else []))}
+    progress = {name: value for name, value in saved.items() if name not in ("training", "states")}
     # Killed while finished models were put into place, some of the checkpoint's need no training any more.
     progress["seconds"] *= len(states) / len(saved["states"])
     progress["history"] = [line for line in saved["history"] if line["learner"] in training["learners"]]

@@ -45,7 +45,6 @@ def fit(
     folder=None,
     *,
     objective=Supervised(),  # noqa: B008 (frozen)
-    seed=None,
     validation=None,
     pseudo=None,
     files=None,
@@ -53,8 +52,8 @@ def fit(
 ):
     """Train one or several models side by side on the same batches; leaves the selected weights in them, in eval mode.
 
-    models: an nn.Module, a list of them, which all learn `objective`, or Learners with an objective each. batches: Batches.
-    seed: of dropout, the batches' own by default. validation: Validation, or None to keep the moving average at the end.
+    models: an nn.Module, a list of them, which all learn `objective`, or Learners with an objective each. batches: Batches,
+    whose seed is that of dropout too. validation: Validation, or None to keep the moving average at the end.
     pseudo: PseudoLabels of images without labels, for one learner; None: such images have no loss of labels.
     folder: where history.csv and the last checkpoint are written, from which the same learners (by name and fingerprint) go
     on; a training that is finished is read from there. None: nothing is written. files [N]: names to blame when the loss
@@ -63,12 +62,11 @@ def fit(
     Raises Diverged when the loss is not finite, RuntimeError when another process trains in this folder.
     """
     learners = _learners(models, objective)
-    seed = batches.seed if seed is None else seed
     # cuDNN's default algorithms add in another order each time. ResNet-101 at 448 px on an H200: 677 images/s either way.
     torch.backends.cudnn.deterministic = True
     with one_trainer(folder) if folder else nullcontext():
         states = [start_state(learner, training, batches.steps, batches.device) for learner in learners]
-        described = _described(states, batches, training, seed, validation, pseudo)
+        described = _described(states, batches, training, validation, pseudo)
         progress = resume(folder, states, described, batches.device)
         _train(states, batches, training, folder and Path(folder), described, progress, validation, pseudo, files, desc)
     return {state.learner.name: _select(state, progress, len(states)) for state in states}
@@ -85,14 +83,14 @@ def _learners(models, objective):
     return named
 
 
-def _described(states, batches, training, seed, validation, pseudo):
+def _described(states, batches, training, validation, pseudo):
     """What must be the same for a checkpoint to be gone on from, JSON-able."""
     settings = {name: value for name, value in asdict(training).items() if name != "checkpoint_seconds"}
     shown = [batches.seed, batches.batch_size, batches.indices.tolist(), asdict(batches.recipe), batches.stored_views]
     learners = {state.learner.name: state.learner.fingerprint for state in states}
     chosen_by = validation and [validation.indices.tolist(), validation.raw_too]
-    described = {"learners": learners, "settings": settings, "seed": seed, "batches": shown, "validation": chosen_by}
-    return described | ({"pseudo": pseudo.described} if pseudo else {})
+    described = {"learners": learners, "settings": settings, "seed": batches.seed, "batches": shown}
+    return described | {"validation": chosen_by} | ({"pseudo": pseudo.described} if pseudo else {})
 
 
 def _train(states, batches, training, folder, described, progress, validation, pseudo, files, desc):
@@ -146,7 +144,7 @@ def _train(states, batches, training, folder, described, progress, validation, p
                 whole = False  # a second Ctrl-C, within a step, leaves some learners a step ahead of the others
                 with interrupt_waits() as interrupted:
                     losses = {
-                        state.learner.name: _step(state, batch, precision, described["seed"], step) for state in states
+                        state.learner.name: _step(state, batch, precision, batches.seed, step) for state in states
                     }
                     progress["step"], whole = progress["step"] + 1, True
                 pending.append((batch.indices, losses))

@@ -9,16 +9,16 @@ from cpsd_lib.teachers import logits_of
 BATCH = 64  # images: a view's soft targets depend on nobody's batches
 
 
-def view_logits(teachers, batches, number, device, precision=None, desc="soft targets"):
+def view_logits(teachers, batches, number, precision=None, desc="soft targets"):
     """Return {branch: logits float16 [n, C]} that teachers give view `number` of all images of `batches`, in their order.
 
     teachers: {branch: PartTeachers}; all branches see the same batch, so that a trunk they share runs once. float16 ends at
     65,504; a logit beyond 6e4 means nothing more than 6e4 does. Raises FloatingPointError for NaN.
     """
-    device, logits_of_view = torch.device(device), {}  # filled in place: of many classes they are large
+    logits_of_view = {}  # filled in place: of many classes they are large
     with (
         torch.inference_mode(),
-        torch.autocast(device.type, precision, enabled=precision is not None),
+        torch.autocast(batches.device.type, precision, enabled=precision is not None),
         bar(len(batches.indices), f"{desc}, view {number}", "img") as progress,
     ):
         for start in range(0, len(batches.indices), BATCH):
@@ -35,14 +35,14 @@ def view_logits(teachers, batches, number, device, precision=None, desc="soft ta
     return logits_of_view
 
 
-def computed(teachers, device, precision=None):
+def computed(teachers, precision=None):
     """Return a function for Batches that computes soft targets anew for each batch: what they are may depend on it.
 
-    teachers {branch: PartTeachers} on `device`. It returns {branch: tensor or Output}.
+    teachers {branch: PartTeachers} on the training device. It returns {branch: tensor or Output}.
     """
 
     def soft(view, indices, images):
-        with torch.autocast(torch.device(device).type, precision, enabled=precision is not None):
+        with torch.autocast(images.device.type, precision, enabled=precision is not None):
             found = {}
             for branch, merged in teachers.items():
                 # In train mode dropout draws, and the draw is a function of the batch.

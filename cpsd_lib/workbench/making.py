@@ -121,7 +121,7 @@ def _train_student(run, keys, *, seed, row, what):
         if in_train_mode:
             merged = {branch: TrainModeTeachers(one.experts, one.partition) for branch, one in merged.items()}
         experts = {b: one.to(run.device, memory_format=torch.channels_last) for b, one in merged.items()}
-        soft = computed(experts, run.device, precision)
+        soft = computed(experts, precision)
     pseudo = pseudo_labels(run, seed) if ROWS[row].method == "pseudo" else None
     _train(run, seed, _chosen(run, {task.key: task}, keys), keys, what, soft, pseudo)
 
@@ -177,7 +177,6 @@ def _train(run, seed, tasks, keys, what, soft=None, pseudo=None):
         _batches(run, first.training, seed, first.images, first.recipe["batches"]["stored_views"], soft),
         first.training,
         folder,
-        seed=seed,
         validation=validation,
         pseudo=pseudo,
         files=table.files,
@@ -284,7 +283,7 @@ class StoredTargets:
         teachers = {branch: self._teachers[branch] for branch in branches}
         batches = _batches(run, training, self._seed, self.indices)
         precision, began = pick_precision(training.precision, run.device), time.perf_counter()
-        logits = view_logits(teachers, batches, number, run.device, precision, self._what)
+        logits = view_logits(teachers, batches, number, precision, self._what)
         seconds = (time.perf_counter() - began) / len(branches)
         for branch in branches:
             np.save(folder / f"{branch}.npy", logits[branch])

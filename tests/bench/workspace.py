@@ -129,7 +129,7 @@ class Workspace:
     def stored(self, teachers, batches):
         """Compute the logits of every image's view, as a run does; return how Batches read them, `soft`."""
         folded = fold_models(teachers, batches.images.shape[-1])
-        stored = view_logits(folded, batches, 0, self.device, self.precision)
+        stored = view_logits(folded, batches, 0, self.precision)
 
         def soft(view, indices, images):
             return {branch: torch.from_numpy(one[indices]).to(self.device).float() for branch, one in stored.items()}

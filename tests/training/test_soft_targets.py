@@ -26,7 +26,7 @@ def teachers(seed=0, kind=PartTeachers, **options):
 
 def test_a_views_logits_are_those_of_each_image_alone_in_index_order_up_to_half_precision():
     made, merged = batches(), teachers().train()
-    found = view_logits({"co": merged}, made, 4, "cpu")["co"]
+    found = view_logits({"co": merged}, made, 4)["co"]
     assert found.dtype == np.float16 and found.shape == (70, 3) and merged.training
     for place in (0, 41, 69):
         alone = merged.soft_targets(made.view_of(4, made.indices[[place]]))[0]
@@ -35,8 +35,8 @@ def test_a_views_logits_are_those_of_each_image_alone_in_index_order_up_to_half_
 
 def test_they_depend_neither_on_the_batch_size_nor_on_the_branches_beside_them():
     co, dis = teachers(1), teachers(2)
-    one = view_logits({"co": co}, batches(batch_size=7), 0, "cpu")["co"]
-    other = view_logits({"dis": dis, "co": co}, batches(batch_size=32), 0, "cpu")
+    one = view_logits({"co": co}, batches(batch_size=7), 0)["co"]
+    other = view_logits({"dis": dis, "co": co}, batches(batch_size=32), 0)
     assert np.array_equal(one, other["co"]) and not np.array_equal(one, other["dis"])
 
 
@@ -51,14 +51,14 @@ class Constant(nn.Module):
 
 def test_logits_beyond_half_precision_end_at_its_edge_and_nan_stops():
     whole = Partition([[0, 1, 2]], 3)
-    found = view_logits({"whole": PartTeachers([Constant(1e30)], whole)}, batches(3), 0, "cpu")["whole"]
+    found = view_logits({"whole": PartTeachers([Constant(1e30)], whole)}, batches(3), 0)["whole"]
     assert np.isfinite(found).all() and (found == np.float16(6e4)).all()
     with pytest.raises(FloatingPointError, match="the teachers of whole compute NaN"):
-        view_logits({"whole": PartTeachers([Constant(float("nan"))], whole)}, batches(3), 0, "cpu")
+        view_logits({"whole": PartTeachers([Constant(float("nan"))], whole)}, batches(3), 0)
 
 
 def test_teachers_in_train_mode_depend_on_the_batch_and_not_on_what_was_drawn_before():
-    soft = computed({"co": teachers(0, TrainModeTeachers, drop_rate=0.5)}, "cpu")
+    soft = computed({"co": teachers(0, TrainModeTeachers, drop_rate=0.5)})
     images, found = torch.rand(8, 3, 32, 32), []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -71,6 +71,6 @@ def test_teachers_in_train_mode_depend_on_the_batch_and_not_on_what_was_drawn_be
 def test_embeddings_and_logits_come_from_one_forward_pass():
     experts, images, passes = teachers(head="ml_decoder", head_width=16), torch.rand(4, 3, 32, 32), []
     experts.experts[0].register_forward_hook(lambda *_: passes.append(1))
-    found = computed({"co": experts}, "cpu")(0, np.arange(4), images)["co"]
+    found = computed({"co": experts})(0, np.arange(4), images)["co"]
     assert len(passes) == 1 and isinstance(found, Output) and found.label_embeddings.shape[:2] == (4, 3)
     assert torch.equal(found.logits, logits_of(experts.soft_targets(images)))

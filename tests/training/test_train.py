@@ -79,7 +79,7 @@ def run(learners, folder, images, targets, *, rows=range(32), training=None, see
     batches = Batches(
         images, targets, np.array(rows), batch_size=training.batch_size, view=training.view, seed=seed, device="cpu"
     )
-    return fit(learners, batches, training, folder, seed=seed, **more)
+    return fit(learners, batches, training, folder, **more)
 
 
 def weights(learners):
