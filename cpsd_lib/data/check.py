@@ -54,9 +54,10 @@ def check_data(data, folder):
     verdict = "verdict: it can train"
     if missing and data.kind in PUBLISHED:
         verdict += ", INCOMPLETE: its figures will say so"
-    if paths:
+    if paths and data.cache == "disk":
         bytes_needed = (len(paths) - len(missing)) * 3 * data.size**2
         verdict += f"; decoded at {data.size} px it takes {memory(bytes_needed / 2**30)} of disk"
+    if paths:
         # A broken photo is found when it is decoded, the first thing that a run does.
         verdict += "; the photos were looked for, not opened: a run opens them all before it trains"
     return Checked([*lines, verdict], True, table.skip(missing))

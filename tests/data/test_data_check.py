@@ -45,6 +45,13 @@ def test_a_whole_copy_can_train_and_its_counts_and_frequencies_are_shown(check, 
     assert not check.folder.exists()  # nothing decoded, nothing missing: nothing written
 
 
+def test_a_check_names_the_space_of_the_cache_where_there_will_be_one(check, tmp_path):
+    root = voc(tmp_path / "voc")
+    assert (
+        "of disk" in check("voc2007", root)[1][-1] and "of disk" not in check("voc2007", root, "data.cache=none")[1][-1]
+    )
+
+
 def test_the_most_frequent_class_of_train_comes_first(check, tmp_path):
     _, lines = check("voc2007", voc(tmp_path / "voc"))
     head = next(number for number, line in enumerate(lines) if line.split() == ["class", "train", "test"])
