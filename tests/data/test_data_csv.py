@@ -103,6 +103,11 @@ def test_a_list_among_names_that_are_joined_is_refused(tmp_path, cell):
     refused(tmp_path / "d", text, "line 2: dog;cat", "expected one such as ['cat', 'dog'] in each or in none")
 
 
+@pytest.mark.parametrize("cell", ["[{[]: 1}, 'a']", "[" * 9_000 + "'a'" + "]" * 9_000], ids=["unhashable", "deep"])
+def test_a_list_that_cannot_be_read_is_refused_by_its_line(tmp_path, cell):
+    refused(tmp_path / "d", f'file_name,split,labels\na.jpg,train,"{cell}"\n', "line 2: [", "expected one such as")
+
+
 def test_lists_as_python_and_json_write_them_are_names(tmp_path):
     cells = ["['b', 'a']", "", '[""a"", ""c, d""]', "[]"]
     lines = [f'{number}.jpg,train,"{cell}"' for number, cell in enumerate(cells)]

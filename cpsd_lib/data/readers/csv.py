@@ -184,7 +184,7 @@ def split_names(path, places, cells, separator, option):
 
 
 def _listed_names(cell):
-    with suppress(ValueError, SyntaxError):
+    with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval raises
         names = ast.literal_eval(cell or "[]")
         # Of numpy's ['a' 'b'] Python makes the one name ab.
         if isinstance(names, list) and not re.search(r"['\"]\s+['\"]", cell):
