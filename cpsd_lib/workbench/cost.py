@@ -38,7 +38,9 @@ class Passes:
 
     stage: str
     step: int  # forward passes of one pass
-    unit: str  # of passes: "teacher epochs" or "student epochs", as those trainings have them, "views" of all images
+    unit: (
+        str  # of passes: "teacher epochs" or "student epochs", as those trainings have them, "views" of all images, ...
+    )
     counts: dict  # {branch or row: (models, passes of each)}
 
     def forwards(self, own=1.0):
@@ -53,10 +55,11 @@ class Passes:
         return self.step * (whole + own * sum(models * passes for models, passes in parts)) + (1 - own) * trunk
 
 
-def workload(rows, teachers, student, parts, own=1.0):
+def workload(rows, teachers, student, parts, own=1.0, images=1.0):
     """Return what rows need from scratch, a list of Passes, the teachers first, and each student by itself.
 
-    teachers, student: TeacherParams, StudentParams; parts: {"co": number of teachers, "dis": ...}; own: as in Passes.
+    teachers, student: TeacherParams, StudentParams; parts: {"co": number of teachers, "dis": ...}; own: as in Passes;
+    images: as in work_of.
     """
     needed = branches_trained(rows, teachers.start, student.start)
     models = dict.fromkeys(needed, 1) | {"random": parts["co"], "random_2": parts["co"]} | parts
@@ -65,7 +68,7 @@ def workload(rows, teachers, student, parts, own=1.0):
     epochs |= dict.fromkeys(FROM_MODEL, teachers.trained_epochs)
     taught, there = {row: student.trained_epochs for row in rows if row != "baseline"}, set()
     if "equal_compute" in needed or EQUAL in rows:
-        of_baseline, epochs["equal_compute"] = equal_epochs(teachers, student, parts["co"], own)
+        of_baseline, epochs["equal_compute"] = equal_epochs(teachers, student, parts["co"], own, images)
         taught |= {EQUAL: of_baseline} if EQUAL in rows else {}
     # The baseline is the first model of the ensemble.
     trained = models | ({"ensemble": models["ensemble"] - 1} if "whole" in needed else {})
@@ -82,6 +85,8 @@ def workload(rows, teachers, student, parts, own=1.0):
             ("student epochs", embedded, student.trained_epochs),
         ):
             load.append(Passes("soft targets", 1, unit, {branch: (models[branch], passes) for branch in branches}))
+        if ROWS[row].method == "pseudo":  # its own labels of the unlabelled images, anew in every epoch
+            load.append(Passes("soft targets", 1, "unlabelled", {row: (1, taught[row])}))
     units = {row: "student epochs" if ROWS[row].uses_unlabelled else "labelled epochs" for row in taught}
     units |= {EQUAL: "teacher epochs"}
     return load + [Passes("students", 3, units[row], {row: (1, passes)}) for row, passes in taught.items()]
@@ -93,8 +98,8 @@ def work_of(row, teachers, student, k, own=1.0, images=1.0, wide=1.0):
     own: as in Passes. images: those of a student's epoch, unlabelled ones too, in those of a baseline's; wide: a forward pass
     of the wide teacher, in a baseline's.
     """
-    images_of = {"student epochs": images, "views": images}
-    load = workload([row], teachers, student, {"co": k, "dis": k}, own)
+    images_of = {"student epochs": images, "views": images, "unlabelled": images - 1}
+    load = workload([row], teachers, student, {"co": k, "dis": k}, own, images)
     forwards = (one.forwards(own) * images_of.get(one.unit, 1) * (wide if "wide" in one.counts else 1) for one in load)
     return sum(forwards) / 3
 
@@ -178,13 +183,15 @@ def estimate(params, num_classes, train_images, test_images, device=None, unlabe
             tail = MetaModel(make_tail(made, make_trunk(made, frozen), frozen), size)
             own = own_part(settings, num_classes, size, frozen)
     parts = _parts(params.partition, num_classes) if rows else {"co": 0, "dis": 0}
-    load = workload(rows, params.teachers, params.student, parts, own)
+    more = 1 + unlabelled / train_images if rows else 1.0
+    load = workload(rows, params.teachers, params.student, parts, own, more)
     teachers, labelled, students = (
         _Images(params, training, train_images, test_images, device, more)
         for training, more in ((params.teachers, 0), (params.student, 0), (params.student, unlabelled))
     )
     of_unit = {"teacher epochs": teachers, "labelled epochs": labelled, "student epochs": students}
-    images_of = {unit: seen.epoch for unit, seen in of_unit.items()} | {"views": train_images + unlabelled}
+    images_of = {unit: seen.epoch for unit, seen in of_unit.items()}
+    images_of |= {"views": train_images + unlabelled, "unlabelled": unlabelled}
     seeds, batches = 1 if released else params.seeds, (teachers.batch, students.batch)
     cost = Cost(params.model.name, num_classes, student, teacher, seeds, *batches)
     embedded = [one.counts.values() for one in load if (one.step, one.unit) == (1, "student epochs")]
@@ -217,7 +224,6 @@ def estimate(params, num_classes, train_images, test_images, device=None, unlabe
             needed = seen.bytes(tail, count) + 2 * teacher.weights  # of the trunk, and of the baseline it was cut from
         cost.teacher_gib = max(cost.teacher_gib, needed / 2**30)
     if "cpsd" in rows:
-        more = 1 + unlabelled / train_images
         work = work_of("cpsd", params.teachers, params.student, parts["co"], own, more)
         cost.cpsd_baselines = work / params.teachers.trained_epochs
     return cost
