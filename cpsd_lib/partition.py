@@ -14,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
 from cpsd_lib.graph import check_affinity, spectral_embedding, spectrum
-from cpsd_lib.support import read_json, write_json
+from cpsd_lib.support import listed, read_json, write_json
 
 VERSION = 1
 NEAR_STARTS, RANDOM_STARTS = 40, 20  # 0.3 s at C = 80 for k <= 8; more starts gain less than 0.001 on COCO
@@ -45,7 +45,7 @@ class Partition:
         outside = sorted({c for c in named if not 0 <= c < self.num_classes})
         if outside:
             raise ValueError(
-                f"the parts name classes {_some(outside)}, but {self.num_classes} classes are 0..{self.num_classes - 1}; "
+                f"the parts name classes [{listed(outside)}], but {self.num_classes} classes are 0..{self.num_classes - 1}; "
                 "the partition was made for another data set, or the file is broken: cut this data set's graph again"
             )
         missing = sorted(set(range(self.num_classes)) - set(named))
@@ -53,7 +53,7 @@ class Partition:
         if missing or repeated:
             raise ValueError(
                 f"each of the {self.num_classes} classes must be in exactly one part; "
-                f"missing: {_some(missing)}, repeated: {_some(repeated)}; correct the parts"
+                f"missing: [{listed(missing)}], repeated: [{listed(repeated)}]; correct the parts"
             )
 
     def __len__(self):
@@ -153,12 +153,10 @@ def _read_released(content):
     for part, entries in zip(parts, content, strict=True):
         # Columns of a part are always in class order here; a file that says otherwise would silently swap classes.
         if [entries.get(str(c)) for c in part] != list(range(len(part))):
-            raise ValueError(f"positions must count 0, 1, 2 ... in class order; they do not in the part {_some(part)}")
+            raise ValueError(
+                f"positions must count 0, 1, 2 ... in class order; they do not in the part [{listed(part)}]"
+            )
     return parts
-
-
-def _some(classes):
-    return f"{classes[:10]} and {len(classes) - 10} more" if len(classes) > 10 else f"{classes}"
 
 
 def adjusted_rand(a, b):

@@ -201,6 +201,13 @@ def counted(count, one, many=None):
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def listed(items, shown=20, join=", "):
+    """Return up to `shown` of `items` as one line (or lines, by `join`), with the number of those left out."""
+    items = [str(item) for item in items]
+    rest = [f"... and {len(items) - shown:,} more"] if len(items) > shown else []
+    return join.join(items[:shown] + rest)
+
+
 def memory(gib):
     """Return GiB (2**30 bytes) as words: "13.0 GiB", "320 MiB" below one."""
     return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"

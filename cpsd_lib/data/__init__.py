@@ -8,7 +8,7 @@ from cpsd_lib.support import exports
 __getattr__, __dir__, __all__ = exports(
     __name__,
     {
-        "table": "UNLABELLED LabelTable listed",
+        "table": "UNLABELLED LabelTable",
         "dataset": "Dataset PUBLISHED choose count_images open_dataset read_source signature",
         "settings": "DataSettings ImportSettings",
         "check": "check_data",

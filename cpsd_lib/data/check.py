@@ -5,8 +5,8 @@ from pathlib import Path
 
 from cpsd_lib.data.dataset import PUBLISHED, choose, read_source
 from cpsd_lib.data.readers.common import hints, missing_files
-from cpsd_lib.data.table import UNLABELLED, LabelTable, check_splits, listed
-from cpsd_lib.support import counted, memory, write_text
+from cpsd_lib.data.table import UNLABELLED, LabelTable, check_splits
+from cpsd_lib.support import counted, listed, memory, write_text
 
 MISSING = "missing_files.txt"
 

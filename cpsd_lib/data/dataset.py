@@ -19,8 +19,8 @@ from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
 from cpsd_lib.data.readers.common import LabelledFiles, hints, missing_files
 from cpsd_lib.data.readers.csv import read_csv
 from cpsd_lib.data.scenes.scenes import Scenes
-from cpsd_lib.data.table import UNLABELLED, LabelTable, check_splits, listed
-from cpsd_lib.support import counted, digest, sha256
+from cpsd_lib.data.table import UNLABELLED, LabelTable, check_splits
+from cpsd_lib.support import counted, digest, listed, sha256
 
 READERS = {
     "scenes": lambda data: Scenes(images=data.images, size=data.size, seed=data.seed, groups=data.groups),

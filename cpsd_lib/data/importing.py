@@ -17,8 +17,8 @@ from cpsd_lib.data.readers import common
 from cpsd_lib.data.readers.coco2014 import FORM, coco_json, labels_of
 from cpsd_lib.data.readers.csv import annotations_of, column_of, read_any_table, split_names
 from cpsd_lib.data.readers.voc2007 import objects_of
-from cpsd_lib.data.table import SPLITS, UNLABELLED, check_splits, listed
-from cpsd_lib.support import atomic, bar, counted, need_space, sha256, write_text
+from cpsd_lib.data.table import SPLITS, UNLABELLED, check_splits
+from cpsd_lib.support import atomic, bar, counted, listed, need_space, sha256, write_text
 
 WORDS = {"train": "train", "training": "train", "trainval": "train", "test": "test", "testing": "test"}
 WORDS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val") | {"test_shifted": "test_shifted"}

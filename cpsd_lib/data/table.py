@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cpsd_lib import graph
-from cpsd_lib.support import counted
+from cpsd_lib.support import counted, listed
 
 SPLITS = ("train", "val", "test", "test_shifted")
 SKIPPED = "skipped"
 UNLABELLED = "unlabelled"  # to train on: students learn there what their teachers predict
-SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,10 +163,3 @@ def _odd_labels(targets):
         if unknown:
             sentences.append(f"split '{split}': {unknown:,} of {of_split.size:,} labels are unknown and will be masked")
     return sentences
-
-
-def listed(items, shown=SHOWN, join=", "):
-    """Return up to `shown` of `items` as one line (or lines, by `join`), with the number of those left out."""
-    items = [str(item) for item in items]
-    rest = [f"... and {len(items) - shown:,} more"] if len(items) > shown else []
-    return join.join(items[:shown] + rest)

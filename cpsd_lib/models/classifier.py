@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import constants, get_session
 from torch import nn
 
-from cpsd_lib.data import listed
 from cpsd_lib.models.heads import LabelTransformer, LinearHead, MLDecoder, Query2Label
+from cpsd_lib.support import listed
 from cpsd_lib.teachers import Output
 
 MODELS_VERSION = 2  # of this room: raised when a change of its code changes what a model computes or how it starts

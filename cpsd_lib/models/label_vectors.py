@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cpsd_lib.data import listed, read_arrays
+from cpsd_lib.data import read_arrays
+from cpsd_lib.support import listed
 
 
 def read_label_vectors(source, class_names):

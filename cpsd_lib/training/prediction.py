@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from scipy.special import expit, logit
 
-from cpsd_lib.data import decode_batches, listed
+from cpsd_lib.data import decode_batches
+from cpsd_lib.support import listed
 from cpsd_lib.teachers import in_mode, logits_of
 
 

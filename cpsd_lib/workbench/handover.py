@@ -11,9 +11,9 @@ from jinja2 import Environment
 from scipy.special import expit
 
 from cpsd_lib import evaluation
-from cpsd_lib.data import BadImage, decode, listed, read_source
+from cpsd_lib.data import BadImage, decode, read_source
 from cpsd_lib.models import timm_state, write_onnx
-from cpsd_lib.support import counted, sha256, write_json
+from cpsd_lib.support import counted, listed, sha256, write_json
 from cpsd_lib.training import calibrate
 from cpsd_lib.workbench.explanation import load_named, strategies
 from cpsd_lib.workbench.loading import on_disk

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
-from cpsd_lib.support import counted, read_json
+from cpsd_lib.support import counted, listed, read_json
 from cpsd_lib.training import Training
 from cpsd_lib.workbench.params import Params, Section, StudentParams, TeacherParams, TrainParams
 from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params, set_dotted
@@ -132,8 +132,7 @@ def resolve(raw, paths=True):
     except ValidationError as error:
         faults += [_explain(fault, shared, sections) for fault in error.errors()]
     if faults:
-        faults = list(dict.fromkeys(faults))
-        raise ParameterError("\n".join(faults[:40] + [f"... and {len(faults) - 40:,} more"] * (len(faults) > 40)))
+        raise ParameterError(listed(dict.fromkeys(faults), 40, "\n"))
     return params
 
 

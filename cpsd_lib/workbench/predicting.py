@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cpsd_lib.data import decode_batches, listed
+from cpsd_lib.data import decode_batches
 from cpsd_lib.evaluation import decisions
 from cpsd_lib.models import fold_models
-from cpsd_lib.support import bar, cores, counted, digest, read_json, write_json
+from cpsd_lib.support import bar, cores, counted, digest, listed, read_json, write_json
 from cpsd_lib.training import calibrate, predict
 from cpsd_lib.workbench.model_folder import calibration_of, state_of
 from cpsd_lib.workbench.yaml_files import ParameterError

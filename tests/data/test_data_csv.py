@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from cpsd_lib.data.readers.csv import read_csv
-from cpsd_lib.data.table import LabelTable, check_splits, listed
+from cpsd_lib.data.table import LabelTable, check_splits
+from cpsd_lib.support import listed
 
 
 def write(root, text, encoding="utf-8", images=True):

@@ -13,8 +13,8 @@ import pandas as pd
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from cpsd_lib.data.images.digests import file_states
-from cpsd_lib.data.table import LabelTable, listed
-from cpsd_lib.support import counted
+from cpsd_lib.data.table import LabelTable
+from cpsd_lib.support import counted, listed
 
 PHOTOS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2", ".avif")
 

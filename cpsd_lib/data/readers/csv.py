@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from cpsd_lib.data.readers import common
-from cpsd_lib.data.table import SPLITS, UNLABELLED, LabelTable, listed
-from cpsd_lib.support import counted
+from cpsd_lib.data.table import SPLITS, UNLABELLED, LabelTable
+from cpsd_lib.support import counted, listed
 
 COLUMNS = ("file_name", "split", "labels")
 # What others join names by, the likeliest first: the first two are in no name of a class, the others may be.
