@@ -1,4 +1,4 @@
-"""Pixels of the images a batch needs, decoded anew by worker processes: to fill a cache, or where there is no room for one."""
+"""Pixels decoded anew, by worker processes: to fill a cache, where there is no room for one, or of photos seen once."""
 
 import multiprocessing
 import os

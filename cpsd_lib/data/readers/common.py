@@ -1,4 +1,4 @@
-"""What every reader of a data set needs: its result, its messages, and a quick look for files that are not there."""
+"""What every reader of a data set needs: its result, its messages, which files are photos and which are not there."""
 
 import os
 import unicodedata
