@@ -4,7 +4,7 @@ import csv
 import os
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from hashlib import sha1
 from itertools import compress
@@ -120,12 +120,12 @@ def _begin(path, made_by, resume):
         raise ParameterError(f"{what}; give --csv another name")
     with open(path, "r+b") as file:
         file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))  # a stop may have cut off the last
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            lines = list(csv.reader(file))
-    except csv.Error:  # a quotation mark too many makes a field of the whole rest
-        lines = [[]]
     columns = ["file_name", "labels", *(f"p_{name}" for name in made_by["class_names"])]
-    if lines and (lines[0] != columns or not all(len(line) == len(columns) and line[-1] for line in lines)):
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        lines, done = csv.reader(file), {None}
+        with suppress(csv.Error):  # a quotation mark too many makes a field of the whole rest
+            if next(lines, columns) == columns:
+                done = {line[0] if len(line) == len(columns) and line[-1] else None for line in lines}
+    if None in done:
         raise ValueError(f"{path} is damaged, or not this model's; begin another")
-    return {line[0] for line in lines[1:]}
+    return done
