@@ -15,6 +15,8 @@ from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name
 _WORDS = {
     "Input should": "must",
     "String should": "must",
+    "List should": "must",
+    " after validation": "",
     "a valid string": "text",
     "a valid integer": "a whole number",
     "a valid number": "a number",

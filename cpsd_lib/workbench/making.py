@@ -23,7 +23,6 @@ from cpsd_lib.workbench.recipes import (
     pseudo_labels,
     soft_recipe,
     student_task,
-    student_training,
     teacher_model,
     teacher_tasks,
 )
@@ -113,7 +112,8 @@ def student_group(run, seed, row, needs=()):
 
 
 def _train_student(run, keys, *, seed, row, what):
-    task, training = student_task(run, seed, row), student_training(run, row)
+    task = student_task(run, seed, row)
+    training = task.training
     precision, in_train_mode = pick_precision(training.precision, run.device), training.teacher_mode == "train"
     soft = StoredTargets(run, seed, ROWS[row].teachers) if ROWS[row].teachers else None
     if soft and (in_train_mode or ROWS[row].uses_embeddings):  # 768 numbers a class and view are too many to keep
@@ -248,10 +248,8 @@ class StoredTargets:
         if number not in self._opened:
             began, make = time.perf_counter(), partial(self.make, number=int(number))
             keys = self._run.store.obtain("soft_targets", self.recipes(int(number)), make, self._what)
-            folders = {branch: self._run.store.folder("soft_targets", key) for branch, key in keys.items()}
-            self._opened[number] = {
-                branch: np.load(path / "logits.npy", mmap_mode="r") for branch, path in folders.items()
-            }
+            files = {b: self._run.store.folder("soft_targets", key) / "logits.npy" for b, key in keys.items()}
+            self._opened[number] = {branch: np.load(file, mmap_mode="r") for branch, file in files.items()}
             self._keys[number] = keys
             self.seconds += time.perf_counter() - began
         return self._opened[number]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from cpsd_lib.data import DataSettings
-from cpsd_lib.support import counted
+from cpsd_lib.support import counted, digest
 from cpsd_lib.training import Training
 from cpsd_lib.workbench.rows import COMPONENTS, ROWS, branches_of
 from cpsd_lib.workbench.yaml_files import repo_root
@@ -31,10 +31,11 @@ def _options(options):
     return options
 
 
-def _table_rows(rows):
-    if not rows or len(set(rows)) != len(rows):
-        raise ValueError("each row of the table at most once, and at least one")
-    return rows
+def once_each(values):
+    """Return `values`, a list of any JSON-able; ValueError where one stands in it twice."""
+    if len({digest(value) for value in values}) < len(values):
+        raise ValueError("each value at most once")
+    return values
 
 
 def _number_or_share(labelled):
@@ -48,12 +49,6 @@ def _one_or_each_split(value):
     if not all(isinstance(one, bool) for one in values):
         raise ValueError("must be true, false, or one of them a split: {train: true, test: false}")
     return value
-
-
-def _part_counts(counts):
-    if any(k < 2 for k in counts) or len(set(counts)) != len(counts):
-        raise ValueError("numbers of parts, each once and at least 2")
-    return sorted(counts)
 
 
 def _path(kind, is_there, builtin=None, hint=""):
@@ -139,12 +134,13 @@ class PartitionParams(Section):
     released_co: File | None = None  # a partition file, ours or the paper's, that the cut is compared with
     released_dis: File | None = None  # the same for P-
     use_released: bool = False  # True: train on those two, and cut nothing
-    study_k: Annotated[list[int], AfterValidator(_part_counts)] = [2, 3, 5, 8]  # cut for the study of stability alone
+    # cut for the study of stability alone
+    study_k: Annotated[list[Annotated[int, Field(ge=2)]], AfterValidator(once_each)] = [2, 3, 5, 8]
     study_repeats: int = Field(3, ge=2, le=100)  # seeds, and random halves of the images, a k
 
     def study(self, num_classes):
         """Return (numbers of parts, repeats, a sentence on the time) of 02_partition: repeats that fit into STUDY_SECONDS."""
-        ks, squared = [k for k in self.study_k if k < num_classes], num_classes**2
+        ks, squared = sorted(k for k in self.study_k if k < num_classes), num_classes**2
         # Seconds of a cut on a Zen core, 20 to 6,000 classes.
         plain, fine = 0.1 + 2.4e-7 * squared, 0.25 + 9e-7 * squared
         branches = sum(fine if refined else plain for refined in (self.refine_co, self.refine_dis))
@@ -248,7 +244,7 @@ class StudentParams(TrainParams):
     """Student training and how it matches its teachers: alpha and match are CPSD's; mld, cd and id are L2D's."""
 
     # of the table: cpsd list
-    rows: Annotated[list[Literal[tuple(ROWS)]], AfterValidator(_table_rows)] = list(COMPONENTS)
+    rows: Annotated[list[Literal[tuple(ROWS)]], Field(min_length=1), AfterValidator(once_each)] = list(COMPONENTS)
     alpha: float = Field(0.5, ge=0, le=1)  # CPSD: weight of the co branch; 1 - alpha is the dis branch's
     match: Literal["mse", "kl", "mld"] = "mse"  # CPSD: the distance of logits
     mld: float = Field(10, ge=0)  # weights of L2D's losses, in the rows that have them, beside the labels' loss

@@ -11,16 +11,10 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from cpsd_lib.support import digest
 from cpsd_lib.workbench.loading import format_error, load_params
-from cpsd_lib.workbench.params import Params, Section
+from cpsd_lib.workbench.params import Params, Section, once_each
 from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params
 
 MOST_JOBS = 1000
-
-
-def _values(values):
-    if not values or len({digest(value) for value in values}) < len(values):
-        raise ValueError("a list of values, at least one and none twice")
-    return values
 
 
 class Grid(Section):
@@ -30,7 +24,7 @@ class Grid(Section):
     # A parameter file, or its name in params/; None where `vary` has several.
     base: str | None = None
     # {dotted key: values}, and "base": parameter files
-    vary: dict[str, Annotated[list[Any], AfterValidator(_values)]] = Field(min_length=1)
+    vary: dict[str, Annotated[list[Any], Field(min_length=1), AfterValidator(once_each)]] = Field(min_length=1)
     overrides: dict[str, Any] = Field(default_factory=dict)  # {dotted key: value} of every job
 
     @model_validator(mode="after")
