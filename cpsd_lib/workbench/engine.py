@@ -119,9 +119,8 @@ def connected(runs):
     try:
         import ray
     except ImportError:
-        raise ParameterError(
-            "engine: ray needs the package ray; pip install '.[ray]' in the project's folder, or take engine=local"
-        ) from None
+        install = "pip install '.[ray]' in the project's folder"
+        raise ParameterError(f"engine: ray needs the package ray; {install}, or take engine=local") from None
     with ExitStack() as own:
         if not ray.is_initialized():
             address = settings[0].address or os.environ.get("RAY_ADDRESS")
@@ -130,9 +129,8 @@ def connected(runs):
             try:
                 ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **small)
             except Exception as error:  # Ray raises those themselves
-                where = (
-                    f"at {address}; if it asks for a token, set RAY_AUTH_MODE=token" if address else "on this machine"
-                )
+                token = "if it asks for a token, set RAY_AUTH_MODE=token"
+                where = f"at {address}; {token}" if address else "on this machine"
                 raise ParameterError(f"engine: no Ray {where}: {error}") from None
             own.callback(ray.shutdown)
             own.enter_context(patch.dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address))
@@ -148,7 +146,6 @@ def _workers(nodes, threads, on_gpu):
     count = sum(min(int(machine.get(what, 0) // each) for what, each in asked.items()) for machine in machines)
     if not count:
         what = f"{counted(threads, 'CPU')}{' and a GPU' if on_gpu else ''}"
-        raise ParameterError(
-            f"engine: a task takes {what}, which no machine of this Ray has; all have {cpus} and {gpus} GPUs"
-        )
+        there = f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
+        raise ParameterError(f"engine: a task takes {what}, which no machine of this Ray has; all have {there}")
     return count, threads

@@ -93,9 +93,8 @@ def on_disk(name, section):
     try:
         return type(section).model_validate(section.model_dump())
     except ValidationError as error:
-        raise ParameterError(
-            "\n".join(format_error(fault, (name, *fault["loc"])) for fault in error.errors())
-        ) from None
+        faults = [format_error(fault, (name, *fault["loc"])) for fault in error.errors()]
+        raise ParameterError("\n".join(faults)) from None
 
 
 def check_count(params, table):
@@ -103,15 +102,15 @@ def check_count(params, table):
 
     Batch norm has no statistics of one image.
     """
-    train, val = len(table.indices("train")), len(table.indices("val"))
+    train = len(table.indices("train"))
+    if len(table.indices("val")) or params.protocol == "paper" or params.data.kind == "labels":
+        return
     for name, training in (("teachers", params.teachers), ("student", params.student)):
-        holds_out = (
-            training.select == "val" and not val and params.protocol == "honest" and params.data.kind != "labels"
-        )
-        if holds_out and train - training.held_out(train) < 2:
+        held_out = training.held_out(train) if training.select == "val" else 0
+        if held_out and train - held_out < 2:
             raise ParameterError(
-                f"{name}.select: val holds out {training.held_out(train)} of {counted(train, 'training image')}, and a "
-                "training needs two of them: give more images, a split val, or select: last"
+                f"{name}.select: val holds out {held_out} of {counted(train, 'training image')}, and a training needs two of "
+                "them: give more images, a split val, or select: last"
             )
 
 
@@ -242,7 +241,6 @@ def read_form(path, form):
         TypeAdapter(form).validate_python(value)
     except ValidationError as error:
         why = format_error(error.errors()[0], error.errors()[0]["loc"])
-        raise ValueError(
-            f"{path} is not as this version writes it ({why}); delete it and run its stage again"
-        ) from None
+        why = f"is not as this version writes it ({why}); delete it and run its stage again"
+        raise ValueError(f"{path} {why}") from None
     return value

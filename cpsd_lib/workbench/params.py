@@ -148,9 +148,8 @@ class PartitionParams(Section):
         def seconds(repeats):  # beside the comparison of cuts: the run's, six exponents, and those of every k
             return 3 * (plain + fine) + branches * (7 + len(ks) * (2 + 3 * repeats))
 
-        fit = next(
-            (count for count in range(self.study_repeats, 1, -1) if not ks or seconds(count) <= STUDY_SECONDS), 1
-        )
+        counts = range(self.study_repeats, 1, -1)
+        fit = next((count for count in counts if not ks or seconds(count) <= STUDY_SECONDS), 1)
         time = f"{seconds(fit):.0f} s" if seconds(fit) < 90 else f"{seconds(fit) / 60:,.0f} minutes"
         text = f"02_partition cuts the graph of {counted(num_classes, 'class', 'classes')} for about {time}"
         if fit < self.study_repeats:

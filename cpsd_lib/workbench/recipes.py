@@ -97,9 +97,8 @@ def student_training(run, row):
     if row != EQUAL:
         return run.params.student
     teachers = teacher_training(run, "whole").model_dump(exclude={"frozen_stages", "more_epochs"})
-    return run.params.student.model_copy(
-        update=teachers | {"epochs": equal_epochs_of(run)[0], "stop_after": None, "views": None}
-    )
+    longer = {"epochs": equal_epochs_of(run)[0], "stop_after": None, "views": None}
+    return run.params.student.model_copy(update=teachers | longer)
 
 
 def teacher_tasks(run, seed, branch):
@@ -109,10 +108,10 @@ def teacher_tasks(run, seed, branch):
     start = ()
     if training.start == "baseline":
         start = (teacher_tasks(run, seed, "whole")[0].key, training.frozen_stages)
-    model, members = teacher_model(run, branch), [parts[:number].count(part) for number, part in enumerate(parts)]
+    model = teacher_model(run, branch)
     return [
-        _task(run, model, training, part, None, seed, member=member, start=start)
-        for part, member in zip(parts, members, strict=True)
+        _task(run, model, training, part, None, seed, member=parts[:number].count(part), start=start)
+        for number, part in enumerate(parts)
     ]
 
 

@@ -105,10 +105,8 @@ class Store:
     def _wait(self, key):
         lock, holder = self._lock_files(key)
         who = read_json(holder) if holder.exists() else {}
-        print(
-            f"process {who.get('pid', '?')} on {who.get('host', '?')} makes {who.get('what', 'this')}: waiting for it",
-            flush=True,
-        )
+        maker = f"process {who.get('pid', '?')} on {who.get('host', '?')}"
+        print(f"{maker} makes {who.get('what', 'this')}: waiting for it", flush=True)
         with lock.acquire(poll_interval=0.2):
             pass
 

@@ -47,9 +47,7 @@ def repo_root():
         for folder in (start, *start.parents):
             if (folder / "params").is_dir() and (folder / "notebooks").is_dir():
                 return folder
-    raise ParameterError(
-        "no folder with params/ and notebooks/ above here: start in the project, or set CPSD_ROOT to it"
-    )
+    raise ParameterError("no folder above here has params/ and notebooks/: start in the project, or set CPSD_ROOT")
 
 
 def outputs_root():
@@ -111,9 +109,7 @@ def read_params(path):
         looked = " and ".join(map(str, folders))
         raise ParameterError(f"{path} extends {name!r}, and there is no such parameter file; looked in {looked}")
     if base_path.samefile(path):
-        raise ParameterError(
-            f"{path} extends itself; name another file after `extends:`, or give this one another name"
-        )
+        raise ParameterError(f"{path} extends itself; name another file after `extends:`, or rename this one")
     base = read_yaml(base_path)
     if "extends" in base:
         raise ParameterError(f"{path} extends {base_path}, which extends another; write {base_path.name} out in full")
