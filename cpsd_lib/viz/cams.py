@@ -12,8 +12,7 @@ from cpsd_lib.data import test_view
 from cpsd_lib.evaluation import class_activation, map_kinds
 from cpsd_lib.training import predict
 from cpsd_lib.viz.explorer import Explorer
-from cpsd_lib.viz.plots import panels, short
-from cpsd_lib.viz.plots_evidence import MAP, overlay
+from cpsd_lib.viz.plots import MAP, overlay, panels, short
 
 NOTHING = "\nmap all 0"
 LABEL = {1: "label", 0: "no label", -1: "unknown"}

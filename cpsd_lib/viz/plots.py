@@ -1,4 +1,4 @@
-"""Figures that more than one place needs, in one colour-blind-safe style that a projector can show."""
+"""The figures of the notebooks, in one colour-blind-safe style that a projector can show."""
 
 import textwrap
 import warnings
@@ -9,8 +9,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import font_manager
-from matplotlib.ticker import LogFormatter
+import torch
+from matplotlib import colormaps, font_manager
+from matplotlib.cm import ScalarMappable
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import LogFormatter, MaxNLocator
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import pdist, squareform
+from scipy.special import huber
+from scipy.stats import spearmanr
 
 from cpsd_lib.support import atomic
 
@@ -24,6 +31,11 @@ ROW_COLOURS |= {"+ CGPD by MLD": CO, "+ DGPD by MLD": DIS, "+ random parts by ML
 ROW_COLOURS |= {"+ two draws of random parts by MLD": "#666600", "+ wide teacher by MLD": "#AA4499"}
 ROW_COLOURS |= {"+ SD, teacher continued": "#CC6677", "+ class-aware pseudo-labels": "#882222"}
 ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "released checkpoint": GREY}
+ROW_COLOURS |= {"co teachers": CO, "dis teachers": DIS, "teacher": BASELINE}
+MAP = colormaps["inferno"]
+OUTLINE = {"fill": False, "edgecolor": "white", "linewidth": 1.2}  # white on black is seen on every ground
+OUTLINE["path_effects"] = [Stroke(linewidth=2.6, foreground="black"), Normal()]
+ANNOTATED = 8  # a matrix of more rows than this has no room for its numbers
 # Where they are installed, for class names in other scripts than the first font's.
 FONTS = "Noto Sans CJK SC, Noto Sans CJK JP, Microsoft YaHei, PingFang SC, Hiragino Sans, Malgun Gothic, "
 FONTS += "Noto Sans Arabic, Noto Sans Hebrew, Noto Sans Devanagari, Noto Sans Thai, Arial Unicode MS, Noto Emoji"
@@ -186,4 +198,176 @@ def pictures(images, captions, title, columns=6):
     for axis, image, caption in zip(axes.flat, images, captions, strict=False):
         axis.imshow(np.moveaxis(np.asarray(image), 0, -1))
         axis.set_title(caption, fontsize=11, loc="center")
+    return figure
+
+
+# ---- where a model looks ---------------------------------------------------------------------------------------------
+
+
+def overlay(image, heat, strength=0.6):
+    """Return a map [S, S] in [0, 1] over the grey copy of an image uint8 [3, S, S], float [S, S, 3] in [0, 1]."""
+    heat = np.asarray(heat)
+    grey = np.moveaxis(np.asarray(image), 0, -1).mean(2, keepdims=True) / 255
+    strength = strength * heat[..., None]
+    return np.clip((1 - strength) * grey + strength * MAP(heat)[..., :3], 0, 1)
+
+
+def looking(images, words, maps, captions, boxes, title):
+    """A column a picture: itself, then each model's map over its grey copy, the boxes of the class outlined in all.
+
+    images uint8 [n, 3, S, S]; words [n]; maps {model: [n, S, S] in [0, 1]}; captions {model: [n]}; boxes: of each picture
+    [(left, top, right, bottom) in pixels, ...], or None where nobody knows them.
+    """
+    count, size = len(images), images.shape[-1]
+    # More letters above a picture would run into the next one.
+    lines = {"picture": (np.moveaxis(np.asarray(images), 1, -1), short(words, 18))}
+    for name, heats in maps.items():
+        lines[name] = ([overlay(image, heat) for image, heat in zip(images, heats, strict=True)], captions[name])
+    figure, axes = panels(len(lines), count, 1.62 * count + 2.2, 1.78 * len(lines) + 0.4, title)
+    for line, (name, (pictures, texts)) in zip(axes, lines.items(), strict=True):
+        for axis, pixels, text, sides in zip(line, pictures, texts, boxes or [[]] * count, strict=True):
+            axis.imshow(pixels, extent=(0, size, size, 0))
+            for left, top, right, bottom in sides:
+                axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, **OUTLINE))
+            axis.set_title(text, fontsize=11, loc="center")
+            axis.set(xticks=[], yticks=[], xlim=(0, size), ylim=(size, 0))
+            axis.grid(visible=False)
+        colour = ROW_COLOURS.get(name, BASELINE)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=12, color=colour, fontweight="bold")
+    bar = figure.colorbar(ScalarMappable(cmap=MAP), ax=axes[1:], shrink=0.5, aspect=30)
+    bar.set_label("map / its own maximum")
+    return figure
+
+
+def shares_inside(tables, title):
+    """A panel a split, a dot and an interval a model and seed, beside chance and the best its maps could do.
+
+    tables {split: DataFrame of localisation.summarise with a line a (seed, strategy, map)}.
+    """
+    lines = list(dict.fromkeys(next(iter(tables.values())).index.droplevel("seed")))
+    width, height = 5.6 * len(tables) + 1.6, 0.5 * len(lines) + 2.2
+    figure, axes = panels(1, len(tables), width, height, title, sharex=True, sharey=True)
+    for axis, (split, table) in zip(axes[0], tables.items(), strict=True):
+        for place, (strategy, kind) in enumerate(lines):
+            seeds = table.xs((strategy, kind), level=("strategy", "map"))
+            colour, places = ROW_COLOURS.get(strategy, GREY), place + np.linspace(-0.25, 0.25, 2 * len(seeds) + 1)[1::2]
+            axis.hlines(places, seeds["share_low"], seeds["share_high"], color=colour, linewidth=2.5)
+            axis.plot(seeds["share"], places, "o", color=colour, markersize=7)
+            if seeds["share"].notna().any():
+                beside = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 11}
+                axis.annotate(f"{seeds['share'].mean():.1f}", (seeds["share_high"].max(), place), **beside)
+        level = table.groupby(["strategy", "map"], sort=False)[["chance", "best"]].mean()
+        (chance,) = axis.plot(level["chance"], range(len(lines)), ":", color=GREY, linewidth=2.5, zorder=1)
+        (best,) = axis.plot(level["best"], range(len(lines)), "|", color=GREY, markersize=20, markeredgewidth=3)
+        axis.set(xlabel="share of the map inside the boxes (%)", title=split)
+        axis.margins(x=0.08)
+        axis.grid(axis="y", visible=False)
+    axes[0, 0].set_yticks(range(len(lines)), [s if kind == "activation" else f"{s}, {kind}" for s, kind in lines])
+    axes[0, 0].set_ylim(len(lines) - 0.4, -0.6)
+    texts = ["chance: the area of the boxes", "the best that maps of so few places could do"]
+    figure.legend([chance, best], texts, loc="outside lower center", ncol=2, fontsize=11)
+    return figure
+
+
+# ---- gains, cost, calibration ----------------------------------------------------------------------------------------
+
+
+def gain_against(gain, properties, title):
+    """Return dots, one a class, its gain in AP over each of its properties {label: values [C]}, and {label: Spearman's result}.
+
+    gain [C] in AP points; a class whose gain is NaN is left out. Where all gains, or all values of a property, are alike the
+    result is None.
+    """
+    known, ranks = ~np.isnan(gain), {}
+    figure, axes = panels(1, len(properties), 5.6 * len(properties), 4.2, title, sharey=True)
+    for axis, (label, values) in zip(axes[0], properties.items(), strict=True):
+        both = np.asarray(values)[known], gain[known]
+        rank = ranks[label] = spearmanr(*both) if all(len(set(one)) > 1 for one in both) else None
+        axis.axhline(0, color=GREY, linewidth=1.5)
+        axis.plot(*both, "o", color=CPSD, alpha=0.8, markersize=7)
+        text = f"rank correlation {rank.statistic:+.2f} (p = {rank.pvalue:.2f})" if rank else "all classes alike"
+        axis.set(xlabel=label, title=text)
+    axes[0][0].set_ylabel("gain (AP points)")
+    return figure, ranks
+
+
+# ---- what label-wise embedding distillation compares -----------------------------------------------------------------
+
+
+def relative_distances(embeddings):
+    """Return the Euclidean distances [n, n] (float64) among embeddings [n, D], divided by the mean of those above 0.
+
+    What L2D's label-wise embedding distillation (LED) compares. A group whose distances are all 0 keeps them.
+    """
+    distances = pdist(np.asarray(torch.as_tensor(embeddings).cpu(), dtype=np.float64))
+    mean = distances[distances > 0].mean() if (distances > 0).any() else 1.0
+    return squareform(distances / mean)
+
+
+def mean_huber(student, teacher):
+    """Return the mean over all pairs of the Huber distance (beta 1) between two matrices [n, n] of relative distances.
+
+    One group adds (n - 1) times this to LED: it sums over n (n - 1) entries and divides by n. 0 for fewer than two members.
+    """
+    gap = np.abs(squareform(np.asarray(student) - np.asarray(teacher), checks=False))
+    return float(huber(1, gap).mean()) if len(gap) else 0.0
+
+
+def neighbours_first(distances):
+    """Return an order [n] of the members of distances [n, n] that puts near ones side by side (average linkage)."""
+    if len(distances) <= 2:
+        return np.arange(len(distances))
+    return leaves_list(linkage(squareform(distances, checks=False), "average"))
+
+
+def triangles(points):
+    """Groups of three embeddings as triangles, each side with its relative distance; points {title: [3, 2]}."""
+    figure, axes = panels(1, len(points), 3.9 * len(points), 4.3)
+    for axis, (title, corners) in zip(axes[0], points.items(), strict=True):
+        corners = np.asarray(corners, dtype=float)
+        distances, centre = relative_distances(corners), corners.mean(0)
+        axis.fill(*corners.T, facecolor=(CO, 0.12), edgecolor=CO, linewidth=2.5)
+        axis.plot(*corners.T, "o", color=BASELINE, markersize=8)
+        for number, corner in enumerate(corners):
+            _outside(axis, corner, centre, f"e{'₁₂₃'[number]}", 14)
+        for i, j in ((0, 1), (1, 2), (0, 2)):
+            _outside(axis, (corners[i] + corners[j]) / 2, centre, f"{distances[i, j]:.2f}", 18, color=DIS)
+        axis.set_aspect("equal", adjustable="datalim")
+        axis.margins(0.3)
+        axis.set(title=title, xlabel="1st coordinate", ylabel="2nd coordinate")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(MaxNLocator(5, integer=True))
+    return figure
+
+
+def _outside(axis, place, centre, text, points, **look):
+    away = np.asarray(place) - centre
+    away = points * away / max(np.linalg.norm(away), 1e-9)
+    axis.annotate(text, place, away, textcoords="offset points", ha="center", va="center", fontsize=12, **look)
+
+
+def distance_matrices(matrices, member, about, names=None):
+    """Heatmaps of relative distances on one scale, the first one the teacher's; matrices {title: [n, n]}.
+
+    Every other title carries its mean Huber distance to the first. member: what a line of a matrix is; names [n]: theirs.
+    """
+    teacher = next(iter(matrices.values()))
+    diagonal = np.eye(len(teacher), dtype=bool)  # its zeros say nothing and would take half of the colours
+    distances = np.concatenate([matrix[~diagonal] for matrix in matrices.values()])
+    # A group of two has no distance but 1, and a scale needs two ends.
+    scale = {"vmin": np.min(distances, initial=0.99), "vmax": np.max(distances, initial=1.01), "cmap": "viridis"}
+    cells = {"annot": len(teacher) <= ANNOTATED, "fmt": ".2f", "annot_kws": {"fontsize": 11}, "cbar": False}
+    ticks = dict.fromkeys(("xticklabels", "yticklabels"), short(names, 14) if names else False)
+    figure, axes = panels(1, len(matrices), 3.7 * len(matrices) + 0.9, 5.0, about, sharey=True)
+    for number, (axis, (title, matrix)) in enumerate(zip(axes[0], matrices.items(), strict=True)):
+        axis.grid(visible=False)
+        axis.set_facecolor("#D9D9D9")  # shows through the diagonal
+        sns.heatmap(matrix, mask=diagonal, ax=axis, square=True, **scale, **cells, **ticks)
+        distance = f"Huber to the teacher {mean_huber(matrix, teacher):.4f}" if number else "to be copied"
+        axis.set_title(f"{title}\n{distance}", loc="left")
+        axis.set_xlabel(member)
+        plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+        axis.tick_params(axis="y", rotation=0)
+    axes[0, 0].set_ylabel(member)
+    figure.colorbar(axis.collections[0], ax=axes, label="distance / the group's mean", shrink=0.75)
     return figure

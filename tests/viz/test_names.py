@@ -8,7 +8,7 @@ from matplotlib.text import Text
 
 from cpsd_lib.models import build_model
 from cpsd_lib.partition import Partition
-from cpsd_lib.viz import cams, parts, plots, plots_evidence, plots_label_distillation, thresholds
+from cpsd_lib.viz import cams, parts, plots, thresholds
 from cpsd_lib.viz.explorer import canvas
 
 LONG = [f"a class whose name of some sixty letters ends in number {n:04d}" for n in range(8)]
@@ -47,12 +47,12 @@ def classes_of_the_thresholds():
 
 def matrices():
     distances = {name: 1 - np.eye(8) for name in ("teacher", "+ MLD", "+ LED")}
-    return plots_label_distillation.distance_matrices(distances, "classes", "about", LONG)
+    return plots.distance_matrices(distances, "classes", "about", LONG)
 
 
 def looking():
     maps = {name: RANDOM.random((6, 16, 16)) for name in ("baseline", "co teachers")}
-    return plots_evidence.looking(IMAGES, LONG[:6], maps, dict.fromkeys(maps, ["p 0.12, map flat"] * 6), None, "title")
+    return plots.looking(IMAGES, LONG[:6], maps, dict.fromkeys(maps, ["p 0.12, map flat"] * 6), None, "title")
 
 
 def browser():

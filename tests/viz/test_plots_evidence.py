@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cpsd_lib.evaluation import summarise_shares
-from cpsd_lib.viz import plots, plots_evidence
+from cpsd_lib.viz import plots
 
 SPECK = np.random.default_rng(0)
 
@@ -20,10 +20,10 @@ def draw():
 def test_an_overlay_is_grey_where_the_map_is_0_and_lit_where_it_is_high():
     image = np.full((3, 2, 2), 255, np.uint8)
     image[0] = 0
-    blend = plots_evidence.overlay(image, torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
+    blend = plots.overlay(image, torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
     np.testing.assert_allclose(blend[0, 0], 170 / 255)
     assert blend.shape == (2, 2, 3) and blend.min() >= 0 and blend.max() <= 1
-    np.testing.assert_allclose(blend[1, 1], 0.4 * 170 / 255 + 0.6 * np.array(plots_evidence.MAP(1.0)[:3]))
+    np.testing.assert_allclose(blend[1, 1], 0.4 * 170 / 255 + 0.6 * np.array(plots.MAP(1.0)[:3]))
 
 
 @pytest.mark.parametrize("count", [1, 6])
@@ -34,7 +34,7 @@ def test_a_column_is_one_picture_with_its_boxes_in_every_row(draw, count, boxes)
     captions = {name: [f"{name} {i}" for i in range(count)] for name in maps}
     words = ["a class with a name that is far too long"] * count
     sides = [[(0, 0, 4, 4)] * (i + 1) for i in range(count)] if boxes else None
-    *panels, bar = draw(plots_evidence.looking(images, words, maps, captions, sides, "a title")).axes
+    *panels, bar = draw(plots.looking(images, words, maps, captions, sides, "a title")).axes
     assert len(panels) == 5 * count and "maximum" in bar.get_ylabel()
     panels = np.array(panels).reshape(5, count)
     for line, name in zip(panels, ["picture", *maps], strict=True):
@@ -43,7 +43,7 @@ def test_a_column_is_one_picture_with_its_boxes_in_every_row(draw, count, boxes)
             assert len(axis.patches) == (number + 1 if boxes else 0)
             assert axis.get_title() == (captions[name][number] if name in maps else "a class wit…o long")
     np.testing.assert_array_equal(panels[0, -1].images[0].get_array(), np.moveaxis(images[-1], 0, -1))
-    np.testing.assert_allclose(panels[4, 0].images[0].get_array(), plots_evidence.overlay(images[0], maps["+ CPSD"][0]))
+    np.testing.assert_allclose(panels[4, 0].images[0].get_array(), plots.overlay(images[0], maps["+ CPSD"][0]))
 
 
 def table(seeds, empty=False):
@@ -62,7 +62,7 @@ def table(seeds, empty=False):
 @pytest.mark.parametrize("splits", [("test",), ("test", "test_shifted")])
 def test_every_model_and_seed_has_its_dot_and_interval_beside_chance_and_the_best(draw, seeds, splits):
     tables = {split: table(seeds, empty=split == "test_shifted") for split in splits}
-    figure = draw(plots_evidence.shares_inside(tables, "a title"))
+    figure = draw(plots.shares_inside(tables, "a title"))
     assert [axis.get_title(loc="left") or axis.get_title() for axis in figure.axes] == list(splits)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == ["baseline", "co teachers", "co teachers, attention"]
@@ -81,15 +81,15 @@ def test_every_model_and_seed_has_its_dot_and_interval_beside_chance_and_the_bes
 
 def test_a_rank_correlation_leaves_out_classes_without_a_score_and_needs_values_that_differ():
     gain = np.array([1.0, 2.0, np.nan, 3.0])
-    ranks = plots_evidence.gain_against(gain, {"rising": [1, 5, 0, 6], "alike": [2, 2, 9, 2]}, "t")[1]
+    ranks = plots.gain_against(gain, {"rising": [1, 5, 0, 6], "alike": [2, 2, 9, 2]}, "t")[1]
     assert ranks["rising"].statistic == pytest.approx(1) and ranks["alike"] is None
-    assert plots_evidence.gain_against(0 * gain, {"rising": [1, 5, 0, 6]}, "t")[1] == {"rising": None}
+    assert plots.gain_against(0 * gain, {"rising": [1, 5, 0, 6]}, "t")[1] == {"rising": None}
     plt.close("all")
 
 
 def test_classes_that_are_all_alike_are_drawn_and_named_so():
     properties = {"images": [1, 5, 0, 6], "degree": [2, 2, 2, 2]}
-    figure, _ = plots_evidence.gain_against(np.array([1.0, 2.0, np.nan, 0.5]), properties, "t")
+    figure, _ = plots.gain_against(np.array([1.0, 2.0, np.nan, 0.5]), properties, "t")
     first, second = figure.axes
     assert first.get_title("left").startswith("rank correlation") or first.get_title().startswith("rank correlation")
     assert "all classes alike" in (second.get_title("left"), second.get_title())

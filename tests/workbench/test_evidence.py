@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 
 from cpsd_lib.evaluation import bootstrap, metrics
-from cpsd_lib.viz import plots_evidence
+from cpsd_lib.viz import plots
 from cpsd_lib.workbench import scoring
 from cpsd_lib.workbench.run import MissingStage, held_out_indices, open_run, training_indices
 from cpsd_lib.workbench.scoring import score_path
@@ -79,5 +79,5 @@ def test_without_held_out_training_images_no_threshold_is_tuned(run, more):
 
 def test_the_figure_shows_every_class():
     gain = np.array([1.0, np.nan, -2.0, 0.5])
-    figure, _ = plots_evidence.gain_against(gain, {"images": np.arange(4), "degree": np.arange(4.0)}, "t")
+    figure, _ = plots.gain_against(gain, {"images": np.arange(4), "degree": np.arange(4.0)}, "t")
     assert len(figure.axes) == 2 and all(len(axis.lines[1].get_xdata()) == 3 for axis in figure.axes)
