@@ -25,11 +25,9 @@ def cooccurrence(targets):
     if targets.ndim != 2:
         raise ValueError(f"targets must be [images, classes], got shape {targets.shape}; pass the whole label table")
     if strange := other_values(targets)[:5]:
-        raise ValueError(
-            f"targets may hold 1, 0 and -1 (unknown) only, found {strange}; threshold or recode them first"
-        )
+        raise ValueError(f"targets may hold 1, 0 and -1 (unknown) only, found {strange}; threshold or recode them")
     counts = np.zeros((targets.shape[1], targets.shape[1]), np.int64)
-    for block in _blocks(targets):
+    for block in np.array_split(targets, 1 + targets.size // BLOCK):
         # Float, because numpy multiplies integer matrices without BLAS (80,000 x 80: 0.05 s against 2 s). A block has at most
         # 2^24 rows, up to which float32 counts exactly.
         present = (block == 1).astype(np.float32)
@@ -41,13 +39,8 @@ def cooccurrence(targets):
 
 def other_values(targets):
     """Return the values of targets [N, C] that are none of 1, 0 and -1, ascending."""
-    strange = [block[(block != 1) & (block != 0) & (block != -1)] for block in _blocks(targets)]
-    return np.unique(np.concatenate([*strange, targets[:0].ravel()])).tolist()
-
-
-def _blocks(targets):
-    rows = max(1, BLOCK // max(1, targets.shape[1]))
-    return (targets[start : start + rows] for start in range(0, len(targets), rows))
+    blocks = np.array_split(targets, 1 + targets.size // BLOCK)
+    return np.unique(np.concatenate([block[(block != 1) & (block != 0) & (block != -1)] for block in blocks])).tolist()
 
 
 def alone(counts, occurrence):

@@ -92,9 +92,7 @@ class Partition:
         expected = [len(part) for part in self.parts]
         found = [piece.shape[1] if piece.ndim > 1 else None for piece in pieces]
         if found != expected:
-            raise ValueError(
-                f"expected pieces with {expected} classes on axis 1, got {found}; pass one a part, in order"
-            )
+            raise ValueError(f"expected pieces with {expected} classes on axis 1, got {found}: one a part, in order")
         joined = torch.cat(pieces, 1) if isinstance(pieces[0], torch.Tensor) else np.concatenate(pieces, 1)
         return _columns(joined, self._indices(joined)[-1])
 
@@ -153,9 +151,7 @@ def _read_released(content):
     for part, entries in zip(parts, content, strict=True):
         # Columns of a part are always in class order here; a file that says otherwise would silently swap classes.
         if [entries.get(str(c)) for c in part] != list(range(len(part))):
-            raise ValueError(
-                f"positions must count 0, 1, 2 ... in class order; they do not in the part [{listed(part)}]"
-            )
+            raise ValueError(f"positions must count 0, 1, 2 ... in class order; they do not in part [{listed(part)}]")
     return parts
 
 

@@ -174,8 +174,10 @@ def test_a_maker_that_fails_leaves_nothing_that_looks_finished(store):
     assert made == ["a"]
 
 
-def obtaining(root, names, log, pause):
+def obtaining(root, names, log, pause, together=None):
     store, made = Store(root), []
+    if together:
+        together.wait(60)
     wanted = recipes(*names)
     store.obtain("model", wanted, maker(store, wanted, made, pause), f"the group {'-'.join(names)}")
     Path(log).write_text(json.dumps(made))
@@ -183,9 +185,12 @@ def obtaining(root, names, log, pause):
 
 def test_two_groups_of_the_same_models_in_other_orders_share_the_work_and_do_not_block(store, tmp_path, capfd):
     spawn, logs = multiprocessing.get_context("spawn"), [tmp_path / "one", tmp_path / "two"]
-    groups = (("a", "b", "c"), ("c", "b", "a", "d"))
+    groups, together = (
+        (("a", "b", "c"), ("c", "b", "a", "d")),
+        spawn.Barrier(2),
+    )  # a busy machine may start one much later
     processes = [
-        spawn.Process(target=obtaining, args=(store.root, names, log, 0.4))
+        spawn.Process(target=obtaining, args=(store.root, names, log, 0.4, together))
         for names, log in zip(groups, logs, strict=True)
     ]
     for process in processes:
