@@ -145,12 +145,9 @@ def _by_class(model, images, classes, map_of):
     outside = [c for c in classes if c not in experts]
     if outside or not classes:
         raise ValueError(f"classes {outside or classes} are not there; give some of 0..{len(experts) - 1}")
-    for c in classes:
-        of_class = []
-        for expert, column in experts[c]:
-            with in_mode(expert, training=False), torch.no_grad():
-                of_class.append(map_of(expert, images, column))
-        maps.append(torch.stack(of_class).mean(0))
+    with in_mode(model, training=False), torch.no_grad():
+        for c in classes:
+            maps.append(torch.stack([map_of(expert, images, column) for expert, column in experts[c]]).mean(0))
     return torch.stack(maps, 1)
 
 

@@ -112,12 +112,9 @@ def check_split(model, frozen_stages, size):
 def start_from(model, trained, columns):
     """Copy the weights of a Classifier over all classes into one over the classes `columns` [P], row by row where they differ."""
     source, columns = trained.state_dict(), torch.as_tensor(columns)
-    state = {}
-    for name, own in model.state_dict().items():
-        state[name] = source[name]
-        if state[name].shape != own.shape:  # one row a class: the head's
-            state[name] = state[name].index_select(0, columns.to(source[name].device))
-    model.load_state_dict(state)
+    state = {name: (source[name], own.shape) for name, own in model.state_dict().items()}
+    # Another shape: one row a class, the head's.
+    model.load_state_dict({name: x if x.shape == shape else x[columns] for name, (x, shape) in state.items()})
 
 
 def _cut(backbone, frozen_stages):

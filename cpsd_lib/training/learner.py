@@ -57,25 +57,22 @@ class TrainState:
     sums: dict = field(default_factory=dict)  # named losses of this epoch, float64 on the device
     best: dict = field(default_factory=dict)  # score, epoch, kind, state: the best validated weights
 
+    @property
+    def parts(self):
+        """Those that have a state dict."""
+        own = {name: getattr(self, name) for name in ("optimizer", "schedule", "scaler")}
+        return {"model": self.learner.model} | own
+
     def state(self):
         """Return all of it, as a checkpoint holds it."""
-        return {
-            "model": self.learner.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema": list(self.ema.state.values()),
-            "sums": self.sums,
-            "best": self.best,
-        }
+        of_parts = {name: part.state_dict() for name, part in self.parts.items()}
+        return of_parts | {"ema": list(self.ema.state.values()), "sums": self.sums, "best": self.best}
 
     def load(self, state):
         """Go on from what `state` returned."""
-        self.learner.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if state["scaler"]:  # empty where it was not needed, as on a CPU
-            self.scaler.load_state_dict(state["scaler"])
+        for name, part in self.parts.items():
+            if state[name]:  # a scaler's is empty where it was not needed, as on a CPU
+                part.load_state_dict(state[name])
         for average, saved in zip(self.ema.state.values(), state["ema"], strict=True):
             average.copy_(saved)
         self.sums, self.best = state["sums"], state["best"]
