@@ -117,7 +117,7 @@ def _train_student(run, keys, *, seed, row, what):
     precision, in_train_mode = pick_precision(training.precision, run.device), training.teacher_mode == "train"
     soft = StoredTargets(run, seed, ROWS[row].teachers) if ROWS[row].teachers else None
     if soft and (in_train_mode or ROWS[row].uses_embeddings):  # 768 numbers a class and view are too many to keep
-        merged = load_teachers(run, seed, ROWS[row].teachers)
+        merged = _teachers_of(run, seed, soft.recipes(0))
         if in_train_mode:
             merged = {branch: TrainModeTeachers(one.experts, one.partition) for branch, one in merged.items()}
         experts = {b: one.to(run.device, memory_format=torch.channels_last) for b, one in merged.items()}
@@ -272,7 +272,7 @@ class StoredTargets:
         run, training, recipes = self._run, self._run.params.student, self.recipes(number)
         branches = _chosen(run, {key_of(recipe): branch for branch, recipe in recipes.items()}, keys)
         if self._teachers is None:
-            self._teachers = fold_models(load_teachers(run, self._seed, list(recipes)), run.params.data.size)
+            self._teachers = fold_models(_teachers_of(run, self._seed, recipes), run.params.data.size)
             for merged in self._teachers.values():
                 merged.to(run.device, memory_format=torch.channels_last)
         folder = run.store.work(map(key_of, recipes.values()))
@@ -329,6 +329,15 @@ def load_teachers(run, seed, branches=None):
             experts.append(model)
         found[branch] = PartTeachers(experts, partitions[branch]).requires_grad_(False).eval()
     return found
+
+
+def _teachers_of(run, seed, recipes):
+    """Return load_teachers of {branch: recipe of its soft targets}, for a maker; MissingStage where the run has other experts."""
+    for branch, recipe in recipes.items():
+        if run.keys(seed, f"teachers_{branch}") != [key for key, _ in recipe["experts"]]:
+            what = f"the teachers of {branch} that {run.folder} has are of other data or code than there is now"
+            raise MissingStage(f"{what}; run 03_teachers first")
+    return load_teachers(run, seed, list(recipes))
 
 
 def load_student(run, seed, row):

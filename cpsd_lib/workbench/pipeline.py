@@ -23,6 +23,7 @@ from cpsd_lib.support import TERMINAL_VARIABLE, digest, memory, pick_device, rea
 from cpsd_lib.workbench.engine import connected
 from cpsd_lib.workbench.loading import MODELS, load_params
 from cpsd_lib.workbench.preflight import check_run, models_to_train, remarks
+from cpsd_lib.workbench.recipes import training_code
 from cpsd_lib.workbench.run import Run, save_params
 from cpsd_lib.workbench.store import environment
 from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, outputs_root, repo_root
@@ -34,7 +35,8 @@ _SCORED = [*_TRAINED, "student", "evaluation"]
 STAGES = {
     "01_data": (["data", "teachers.view", "seed"], ["data.json", "figures/01_*.png"]),
     "02_partition": (["data", "partition"], ["partition/*.json", "figures/02_*.png"]),
-    "03_teachers": ([*_TRAINED, "student.rows"], ["figures/03_*.png"]),
+    # student.start: it decides how long a teacher of CPSD's compute trains.
+    "03_teachers": ([*_TRAINED, "student.rows", "student.start"], ["figures/03_*.png"]),
     "04_student": ([*_TRAINED, "student"], ["figures/04_*.png"]),
     "05_evaluation": (
         _SCORED,
@@ -115,7 +117,7 @@ def _walk(run, entries):
 
 
 CHANGED = {"params": "its parameters", "data": "the data", "files": "a file that its parameters name"}
-CHANGED |= {"notebook": "its notebook", "before": "what it builds on"}
+CHANGED |= {"code": "the code that trains", "notebook": "its notebook", "before": "what it builds on"}
 
 
 def _why(run, entry, fingerprint):
@@ -133,6 +135,7 @@ def stage_fingerprint(name, params, previous):
         "params": digest([_value(values, section) for section in sections]),
         "data": signature(params.data),
         "files": {name: _content(_value(values, name)) for name in FILES if name.partition(".")[0] in sections},
+        "code": training_code() if name in MADE else None,
         # Text cells may be edited without a stage becoming stale.
         "notebook": digest(["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]),
         "before": previous,

@@ -36,7 +36,7 @@ from cpsd_lib.workbench.making import (
 )
 from cpsd_lib.workbench.open import explore, load_model
 from cpsd_lib.workbench.preflight import check_run
-from cpsd_lib.workbench.recipes import _task, student_task, teacher_tasks
+from cpsd_lib.workbench.recipes import VERSIONS, _task, student_task, teacher_tasks
 from cpsd_lib.workbench.report import scores_text, write_report
 from cpsd_lib.workbench.rows import ROWS
 from cpsd_lib.workbench.run import (
@@ -412,6 +412,17 @@ def test_the_parameters_shown_are_the_parameters_a_run_can_be_repeated_with(outp
 def test_overrides_may_come_as_yaml_text(outputs):
     assert open_run("tiny", "{student.epochs: 7, name: seven}").params.student.epochs == 7
     assert open_run("tiny", "").params.name == open_run("tiny", None).params.name == "tiny"
+
+
+@pytest.mark.parametrize(("row", "words"), [("sd", {}), ("cpsd", {"student__teacher_mode": "train"})])
+def test_a_student_never_learns_from_teachers_that_an_older_version_trained(outputs, monkeypatch, row, words):
+    run = small(name="upgraded", **words)
+    describe_data(run)
+    cut_labels(run)
+    train_teachers(run, 0)
+    monkeypatch.setitem(VERSIONS, "training", 99)
+    with pytest.raises(MissingStage, match="of other data or code than there is now; run 03_teachers first"):
+        train_student(run, 0, row)
 
 
 def test_describe_data_counts_every_split(outputs):

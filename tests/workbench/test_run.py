@@ -30,6 +30,7 @@ from cpsd_lib.support import read_json, sha256
 from cpsd_lib.workbench import pipeline
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.pipeline import STAGES
+from cpsd_lib.workbench.recipes import VERSIONS
 from cpsd_lib.workbench.run import open_run
 from cpsd_lib.workbench.yaml_files import ParameterError, Stopped
 
@@ -104,6 +105,7 @@ def test_a_second_run_executes_nothing_and_leaves_the_manifest_as_it_is(root, st
     ("change", "redone"),
     [
         ({"student__alpha": 0.3}, ["04_student", "05_evaluation", "06_explanation", "07_ablation"]),
+        ({"student__start": "baseline"}, ALL[2:]),
         ({"student__epochs": 1}, ["04_student", "05_evaluation", "06_explanation", "07_ablation"]),
         (
             {"student__rows": ["baseline", "cpsd"]},
@@ -121,6 +123,14 @@ def test_a_changed_parameter_redoes_the_stages_that_depend_on_it_and_no_others(s
     stand.run()
     assert stand.run(**change) == redone
     assert stand.run(**change) == []  # and after that everything is fresh again
+
+
+def test_another_version_of_the_training_code_trains_again_and_keeps_the_cut(stand, monkeypatch, capsys):
+    stand.run()
+    monkeypatch.setitem(VERSIONS, "training", 99)
+    assert stand.run() == ALL[2:]
+    assert "03_teachers ... again: the code that trains changed" in capsys.readouterr().out
+    assert stand.run() == []
 
 
 @pytest.mark.parametrize("stage", ALL)
