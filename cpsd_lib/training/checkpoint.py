@@ -67,7 +67,7 @@ def resume(folder, states, training, device):
         return fresh
     saved = torch.load(sound, map_location=device, weights_only=True)
     alike = saved["training"] | {"learners": training["learners"]} == training
-    if not alike or not training["learners"].items() <= saved["training"]["learners"].items():
+    if not alike or not set(training["learners"]) <= set(saved["training"]["learners"]):
         return fresh
     for state in states:
         state.load(saved["states"][state.learner.name])

@@ -35,12 +35,10 @@ class Ema:
 class Learner:
     """A model, what it learns, and the classes [P] of the targets that its logits stand for (None: all)."""
 
-    name: str
+    name: str  # says all that determines the trained weights where a training is to be gone on with
     model: nn.Module
     objective: object  # (output, targets, soft) -> {name: scalar loss}
     class_indices: list | None = None
-    # JSON-able: all that determines the trained weights; finished weights of the same fingerprint are loaded
-    fingerprint: dict = field(default_factory=dict)
     draws: tuple = ()  # what its dropout derives from, beside the seed and the step; (): its name
 
 

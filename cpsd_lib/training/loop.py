@@ -55,7 +55,7 @@ def fit(
     models: an nn.Module, a list of them, which all learn `objective`, or Learners with an objective each. batches: Batches,
     whose seed is that of dropout too. validation: Validation, or None to keep the moving average at the end.
     pseudo: PseudoLabels of images without labels, for one learner; None: such images have no loss of labels.
-    folder: where history.csv and the last checkpoint are written, from which the same learners (by name and fingerprint) go
+    folder: where history.csv and the last checkpoint are written, from which the same learners (by name) go
     on; a training that is finished is read from there. None: nothing is written. files [N]: names to blame when the loss
     is not finite. A learner's weights do not depend on who trains beside it. Returns {learner's name: kind and epoch of its
     weights, val_map, seconds, history (a dict an epoch)}.
@@ -87,7 +87,7 @@ def _described(states, batches, training, validation, pseudo):
     """What must be the same for a checkpoint to be gone on from, JSON-able."""
     settings = {name: value for name, value in asdict(training).items() if name != "checkpoint_seconds"}
     shown = [batches.seed, batches.batch_size, batches.indices.tolist(), asdict(batches.recipe), batches.stored_views]
-    learners = {state.learner.name: state.learner.fingerprint for state in states}
+    learners = [state.learner.name for state in states]
     chosen_by = validation and [validation.indices.tolist(), validation.raw_too]
     described = {"learners": learners, "settings": settings, "seed": batches.seed, "batches": shown}
     return described | {"validation": chosen_by} | ({"pseudo": pseudo.described} if pseudo else {})

@@ -222,7 +222,7 @@ def _learners(run, tasks):
                 if key not in trunks:  # one for all: it is run once a batch
                     trunks[key] = make_trunk(baseline, frozen_stages)
                 model = make_tail(model, trunks[key], frozen_stages)
-        learners.append(Learner(task.key, model, task.objective, task.class_indices, {"key": task.key}, task.draws))
+        learners.append(Learner(task.key, model, task.objective, task.class_indices, task.draws))
     return learners
 
 

@@ -64,10 +64,10 @@ def recipe(**changes):
     return TrainParams(**({"epochs": 3, "batch_size": 8, "lr": 1e-2, "checkpoint_seconds": 0} | changes))
 
 
-def learner(name="whole", columns=(0, 1, 2, 3), fingerprint=None, dropout=0.0, model=None):
+def learner(name="whole", columns=(0, 1, 2, 3), dropout=0.0, model=None):
     model = model or Tiny(len(columns), dropout, seed=len(name))
     objective = Supervised(torch.tensor(columns))
-    return Learner(name, model, objective, list(columns), fingerprint or {"name": name})
+    return Learner(name, model, objective, list(columns))
 
 
 def three(dropout=0.0):
@@ -792,7 +792,7 @@ def test_a_checkpoint_runs_no_code_when_it_is_loaded(images, targets, tmp_path):
 
 
 def test_a_checkpoint_made_of_other_things_is_not_gone_on_with(images, targets, tmp_path):
-    other, fresh, here = learner(fingerprint={"lr": 1}), learner(fingerprint={"lr": 2}), learner(fingerprint={"lr": 2})
+    other, fresh, here = learner("lr 1"), learner("lr 2"), learner("lr 2")
     other.objective = interrupting(other.objective, 6)
     with pytest.raises(Interrupt):
         run([other], tmp_path / "a", images, targets)
