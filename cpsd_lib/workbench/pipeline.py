@@ -85,7 +85,8 @@ def run_stages(source, overrides=None):
                 print(f"{name}: done ({entry['seconds']:.0f} s on {entry['finished']})")
                 continue
             if name in MADE and models is None:  # not on a GPU, of whose memory a part would stay with this process
-                models = models_to_train(params, 0.5) if pick_device(params.device).type == "cpu" else {}
+                with patch.dict(os.environ, _bars_of(name)):
+                    models = models_to_train(params, 0.5) if pick_device(params.device).type == "cpu" else {}
             about = "; ".join(filter(None, [why and f"again: {why}", name in MADE and models.get(name)]))
             print(f"[{names.index(name) + 1}/{len(names)}] {name} ... {about}".rstrip(), flush=True)
             save_params(opened)  # what is executed reads them
@@ -184,11 +185,8 @@ def _outputs(name, run):
 
 def _execute(name, opened, fingerprint):
     notebook, out = repo_root() / "notebooks" / f"{name}.ipynb", opened.folder / f"{name}.ipynb"
-    began, terminal = time.time(), os.devnull
-    if sys.stderr.isatty():
-        terminal = os.ttyname(sys.stderr.fileno()) if os.name == "posix" else "CONOUT$"
     # A notebook's working folder is another: the root is handed on in full.
-    given = {"CPSD_ROOT": str(repo_root()), TERMINAL_VARIABLE: f"{name}:{terminal}"}
+    began, given = time.time(), {"CPSD_ROOT": str(repo_root())} | _bars_of(name)
     try:
         with patch.dict(os.environ, given):  # papermill hands no other environment on
             papermill.execute_notebook(
@@ -220,6 +218,14 @@ def _execute(name, opened, fingerprint):
         "seed": opened.params.seed,
         **environment(),
     }
+
+
+def _bars_of(name):
+    """Return the variable by which the bars of a stage are drawn on this process's terminal, or nowhere where it has none."""
+    terminal = os.devnull
+    if sys.stderr.isatty():
+        terminal = os.ttyname(sys.stderr.fileno()) if os.name == "posix" else "CONOUT$"
+    return {TERMINAL_VARIABLE: f"{name}:{terminal}"}
 
 
 def _about_the_kernel():
