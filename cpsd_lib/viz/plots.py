@@ -31,7 +31,8 @@ ROW_COLOURS |= {"+ CGPD by MLD": CO, "+ DGPD by MLD": DIS, "+ random parts by ML
 ROW_COLOURS |= {"+ two draws of random parts by MLD": "#666600", "+ wide teacher by MLD": "#AA4499"}
 ROW_COLOURS |= {"+ SD, teacher continued": "#CC6677", "+ class-aware pseudo-labels": "#882222"}
 ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "released checkpoint": GREY}
-ROW_COLOURS |= {"co teachers": CO, "dis teachers": DIS, "teacher": BASELINE}
+COLOURS = ROW_COLOURS | {"co teachers": CO, "dis teachers": DIS, "teacher": BASELINE}
+COLOURS |= {"co": CO, "dis": DIS, "random": "#999933", "random_2": "#666600", "ensemble": SD}
 MAP = colormaps["inferno"]
 OUTLINE = {"fill": False, "edgecolor": "white", "linewidth": 1.2}  # white on black is seen on every ground
 OUTLINE["path_effects"] = [Stroke(linewidth=2.6, foreground="black"), Normal()]
@@ -123,10 +124,10 @@ def affinity_by_part(affinities, partitions, names, titles):
 
 def curve_colours(labels):
     """Return {label: colour}: the experts of a branch, "co-0", "co-1", ..., in shades of one hue, no two curves alike."""
-    hues, colours = ROW_COLOURS | {"co": CO, "dis": DIS, "random": "#999933", "random_2": "#666600", "ensemble": SD}, {}
+    colours = {}
     for branch in dict.fromkeys(label.partition("-")[0] for label in labels):
         mine = [label for label in labels if label.partition("-")[0] == branch]
-        shades = sns.light_palette(hues.get(branch, BASELINE), len(mine) + 2, reverse=True)
+        shades = sns.light_palette(COLOURS.get(branch, BASELINE), len(mine) + 2, reverse=True)
         colours |= zip(mine, shades, strict=False)
     return colours
 
@@ -232,7 +233,7 @@ def looking(images, words, maps, captions, boxes, title):
             axis.set_title(text, fontsize=11, loc="center")
             axis.set(xticks=[], yticks=[], xlim=(0, size), ylim=(size, 0))
             axis.grid(visible=False)
-        colour = ROW_COLOURS.get(name, BASELINE)
+        colour = COLOURS.get(name, BASELINE)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=12, color=colour, fontweight="bold")
     bar = figure.colorbar(ScalarMappable(cmap=MAP), ax=axes[1:], shrink=0.5, aspect=30)
     bar.set_label("map / its own maximum")
@@ -250,7 +251,7 @@ def shares_inside(tables, title):
     for axis, (split, table) in zip(axes[0], tables.items(), strict=True):
         for place, (strategy, kind) in enumerate(lines):
             seeds = table.xs((strategy, kind), level=("strategy", "map"))
-            colour, places = ROW_COLOURS.get(strategy, GREY), place + np.linspace(-0.25, 0.25, 2 * len(seeds) + 1)[1::2]
+            colour, places = COLOURS.get(strategy, GREY), place + np.linspace(-0.25, 0.25, 2 * len(seeds) + 1)[1::2]
             axis.hlines(places, seeds["share_low"], seeds["share_high"], color=colour, linewidth=2.5)
             axis.plot(seeds["share"], places, "o", color=colour, markersize=7)
             if seeds["share"].notna().any():
