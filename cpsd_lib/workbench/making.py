@@ -12,25 +12,25 @@ from safetensors.torch import load_file, save_file
 
 from cpsd_lib.data import UNLABELLED
 from cpsd_lib.models import check_split, fold_models, make_tail, make_trunk, preprocessing, start_from
-from cpsd_lib.support import counted, derive_seed, need_space, pick_precision
-from cpsd_lib.teachers import PartTeachers, TrainModeTeachers
+from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation, Supervised
+from cpsd_lib.support import counted, derive_seed, digest, need_space, pick_precision
+from cpsd_lib.teachers import Copies, PartTeachers, TrainModeTeachers
 from cpsd_lib.training import Batches, Learner, Validation, computed, fit, view_logits
 from cpsd_lib.workbench.building import build, build_shape
 from cpsd_lib.workbench.cost import teachers_that_fit
 from cpsd_lib.workbench.engine import Group, spread
 from cpsd_lib.workbench.params import ModelParams
-from cpsd_lib.workbench.recipes import (
-    pseudo_labels,
-    soft_recipe,
-    student_task,
-    teacher_model,
-    teacher_tasks,
-)
+from cpsd_lib.workbench.recipes import VERSIONS, pseudo_labels, soft_recipe, student_task, teacher_model, teacher_tasks
 from cpsd_lib.workbench.rows import ROWS, branches_matched, branches_of, trained_together, views_of
 from cpsd_lib.workbench.run import MissingStage, load_partitions, student_indices
-from cpsd_lib.workbench.store import key_of
+from cpsd_lib.workbench.store import code_of, key_of
 
 # ---- makers ----------------------------------------------------------------------------------------------------------
+
+
+def training_code():
+    """Return a hash of the code that models and soft targets are keyed by: of ring 1, and the rooms' versions."""
+    return digest([VERSIONS, code_of(Supervised, SelfDistillation, MultiLabelDistillation, PartTeachers, Copies)])
 
 
 def train_teachers(run, seed):

@@ -22,8 +22,8 @@ from cpsd_lib.data import signature
 from cpsd_lib.support import TERMINAL_VARIABLE, digest, memory, pick_device, read_json, sha256, write_json
 from cpsd_lib.workbench.engine import connected
 from cpsd_lib.workbench.loading import MODELS, load_params
+from cpsd_lib.workbench.making import training_code
 from cpsd_lib.workbench.preflight import check_run, models_to_train, remarks
-from cpsd_lib.workbench.recipes import training_code
 from cpsd_lib.workbench.run import Run, save_params
 from cpsd_lib.workbench.store import environment
 from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, outputs_root, repo_root

@@ -25,11 +25,6 @@ from cpsd_lib.workbench.store import code_of, key_of
 VERSIONS = {"augment": VIEWS_VERSION, "models": MODELS_VERSION, "training": TRAINING_VERSION}
 
 
-def training_code():
-    """Return a hash of the code that recipes of models and soft targets are keyed by: of ring 1, and the rooms' versions."""
-    return digest([VERSIONS, code_of(Supervised, SelfDistillation, MultiLabelDistillation, PartTeachers, Copies)])
-
-
 @dataclass(frozen=True, eq=False)
 class ModelTask:
     """A model of a run that is to be trained, and its recipe."""

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import time
 import tokenize
@@ -99,7 +98,7 @@ class Store:
         except Timeout:
             return False
         held.callback(lock.release)
-        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "what": what})
+        write_json(holder, {"pid": os.getpid(), "host": platform.node(), "what": what})
         return True
 
     def _wait(self, key):

@@ -182,8 +182,6 @@ def parse_yaml(text, where):
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         problem = f"line {line}: U+{error.character:04X} is a control character; remove it, or write it as an escape"
-    except RecursionError:
-        problem = "too many brackets within each other"
     raise ParameterError(f"{where} is not valid YAML: {problem}")
 
 
