@@ -101,5 +101,5 @@ def test_timm_loads_the_state_strictly_and_computes_the_same_last_features(name,
 
 
 def test_many_backbones_are_no_backbone_of_timm():
-    with pytest.raises(ValueError, match="one backbone, and this model is made of experts"):
+    with pytest.raises(ValueError, match="one backbone, and this model is many experts"):
         timm_state(merged(), "test_resnet", {})
