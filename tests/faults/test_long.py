@@ -38,6 +38,7 @@ def test_a_long_training_holds_its_memory_files_and_threads(tmp_path):
     assert watched.steps == steps
     (first, *_), last = watched.noted[len(watched.noted) // 5 :], watched.noted[-1]  # after caches have filled
     growth = last[0] / first[0] - 1
-    assert growth < 0.01 and abs(last[1] - first[1]) <= 1 and last[2] == first[2], (first, last)
-    count(f"{steps:,} steps of fit", f"memory {100 * growth:+.2f} %, {last[1]} files and {last[2]} threads as before")
+    # The thread that writes checkpoints comes when the first is due, after a minute.
+    assert growth < 0.01 and abs(last[1] - first[1]) <= 1 and 0 <= last[2] - first[2] <= 1, (first, last)
+    count(f"{steps:,} steps of fit", f"memory {100 * growth:+.2f} %, {last[1]} files and {last[2]} threads")
     assert not [path for path in os.listdir(tmp_path) if path.endswith(".tmp")]
