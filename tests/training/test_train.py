@@ -580,29 +580,37 @@ def test_writing_checkpoints_takes_a_fiftieth_of_the_time_at_most(images, target
 
 
 def test_a_checkpoint_is_a_copy_that_a_thread_writes_while_the_training_goes_on(images, targets, tmp_path, monkeypatch):
-    order, write, step, released = [], loop.write_checkpoint, loop._step, threading.Event()
+    order, copy, write, step = [], loop.copy_of, loop.write_checkpoint, loop._step
+    begun, stepped = threading.Event(), threading.Event()
 
-    def waits(path, content):
+    def copies(*arguments):
+        order.append("copied")
+        return copy(*arguments)
+
+    def writes(path, content):
         assert threading.current_thread() is not threading.main_thread()
         (kept,) = content["states"].values()
         before = {name: tensor.clone() for name, tensor in kept["model"].items()}
-        order.append("begun")
-        assert released.wait(60)
+        begun.set()
+        assert stepped.wait(60)
         assert all(torch.equal(tensor, kept["model"][name]) for name, tensor in before.items())
         order.append("written")
         write(path, content)
 
-    def stepped(*arguments):
+    def steps(*arguments):
+        if "copied" in order:
+            assert begun.wait(60)  # a thread may begin late
         loss = step(*arguments)
-        if "begun" in order:
+        if begun.is_set():
             order.append("step")
-            released.set()
+            stepped.set()
         return loss
 
-    monkeypatch.setattr(loop, "write_checkpoint", waits)
-    monkeypatch.setattr(loop, "_step", stepped)
-    run([learner()], tmp_path, images, targets, training=recipe(epochs=3, checkpoint_seconds=0.05))
-    assert order.index("begun") < order.index("step") < order.index("written")
+    monkeypatch.setattr(loop, "copy_of", copies)
+    monkeypatch.setattr(loop, "write_checkpoint", writes)
+    monkeypatch.setattr(loop, "_step", steps)
+    run([learner()], tmp_path, images, targets, training=recipe(epochs=3, checkpoint_seconds=0))
+    assert order[:3] == ["copied", "step", "written"]
 
 
 def test_a_learner_is_validated_on_its_own_columns(images, targets, tmp_path):
