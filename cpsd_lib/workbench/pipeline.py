@@ -86,7 +86,7 @@ def run_stages(source, overrides=None):
                 continue
             if name in MADE and models is None:  # not on a GPU, of whose memory a part would stay with this process
                 with patch.dict(os.environ, _bars_of(name)):
-                    models = models_to_train(params, 0.5) if pick_device(params.device).type == "cpu" else {}
+                    models = models_to_train(params) if pick_device(params.device).type == "cpu" else {}
             about = "; ".join(filter(None, [why and f"again: {why}", name in MADE and models.get(name)]))
             print(f"[{names.index(name) + 1}/{len(names)}] {name} ... {about}".rstrip(), flush=True)
             save_params(opened)  # what is executed reads them

@@ -105,15 +105,15 @@ def remarks(params, stage):
     return sentences
 
 
-def models_to_train(params, seconds=2.0):
+def models_to_train(params):
     """Return {stage: how many models it trains, and how long they take here} for 03 and 04, in words, were the store empty.
 
-    Trains for about `seconds` to find out; {} where a training step does not run, which that stage will say itself.
+    Trains for about two seconds to find out; {} where a training step does not run, which that stage will say itself.
     """
     there = images_of(params.data)
     cost = estimate(params, there.classes, there.train, there.test, unlabelled=there.unlabelled)
     try:
-        speed, work = measured_speed(params, cost, seconds=seconds) / 1e18, cost.stages
+        speed, work = measured_speed(params, cost) / 1e18, cost.stages
     except RuntimeError:
         return {}
     stages = {"03_teachers": (cost.teachers, work["teachers"])}
