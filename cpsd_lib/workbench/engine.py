@@ -38,6 +38,9 @@ class Group:
         return [key for key in map(key_of, self.recipes) if store.record(self.kind, key) is None]
 
 
+RETRIES = 5  # of a task whose process dies
+
+
 def spread(run, plan):
     """Have Ray tasks make what the store lacks of the Groups that plan(workers, GiB of memory of each) returns, needs first.
 
@@ -50,7 +53,8 @@ def spread(run, plan):
         groups = plan(workers, memory_gib(run.device) * (1 if on_gpu else min(1, threads / cores())))
         groups = [group for group in groups if group.missing(run.store)]
         environment = {"CPSD_ROOT": str(repo_root()), "CPSD_OUTPUTS": str(outputs_root())}
-        task = ray.remote(max_retries=5, num_cpus=threads, num_gpus=int(on_gpu))(_work)
+        # Ray 2.60 may begin a task twice whose worker dies as it ends, and the driver dies of the second reply.
+        task = ray.remote(max_retries=0, num_cpus=threads, num_gpus=int(on_gpu))(_work)
 
         def hand_out(group):
             for need in done.keys() & set(group.needs):  # others are there
@@ -58,19 +62,28 @@ def spread(run, plan):
             group.obtain(run, partial(in_task, group))
 
         def in_task(group, keys):
-            make, ended, shown = partial(group.make, keys=keys), [], None
+            make, shown = partial(group.make, keys=keys), None
             progress = run.store.work(map(key_of, group.recipes)) / "share"  # of its work, beside the checkpoint
-            tasks.append(reference := task.remote(run.params, environment, threads, make, progress))
             with ExitStack() as begun:
-                while not ended:
-                    ended = ray.wait([reference], timeout=0.5)[0]
-                    with suppress(OSError, ValueError):  # it waits for a worker, or writes just now
-                        share = 1 if ended else float(progress.read_text())
-                        shown = shown or begun.enter_context(bar(group.passes, group.what, "image"))
-                        more = int(share * group.passes) - shown.n
-                        shown.update(more)
-                        total.update(more)
-            ray.get(reference)
+                for left in reversed(range(1 + RETRIES)):
+                    tasks.append(reference := task.remote(run.params, environment, threads, make, progress))
+                    while not ray.wait([reference], timeout=0.5)[0]:
+                        with suppress(OSError, ValueError):  # it waits for a worker, or writes just now
+                            share = float(progress.read_text())
+                            shown = shown or begun.enter_context(bar(group.passes, group.what, "image"))
+                            more = int(share * group.passes) - shown.n
+                            shown.update(more)
+                            total.update(more)
+                    try:
+                        ray.get(reference)
+                    except (ray.exceptions.RayTaskError, ray.exceptions.TaskCancelledError):
+                        raise
+                    except ray.exceptions.RayError:  # its process died, or its machine
+                        if not left:
+                            raise
+                    else:
+                        total.update(group.passes - (shown.n if shown else 0))
+                        return
 
         passes = sum(group.passes for group in groups)
         with bar(passes, f"all, {counted(workers, 'worker')}", "image") as total, ThreadPoolExecutor(256) as pool:

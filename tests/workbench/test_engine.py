@@ -238,6 +238,14 @@ def test_a_worker_writes_how_far_it_is_where_the_driver_reads_it(tmp_path, monke
 # ---- handing out, with two threads of this process in place of Ray's workers -------------------------------------------
 
 
+class Died(Exception):
+    """A worker's, as Ray names it: RayError, of which the errors of tasks are kinds."""
+
+
+class Raised(Died):
+    """A task's."""
+
+
 @pytest.fixture
 def hands_out(run, tmp_path, monkeypatch):
     """Groups -> what `spread` does with them, by a stand-in for the package ray."""
@@ -246,7 +254,7 @@ def hands_out(run, tmp_path, monkeypatch):
         try:
             return task.result()
         except ValueError as error:
-            wrapped = RuntimeError("pages of Ray's own")
+            wrapped = Raised("pages of Ray's own")
             wrapped.cause = error
             raise wrapped from None
 
@@ -258,6 +266,7 @@ def hands_out(run, tmp_path, monkeypatch):
             wait=lambda tasks, timeout: [list(one) for one in wait(tasks, timeout)],
             get=get,
             cancel=lambda task: task.cancel(),
+            exceptions=SimpleNamespace(RayError=Died, RayTaskError=Raised, TaskCancelledError=Raised),
         )
         monkeypatch.setitem(sys.modules, "ray", stand_in)
         monkeypatch.setattr(engine, "_work", lambda params, environment, threads, make, progress: make(run))
@@ -294,6 +303,21 @@ def test_a_task_that_raises_stops_what_needs_it_and_nothing_else(run, hands_out)
         hands_out(groups)
     assert str(stopped.value) == "bad: ValueError: no room"
     assert [is_there(run, one.what) for one in groups] == [False, True, False, True]
+
+
+def test_a_task_whose_worker_dies_is_made_again_five_times_and_no_more(run, hands_out):
+    def dies(times):
+        tries.append(times)
+        if len(tries) <= times:
+            raise Died("its worker died")
+
+    tries = []
+    hands_out([group("five times", lambda: dies(5))])
+    assert tries == [5] * 6 and is_there(run, "five times")
+    tries.clear()
+    with pytest.raises(Stopped, match="always: Died: its worker died"):
+        hands_out([group("always", lambda: dies(100))])
+    assert tries == [100] * 6
 
 
 def test_what_is_there_is_not_made_again(run, hands_out):
