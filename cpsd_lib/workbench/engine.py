@@ -62,10 +62,14 @@ def spread(run, plan):
             group.obtain(run, partial(in_task, group))
 
         def in_task(group, keys):
-            make, shown = partial(group.make, keys=keys), None
+            shown = None
             progress = run.store.work(map(key_of, group.recipes)) / "share"  # of its work, beside the checkpoint
             with ExitStack() as begun:
                 for left in reversed(range(1 + RETRIES)):
+                    missing = group.missing(run.store)  # one that died has put some into place, maybe all
+                    if not (todo := [key for key in keys if key in missing]):
+                        break
+                    make = partial(group.make, keys=todo)
                     tasks.append(reference := task.remote(run.params, environment, threads, make, progress))
                     while not ray.wait([reference], timeout=0.5)[0]:
                         with suppress(OSError, ValueError):  # it waits for a worker, or writes just now
@@ -76,14 +80,13 @@ def spread(run, plan):
                             total.update(more)
                     try:
                         ray.get(reference)
+                        break
                     except (ray.exceptions.RayTaskError, ray.exceptions.TaskCancelledError):
                         raise
                     except ray.exceptions.RayError:  # its process died, or its machine
                         if not left:
                             raise
-                    else:
-                        total.update(group.passes - (shown.n if shown else 0))
-                        return
+                total.update(group.passes - (shown.n if shown else 0))
 
         passes = sum(group.passes for group in groups)
         with bar(passes, f"all, {counted(workers, 'worker')}", "image") as total, ThreadPoolExecutor(256) as pool:

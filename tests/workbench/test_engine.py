@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -318,6 +319,16 @@ def test_a_task_whose_worker_dies_is_made_again_five_times_and_no_more(run, hand
     with pytest.raises(Stopped, match="always: Died: its worker died"):
         hands_out([group("always", lambda: dies(100))])
     assert tries == [100] * 6
+
+
+def test_what_a_worker_had_put_into_place_before_it_died_is_not_made_again(run, hands_out):
+    def dies_after(run, keys):
+        one.make(run, keys)
+        raise Died("its worker died")
+
+    one = group("in place")
+    hands_out([replace(one, make=dies_after)])
+    assert is_there(run, "in place")
 
 
 def test_what_is_there_is_not_made_again(run, hands_out):
