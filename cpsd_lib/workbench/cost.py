@@ -38,9 +38,9 @@ class Passes:
 
     stage: str
     step: int  # forward passes of one pass
-    unit: (
-        str  # of passes: "teacher epochs" or "student epochs", as those trainings have them, "views" of all images, ...
-    )
+    # Of passes: "teacher epochs", "labelled epochs" or "student epochs", as those trainings have them, "views" of all images,
+    # "unlabelled" ones.
+    unit: str
     counts: dict  # {branch or row: (models, passes of each)}
 
     def forwards(self, own=1.0):
