@@ -4,7 +4,7 @@ import csv
 import os
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from hashlib import sha1
 from itertools import compress
@@ -43,7 +43,9 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
     todo, unreadable, read = [photo for photo in photos if photo not in done], {}, 0
     folded = fold_models({"": model}, model.input_size)[""]
     threads, ended = torch.get_num_threads(), time.perf_counter()
-    with bar(len(photos), "predicting", "img", len(photos) - len(todo)) if path else nullcontext() as shown:
+    with ExitStack() as end:
+        end.callback(torch.set_num_threads, threads)
+        shown = end.enter_context(bar(len(photos), "predicting", "img", len(photos) - len(todo))) if path else None
         for number, (indices, pixels, bad) in enumerate(decode_batches(todo, model.input_size, batch_size, cores())):
             unreadable |= {todo[index]: reason for index, reason in bad.items()}
             before, decoded = ended, time.perf_counter()
@@ -59,7 +61,6 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
             if number == 1:  # still decoded here; beside worker processes the model takes its share of the cores
                 seconds = threads * (ended - decoded)
                 torch.set_num_threads(max(1, min(threads, round(cores() * seconds / (seconds + decoded - before)))))
-    torch.set_num_threads(threads)
     reasons = listed((f"{file}: {reason}" for file, reason in unreadable.items()), join="\n  ")
     if not read and len(todo) == len(photos):
         raise ValueError(f"none of {counted(len(todo), 'photo')} could be read:\n  {reasons}")

@@ -281,7 +281,11 @@ EQUAL = {
 EQUAL |= {"teachers__batch_size": 16, "student__batch_size": 8}
 
 
-@pytest.mark.parametrize("more", [CPSD, L2D, EQUAL], ids=["cpsd", "l2d", "equal time"])
+# The baseline is one of the ensemble: trained once, scored twice.
+ENSEMBLE = {"train": {"epochs": 1}, "student__rows": ["baseline", "ensemble_mld"]}
+
+
+@pytest.mark.parametrize("more", [CPSD, L2D, EQUAL, ENSEMBLE], ids=["cpsd", "l2d", "equal time", "ensemble"])
 def test_a_real_run_does_what_was_counted(tmp_path, monkeypatch, more):
     monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path))
     small = {"data.images": 100, "data.size": 32, "partition.k": 2}
