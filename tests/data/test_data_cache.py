@@ -275,9 +275,10 @@ def test_image_files_of_all_kinds_go_through_the_cache(tmp_path):
 def test_a_script_without_a_main_guard_is_told_so_instead_of_waiting_for_itself(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from cpsd_lib.data.images import cache, pixels\nfrom cpsd_lib.data.scenes.scenes import Scenes\n"
-        "pixels.POOL_SECONDS = 0\n"
-        f"cache.build(Scenes(images=100, size=16).load, 100, 16, 'key', {str(tmp_path)!r}, workers=2)\n"
+        "from functools import partial\nfrom cpsd_lib.data.images import cache, pixels\n"
+        "from cpsd_lib.data.images.decode import decode_from\npixels.POOL_SECONDS = 0\n"
+        "load = partial(decode_from, [f'{n:099}' for n in range(2000)], 16, 10**9)\n"  # 200 KB for each worker
+        f"cache.build(load, 2000, 16, 'key', {str(tmp_path)!r}, workers=2)\n"
     )
     path = os.pathsep.join([str(Path(cpsd_lib.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
 from itertools import chain, islice
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 
@@ -63,9 +65,12 @@ class OnTheFly:
         if not chunks:
             return
         if self._pool is None:
-            # Spawned, not forked: torch's threads may be alive in this process, and a fork would copy their locks.
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._workers, spawn, _start_worker, (self._load,))
+            # Spawned, not forked: torch's threads may be alive in this process, and a fork would copy their locks. What they
+            # decode by is in a file: in a pipe, which 64 KiB fill, it would wait for ever for a worker that died at its start.
+            spawn, self._sent = multiprocessing.get_context("spawn"), NamedTemporaryFile()  # noqa: SIM115
+            pickle.dump(self._load, self._sent)
+            self._sent.flush()
+            self._pool = ProcessPoolExecutor(self._workers, spawn, _start_worker, (self._sent.name,))
         ahead = deque()
         try:
             for chunk in chunks:
@@ -89,6 +94,7 @@ class OnTheFly:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+            self._sent.close()
 
 
 def _stack(load, indices):
@@ -109,9 +115,10 @@ def readable(load, indices):
 _load = None  # what this worker process decodes by: sent once, it may hold the paths of 270,000 images
 
 
-def _start_worker(load):
+def _start_worker(path):
     global _load
-    _load = load
+    with open(path, "rb") as file:
+        _load = pickle.load(file)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
