@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from cpsd_lib.workbench.rows import TITLES
+
 ROOT = Path(__file__).parents[1]
 STARTS = {
     "baseline (": "baseline",
@@ -49,8 +51,43 @@ def test_the_table_of_few_labels_is_that_of_the_stored_scores(scores, start):
             assert shown[3] == gain(of_split, row, "mld"), split
 
 
+EXPERIMENTS = ["scenes_300", "scenes_300_k2", "coco18_few", "scenes_all"]
+
+
+def stored_scores(experiment):
+    """Return {split: mAP, a line a seed, a column a row} of one of notebooks/data/experiments.csv."""
+    stored = pd.read_csv(ROOT / "notebooks" / "data" / "experiments.csv").query("experiment == @experiment")
+    return {split: one.pivot(index="seed", columns="row", values="mAP") for split, one in stored.groupby("split")}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_table_of_an_experiment_is_that_of_its_stored_scores(experiment):
+    stored, text = (
+        stored_scores(experiment),
+        (ROOT / "RESULTS.md").read_text().partition(f"<!-- experiment: {experiment} -->\n")[2],
+    )
+    header, _, *lines = text.partition("\n\n")[0].splitlines()
+    assert len(lines) >= 2
+    columns = [cell.strip() for cell in header.split("|")[1:-1]]
+    for line in lines:
+        title, *cells = (re.sub(r"[*]|\(.*\)", "", cell).strip() for cell in line.split("|")[1:-1])
+        row = next(row for row, words in TITLES.items() if words == title)
+        for column, cell in zip(columns[1:], cells, strict=True):
+            if column.startswith("mAP on"):
+                scores = stored[column.split("`")[1]]
+                assert len(scores) == 3 and cell == f"{scores[row].mean():.1f}"
+            elif column == "spread":
+                assert cell == f"{scores[row].std():.1f}"
+            elif column.startswith("over") and cell:
+                assert cell == gain(scores, row, {"over baseline": "baseline", "over + MLD": "mld"}[column]), title
+
+
 @pytest.mark.parametrize("file", ["README.md", "RESULTS.md"])
 def test_findings_quote_the_gains_of_the_stored_scores(scores, file):
     text = re.sub(r"[*\s]+", " ", (ROOT / file).read_text())
-    for split in ("test", "test_shifted"):
-        assert gain(scores[split], "cpsd_mld", "baseline") in text
+    few, photos, of_all = map(stored_scores, ("scenes_300", "coco18_few", "scenes_all"))
+    quoted = [(of_split[split], "cpsd_mld") for of_split in (scores, few) for split in ("test", "test_shifted")]
+    quoted += [(few["test"], "mld"), (of_all["test"], "cpsd_mld")]
+    quoted += [(photos["test"], row) for row in ("ensemble_mld", "cpsd_mld")]
+    for of_split, row in quoted:
+        assert gain(of_split, row, "baseline") in text

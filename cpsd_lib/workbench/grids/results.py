@@ -193,6 +193,7 @@ def _over(key, frame, name, notes):
 
 
 LABELS = {
+    "data.labelled": "training images that keep their labels (data.labelled)",
     "partition.k": "k, parts the classes are cut into (partition.k)",
     "partition.exponent": "exponent of the affinity (partition.exponent)",
     "student.alpha": "weight of the co branch in + CPSD (student.alpha)",
