@@ -207,9 +207,8 @@ def estimate(params, num_classes, train_images, test_images, device=None, unlabe
             continue
         # To choose an epoch, and at last on test; the baseline, a teacher of the student's own model, is a row of the table.
         looked = {name: (n, seen.looks(epochs)) for name, (n, epochs) in one.counts.items()}
-        scored = {name: (n, test_images) for name, (n, _) in one.counts.items()}
-        if "ensemble" in scored and "whole" in scored:  # its first model, which is trained once
-            scored["ensemble"] = one.counts["ensemble"][0] + 1, test_images
+        again = ("ensemble",) if "whole" in one.counts else ()  # its first model is the baseline, which is trained once
+        scored = {name: (n + (name in again), test_images) for name, (n, _) in one.counts.items()}
         if not params.teacher_model:
             scored.pop("whole", None)
         cost.stages["validation"] += flop * replace(one, step=1, counts=looked).forwards(own)

@@ -63,7 +63,8 @@ def test_every_pair_gets_the_map_of_its_own_image_and_class(make, kind, monkeypa
             expected = class_activation(one, view, [c])
         else:
             expected = functional.interpolate(attention_maps(one, view, [c]), (SIZE, SIZE), mode="bilinear")
-        torch.testing.assert_close(maps[place], expected[0, 0])
+        # Of several classes at once the products have another shape: float32 rounds by up to 1.1e-5 of the map's range.
+        torch.testing.assert_close(maps[place], expected[0, 0], rtol=1e-4, atol=1e-4)
 
 
 # ---- inside the box? -------------------------------------------------------------------------------------------------
