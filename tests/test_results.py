@@ -29,12 +29,14 @@ def gain(scores, row, other):
     return f"{gains.mean():+.1f} ± {half:.1f}"
 
 
+def by_split(stored):
+    """Return {split: mAP, a line a seed, a column a row} of stored scores."""
+    return {split: one.pivot(index="seed", columns="row", values="mAP") for split, one in stored.groupby("split")}
+
+
 @pytest.fixture(scope="module")
 def scores():
-    stored = pd.read_csv(ROOT / "notebooks" / "data" / "scenes_few.csv")
-    return {
-        split: of_split.pivot(index="seed", columns="row", values="mAP") for split, of_split in stored.groupby("split")
-    }
+    return by_split(pd.read_csv(ROOT / "notebooks" / "data" / "scenes_few.csv"))
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -55,17 +57,14 @@ EXPERIMENTS = ["scenes_300", "scenes_300_k2", "coco18_few", "scenes_all"]
 
 
 def stored_scores(experiment):
-    """Return {split: mAP, a line a seed, a column a row} of one of notebooks/data/experiments.csv."""
-    stored = pd.read_csv(ROOT / "notebooks" / "data" / "experiments.csv").query("experiment == @experiment")
-    return {split: one.pivot(index="seed", columns="row", values="mAP") for split, one in stored.groupby("split")}
+    stored = pd.read_csv(ROOT / "notebooks" / "data" / "experiments.csv")
+    return by_split(stored[stored["experiment"] == experiment])
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_table_of_an_experiment_is_that_of_its_stored_scores(experiment):
-    stored, text = (
-        stored_scores(experiment),
-        (ROOT / "RESULTS.md").read_text().partition(f"<!-- experiment: {experiment} -->\n")[2],
-    )
+    stored, marker = stored_scores(experiment), f"<!-- experiment: {experiment} -->\n"
+    text = (ROOT / "RESULTS.md").read_text().partition(marker)[2]
     header, _, *lines = text.partition("\n\n")[0].splitlines()
     assert len(lines) >= 2
     columns = [cell.strip() for cell in header.split("|")[1:-1]]

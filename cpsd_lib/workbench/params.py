@@ -250,7 +250,7 @@ class StudentParams(TrainParams):
     cd: float = Field(100, ge=0)  # LED: the images' embeddings of a class
     id: float = Field(1000, ge=0)  # LED: the classes' embeddings of an image
     teacher_mode: Literal["eval", "train"] = "eval"  # train: the release's fault, batch norm on the batch's statistics
-    views: int | None = Field(None, ge=1)  # stored, used in turn; None: one an epoch (ten cost 1 mAP in 80 epochs)
+    views: int | None = Field(None, ge=1)  # stored views, reused round robin; None: one an epoch
 
 
 # models/released.LAYOUTS: the checkpoints that came with the paper.
