@@ -205,7 +205,13 @@ def test_the_model_is_folded_and_leaves_cores_to_the_decoding(photos, monkeypatc
     model, threads = cpsd_lib.load_model("finished"), torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        predicting.label_photos(model, [f"photos/{number:02d}.png" for number in (0, 3, 12, 15)], batch_size=1)
+        photos = [f"photos/{number:02d}.png" for number in (0, 3, 12, 15)]
+        predicting.label_photos(model, photos, batch_size=1)
         assert seen[0] == seen[1] == 4 and seen[-1] == 1 and torch.get_num_threads() == 4
+        seen.clear()
+        monkeypatch.setattr(predicting, "_show", lambda *_: 1 / (len(seen) < 3))  # fails when the threads are fewer
+        with pytest.raises(ZeroDivisionError):
+            predicting.label_photos(model, photos, batch_size=1)
+        assert seen[-1] == 1 and torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(threads)
