@@ -16,6 +16,7 @@ class Trunk(nn.Module):
 
     def __init__(self, backbone, mean, std):
         super().__init__()
+        Trunk.forward = torch.compiler.disable(Trunk.remembered)  # no graph can remember; Dynamo loads in seconds
         self.backbone = backbone
         self.register_buffer("mean", mean.clone())
         self.register_buffer("std", std.clone())
@@ -27,8 +28,7 @@ class Trunk(nn.Module):
         """Stay in eval mode: frozen weights with moving batch-norm statistics would be another trunk at every step."""
         return super().train(False)
 
-    @torch.compiler.disable  # it remembers, which a graph cannot
-    def forward(self, images):
+    def remembered(self, images):
         """Return the features of a batch; the very same tensor again, under the same precision, is not computed again."""
         device = images.device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
@@ -39,7 +39,7 @@ class Trunk(nn.Module):
         return self._last[2]
 
     def features(self, images):
-        """Return what `forward` does, and remember nothing."""
+        """Return what `remembered` does, and remember nothing."""
         return self.backbone.forward_features((images - self.mean) / self.std)
 
 

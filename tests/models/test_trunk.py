@@ -77,6 +77,20 @@ def test_the_trunk_is_run_once_for_all_tails_that_see_a_batch():
     assert len(runs) == 5
 
 
+def test_compiled_tails_run_the_trunk_once_a_batch_and_outside_their_graphs():
+    whole, runs = model(), []
+    trunk = make_trunk(whole, 4)
+    trunk.backbone.conv1.register_forward_hook(lambda *_: runs.append(torch.compiler.is_compiling()))
+    tails = [make_tail(copy.deepcopy(whole), trunk, 4).eval() for _ in range(2)]
+    compiled = [torch.compile(tail, backend="eager", dynamic=False) for tail in tails]
+    for count in range(1, 4):
+        pixels = images() / count
+        with torch.no_grad():
+            for tail, one in zip(tails, compiled, strict=True):
+                assert torch.equal(one(pixels).logits, tail(pixels).logits)
+        assert runs == [False] * count  # one pass for two tails, compiled or not
+
+
 def test_a_tail_trains_saves_and_averages_its_own_part_alone():
     whole = model()
     trunk = make_trunk(whole, 4)
