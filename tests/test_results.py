@@ -1,6 +1,7 @@
 """The tables of RESULTS.md and the findings of README.md are those of the stored scores."""
 
 import re
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,9 @@ STARTS = {
 }
 
 
-def gain(scores, row, other):
-    """Return the mean of the seeds' differences and the half of its 95 % interval, written as the table has them."""
-    gains = (scores[row] - scores[other]).to_numpy()
+def gain(scores, row, other, others=None):
+    """Return the mean of the differences of the seeds that have both, and the half of its 95 % interval, as tables have them."""
+    gains = (scores[row] - (scores if others is None else others)[other]).dropna().to_numpy()
     half = stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
     return f"{gains.mean():+.1f} ± {half:.1f}"
 
@@ -90,3 +91,14 @@ def test_findings_quote_the_gains_of_the_stored_scores(scores, file):
     quoted += [(photos["test"], row) for row in ("ensemble_mld", "cpsd_mld")]
     for of_split, row in quoted:
         assert gain(of_split, row, "baseline") in text
+
+
+def test_every_interval_is_one_of_stored_scores_or_of_the_earlier_results():
+    stored = [by_split(pd.read_csv(ROOT / "notebooks" / "data" / "scenes_few.csv")), *map(stored_scores, EXPERIMENTS)]
+    known = {gain(one, *rows) for of in stored for one in of.values() for rows in permutations(one.columns, 2)}
+    four, two = (stored[1 + EXPERIMENTS.index(name)] for name in ("scenes_300", "scenes_300_k2"))
+    known |= {gain(four[split], row, row, two[split]) for split in two for row in two[split].columns}
+    earlier = (ROOT / "notebooks" / "earlier_results.md").read_text()
+    for file in ("README.md", "RESULTS.md"):
+        quoted = re.findall(r"[+-]\d+[.]\d ± \d+[.]\d", (ROOT / file).read_text())
+        assert len(quoted) >= 8 and not [one for one in quoted if one not in known and one not in earlier], file
