@@ -260,6 +260,14 @@ def test_one_seed_has_no_error_bars_and_says_so(outputs, monkeypatch):
     assert "one seed: no spread is known" in figure.get_suptitle()
 
 
+def test_a_figure_of_lines_with_unlike_numbers_of_seeds_says_so():
+    lines = [("a", "baseline", "test", seed, 1, 50.0 + seed) for seed in range(2)]
+    lines += [(job, "cpsd", "test", seed, k, 60.0 + seed) for job, k in (("a", 1), ("b", 2)) for seed in range(5)]
+    frame = pd.DataFrame(lines, columns=["job", "row", "split", "seed", "partition.k", "mAP"])
+    ((_, figure),) = results.figures(frame, ["partition.k"], "g")
+    assert "mean of 2 to 5 seeds, bars: one s.d." in figure.get_suptitle()
+
+
 def test_a_parameter_of_words_is_drawn_as_dots_beside_each_other_and_another_as_panels(outputs, monkeypatch):
     jobs = jobs_of(asked(vary={"student.match": ["mse", "kl"], "student.lr": [1e-5, 1e-3, 1e-1]}))
     figure = drawn(jobs, outputs, "student.match", 2, monkeypatch)

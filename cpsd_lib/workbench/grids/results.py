@@ -167,7 +167,7 @@ def _over(key, frame, name, notes):
     """
     frame = frame.assign(row=frame["row"].map(TITLES))
     rows, values = [title for title in TITLES.values() if title in set(frame["row"])], frame[key].unique()
-    seeds = frame.groupby(["job", "row"])["seed"].nunique().max()
+    fewest, seeds = frame.groupby(["job", "row"])["seed"].nunique().agg(["min", "max"])
     number = pd.api.types.is_numeric_dtype(frame[key]) and not pd.api.types.is_bool_dtype(frame[key])
     if number:
         wide = min(values) > 0 and max(values) / min(values) >= 50
@@ -182,11 +182,11 @@ def _over(key, frame, name, notes):
         grid = sns.catplot(frame, x=key, y="mAP", hue="row", col="panel", **look)
     if number:
         grid.set(xticks=sorted(values), xticklabels=[f"{value:g}" for value in sorted(values)])
-        for axis in grid.axes.flat:
-            axis.minorticks_off()
+        grid.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     grid.set_titles("{col_name}", size=10).set_axis_labels(LABELS.get(key, key), "mAP on test (%)", size=10)
     grid.legend.set_title("")
-    bars = f"mean of {seeds} seeds, bars: one s.d. each way" if seeds > 1 else "one seed: no spread is known"
+    counted = seeds if fewest == seeds else f"{fewest} to {seeds}"
+    bars = f"mean of {counted} seeds, bars: one s.d. each way" if seeds > 1 else "one seed: no spread is known"
     title = "\n".join([f"{name}: mAP over {key}", bars, *notes])
     grid.figure.suptitle(title, fontsize=11, x=0.01, y=1.0, ha="left", va="bottom")
     return grid.figure
