@@ -1,6 +1,7 @@
 """The tables of RESULTS.md and the findings of README.md are those of the stored scores."""
 
 import re
+import runpy
 from itertools import permutations
 from pathlib import Path
 
@@ -102,3 +103,25 @@ def test_every_interval_is_one_of_stored_scores_or_of_the_earlier_results():
     for file in ("README.md", "RESULTS.md"):
         quoted = re.findall(r"[+-]\d+[.]\d ± \d+[.]\d", (ROOT / file).read_text())
         assert len(quoted) >= 8 and not [one for one in quoted if one not in known and one not in earlier], file
+
+
+def test_the_figures_are_redrawn_from_the_stored_scores(tmp_path):
+    main = runpy.run_path(str(ROOT / "notebooks" / "figures" / "redraw.py"))["main"]
+    main(tmp_path)
+    drawn = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(drawn) == set(re.findall(r"figures/(\w+[.]svg)", (ROOT / "RESULTS.md").read_text()))
+    main(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == drawn
+
+
+def test_the_table_of_the_plateau_is_that_of_the_stored_scores():
+    stored = pd.read_csv(ROOT / "notebooks" / "data" / "plateau.csv")
+    text = (ROOT / "RESULTS.md").read_text().partition("<!-- plateau -->\n")[2].partition("\n\n")[0].splitlines()
+    lines = [[cell.strip().strip("*") for cell in line.split("|")[1:-1]] for line in text[2:]]
+    assert len(lines) == stored["labelled"].nunique()
+    for line, (labelled, of_line) in zip(lines, stored.groupby("labelled", sort=False), strict=True):
+        first, shown = int(line[3].removesuffix(" epochs")), [cell for cell in line[4:] if cell]
+        assert line[0].partition(",")[0] in labelled or line[0] == labelled
+        assert int(line[1]) == of_line["held_out"].iloc[0]
+        assert list(of_line["epochs"]) == [first * 2**n for n in range(len(shown))]
+        assert shown == [f"{score:.1f}" for score in of_line["mAP"]]
