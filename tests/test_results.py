@@ -44,10 +44,12 @@ def scores():
 @pytest.mark.parametrize("start", STARTS)
 def test_the_table_of_few_labels_is_that_of_the_stored_scores(scores, start):
     lines = (ROOT / "RESULTS.md").read_text().splitlines()
-    line = next(line for line in lines if line.startswith(f"| {start}") and line.count("|") == 11)
-    cells, row = [cell.strip().strip("*") for cell in line.split("|")[3:-1]], STARTS[start]
+    line = next(line for line in lines if line.startswith(f"| {start}") and line.count("|") == 12)
+    seeds, _, *cells = (cell.strip().strip("*") for cell in line.split("|")[2:-1])
+    row = STARTS[start]
     for split, shown in (("test", cells[:4]), ("test_shifted", cells[4:])):
         of_split = scores[split]
+        assert int(seeds) == of_split[row].count()
         assert shown[:2] == [f"{of_split[row].mean():.1f}", f"{of_split[row].std():.1f}"], split
         over_baseline = "" if row == "baseline" else gain(of_split, row, "baseline")
         assert shown[2] == over_baseline, split

@@ -258,7 +258,7 @@ def test_flow_text_is_read_back_as_the_same_value(value):
 
 def test_the_parameters_of_a_run_are_shown_a_line_a_section_and_load_again(tmp_path):
     text = params_text(load_params("demo", {"train.lr": 1e-5, "partition.exponent": 1 / 3}))
-    assert text.startswith("name: demo\nseed: 0\n") and "\ndata: {kind: scenes, size: 64, images: 4200, " in text
+    assert text.startswith("name: demo\nseed: 0\n") and "\ndata: {kind: scenes, size: 64, images: 5000, " in text
     shown = load_params(file(tmp_path, text))
     assert (shown.student.lr, shown.partition.exponent) == (1e-5, 1 / 3) and params_text(shown) == text
     assert list(read_yaml(tmp_path / "some.yaml")) == list(shown.model_dump())
