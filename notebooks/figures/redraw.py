@@ -23,7 +23,9 @@ def main(folder):
     }
 
     students = ["cpsd_mld", "rand2_mld"]
-    labels = pd.concat([of["scenes_300"].assign(labelled=300), few[few["seed"] < 3].assign(labelled=1000)])
+    labels = pd.concat(
+        [of["scenes_300"].assign(labelled=300), few[few["seed"] < 3].assign(labelled=1000)]
+    )
     labels = labels[labels["row"].isin(["baseline", "mld", *students])].rename(
         columns={"labelled": "data.labelled"}
     )
