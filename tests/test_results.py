@@ -120,10 +120,11 @@ def test_the_table_of_the_plateau_is_that_of_the_stored_scores():
     stored = pd.read_csv(ROOT / "notebooks" / "data" / "plateau.csv")
     text = (ROOT / "RESULTS.md").read_text().partition("<!-- plateau -->\n")[2].partition("\n\n")[0].splitlines()
     lines = [[cell.strip().strip("*") for cell in line.split("|")[1:-1]] for line in text[2:]]
-    assert len(lines) == stored["labelled"].nunique()
-    for line, (labelled, of_line) in zip(lines, stored.groupby("labelled", sort=False), strict=True):
+    assert len(lines) == stored["trained_on"].nunique()
+    for line, (trained_on, of_line) in zip(lines, stored.groupby("trained_on", sort=False), strict=True):
         first, shown = int(line[3].removesuffix(" epochs")), [cell for cell in line[4:] if cell]
-        assert line[0].partition(",")[0] in labelled or line[0] == labelled
-        assert int(line[1]) == of_line["held_out"].iloc[0]
+        held_out, seeds = of_line["held_out"].unique().item(), of_line["seeds"].unique().item()
+        seeds = "not noted" if np.isnan(seeds) else f"{seeds:.0f}"
+        assert line[:3] == [trained_on, str(held_out), seeds]
         assert list(of_line["epochs"]) == [first * 2**n for n in range(len(shown))]
         assert shown == [f"{score:.1f}" for score in of_line["mAP"]]

@@ -16,7 +16,7 @@ class Trunk(nn.Module):
 
     def __init__(self, backbone, mean, std):
         super().__init__()
-        Trunk.forward = torch.compiler.disable(Trunk.remembered)  # no graph can remember; Dynamo loads in seconds
+        Trunk.forward = torch.compiler.disable(Trunk.remembered)  # it remembers: no graph. Imports Dynamo, 2 s
         self.backbone = backbone
         self.register_buffer("mean", mean.clone())
         self.register_buffer("std", std.clone())
