@@ -55,7 +55,7 @@ class SelfDistillation:
 
 @dataclass(frozen=True)
 class MultiLabelDistillation:
-    """L2D: the loss on labels + mld * MLD of the logits + (cd * CD + id * ID), the LED of the label-wise embeddings.
+    """L2D: the loss on labels + mld * MLD of the logits at `temperature` + (cd * CD + id * ID), the LED of the embeddings.
 
     weights {branch: weight}, adding up to 1: {"whole": 1} is the paper's; with CPSD's branches it is both papers at once.
     method: "mld", "led" or "mld+led". asl: arguments of `asymmetric_loss`; the paper's loss on labels is BCE.
@@ -67,17 +67,19 @@ class MultiLabelDistillation:
     cd: float = 100
     id: float = 1000
     asl: dict = field(default_factory=lambda: dict(BCE))
+    temperature: float = 1
 
     def __call__(self, output, targets, soft):
         """Return {"asl", "mld_<branch>", "cd_<branch>", "id_<branch>": scalars}, already weighted.
 
         Raises ValueError when label-wise embeddings are to be matched and student or teachers have none.
         """
-        named = {"asl": asymmetric_loss(logits_of(output), targets, **self.asl)}
+        logits = logits_of(output)
+        named = {"asl": asymmetric_loss(logits, targets, **self.asl)}
         for branch, weight in self.weights.items():
             teacher = _of_branch(soft, branch)
             if "mld" in self.method:
-                named[f"mld_{branch}"] = weight * self.mld * mld(logits_of(output), logits_of(teacher))
+                named[f"mld_{branch}"] = weight * self.mld * mld(logits, logits_of(teacher), self.temperature)
             if "led" in self.method:
                 embeddings = embeddings_of(output), embeddings_of(teacher)
                 if any(one is None for one in embeddings):

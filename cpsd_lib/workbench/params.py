@@ -247,6 +247,7 @@ class StudentParams(TrainParams):
     alpha: float = Field(0.5, ge=0, le=1)  # CPSD: weight of the co branch; 1 - alpha is the dis branch's
     match: Literal["mse", "kl", "mld"] = "mse"  # CPSD: the distance of logits
     mld: float = Field(10, ge=0)  # weights of L2D's losses, in the rows that have them, beside the labels' loss
+    temperature: float = Field(1, gt=0)  # of MLD there: logits are divided by it, the loss is times its square
     cd: float = Field(100, ge=0)  # LED: the images' embeddings of a class
     id: float = Field(1000, ge=0)  # LED: the classes' embeddings of an image
     teacher_mode: Literal["eval", "train"] = "eval"  # train: the release's fault, batch norm on the batch's statistics

@@ -125,8 +125,8 @@ def student_task(run, seed, row):
     else:
         method = ROWS[row].method
         cd, id_ = (training.cd, training.id) if ROWS[row].uses_embeddings else (0.0, 0.0)
-        mld = training.mld if "mld" in method else 0.0
-        objective = MultiLabelDistillation(weights, method, mld, cd, id_, training.asl)
+        mld, temperature = (training.mld, training.temperature) if "mld" in method else (0.0, 1.0)
+        objective = MultiLabelDistillation(weights, method, mld, cd, id_, training.asl, temperature)
     soft = {branch: soft_recipe(run, seed, branch) for branch in weights}
     classes = list(range(len(run.dataset.table.names)))
     start = (teacher_tasks(run, seed, "whole")[0].key, 0) if training.start == "baseline" else ()

@@ -137,7 +137,8 @@ def unread_by(row):
     """Return the student parameters that a row does not depend on: another alpha is another CPSD student, and nothing else."""
     described = ROWS[row]
     read = {"alpha": len(described.teachers) > 1, "match": described.method == "self" and bool(described.teachers)}
-    read |= {"mld": "mld" in described.method, "cd": described.uses_embeddings, "id": described.uses_embeddings}
+    read |= dict.fromkeys(("mld", "temperature"), "mld" in described.method)
+    read |= dict.fromkeys(("cd", "id"), described.uses_embeddings)
     return {name for name, does in read.items() if not does}
 
 

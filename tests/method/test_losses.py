@@ -1,5 +1,6 @@
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -197,16 +198,17 @@ def test_an_unknown_reduction_or_temperature_is_refused():
     for function in (losses.asymmetric_loss, losses.binary_cross_entropy, losses.logit_mse):
         with pytest.raises(ValueError, match='"sum", "mean" or "none"'):
             function(a, a, reduction="average")
-    with pytest.raises(ValueError, match="temperature must be above 0"):
-        losses.class_kl(a, a, temperature=0)
+    for of_logits in (losses.class_kl, losses.mld):
+        with pytest.raises(ValueError, match="temperature must be above 0"):
+            of_logits(a, a, temperature=0)
 
 
-def naive_mld(student, teacher):
+def naive_mld(student, teacher, temperature=1):
     total = 0.0
     for s, t in zip(student.double().flatten(), teacher.double().flatten(), strict=True):
-        ps, pt = torch.sigmoid(s), torch.sigmoid(t)
+        ps, pt = torch.sigmoid(s / temperature), torch.sigmoid(t / temperature)
         total = total + pt * torch.log(pt / ps) + (1 - pt) * torch.log((1 - pt) / (1 - ps))
-    return total / len(student)
+    return total * temperature**2 / len(student)
 
 
 def naive_led_of(student, teacher):
@@ -267,8 +269,11 @@ def assert_close_to_largest(ours, expected, tolerance=1e-5):
 @pytest.mark.parametrize(("b", "c"), [(1, 1), (6, 5), (3, 11)])
 def test_mld_equals_the_naive_loop(b, c):
     (student, _), (teacher, _) = batch(0, b, c), batch(1, b, c)
-    for ours, naive in zip(both(losses.mld, student, teacher), both(naive_mld, student, teacher), strict=True):
-        torch.testing.assert_close(ours.float(), naive.float(), rtol=1e-5, atol=1e-7)
+    for temperature in (1, 0.5, 3):
+        at = {"temperature": temperature}
+        ours, naive = (both(partial(one, **at), student, teacher) for one in (losses.mld, naive_mld))
+        for x, y in zip(ours, naive, strict=True):
+            torch.testing.assert_close(x.float(), y.float(), rtol=1e-5, atol=1e-6)
 
 
 def test_mld_and_its_gradient_match_the_release(golden):

@@ -159,6 +159,8 @@ def test_both_papers_at_once_share_each_loss_between_the_branches(method, names)
     named = MultiLabelDistillation({"co": 0.3, "dis": 0.7}, method)(student, targets, teachers)
     assert set(named) == names
     if method == "mld":
+        cool = MultiLabelDistillation({"co": 0.3, "dis": 0.7}, method, temperature=2)(student, targets, teachers)
+        assert cool["mld_co"].item() == pytest.approx(3 * losses.mld(logits, soft["co"], 2).item())
         assert named["mld_co"].item() == pytest.approx(3 * losses.mld(logits, soft["co"]).item())
         assert named["mld_dis"].item() == pytest.approx(7 * losses.mld(logits, soft["dis"]).item())
     else:  # distances are between embeddings: moving them all changes nothing
