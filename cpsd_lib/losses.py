@@ -18,7 +18,7 @@ def asymmetric_loss(
     scaled by the caller. Returns a float32 scalar, or [B, C] for reduction "none"; "mean" is over known entries.
     Raises ValueError for shapes that differ or an unknown reduction.
     """
-    _check(logits, targets)
+    _check_shapes(logits, targets)
     known, y = _known(targets)
     p = torch.sigmoid(logits.float())
     not_q = (1 - p + clip).clamp(max=1)  # 1 - q in this order of operations: rounding then equals the release's
@@ -34,7 +34,7 @@ def binary_cross_entropy(logits, targets, reduction="sum"):
 
     "mean" is over known entries. Raises ValueError for shapes that differ or an unknown reduction.
     """
-    _check(logits, targets)
+    _check_shapes(logits, targets)
     known, y = _known(targets)
     loss = F.binary_cross_entropy_with_logits(logits.float(), y, reduction="none")
     return _reduce(loss * known, known, reduction)
@@ -46,7 +46,7 @@ def logit_mse(student, teacher, reduction="sum"):
     Returns a float32 scalar, or one value per entry for reduction "none". There is no mask: a teacher has a logit for
     every class. Raises ValueError for shapes that differ or an unknown reduction.
     """
-    _check(student, teacher)
+    _check_shapes(student, teacher)
     loss = (student.float() - teacher.float()).square()
     return _reduce(loss, torch.ones_like(loss), reduction)
 
@@ -57,7 +57,9 @@ def class_kl(student, teacher, temperature=4):
     student, teacher: logits [B, C]. Returns a float32 scalar. Raises ValueError for shapes that differ or a
     temperature that is not above 0.
     """
-    _check(student, teacher, temperature)
+    _check_shapes(student, teacher)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0 (the release's is 4), got {temperature!r}")
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, reduction="sum", log_target=True) * temperature**2
@@ -70,7 +72,9 @@ def mld(student, teacher, temperature=1):
     The gradient of an entry is T (sigmoid(student / T) - sigmoid(teacher / T)) / B; the teacher gets none. Returns a
     float32 scalar. Raises ValueError for shapes that differ or are not [B, C], or a temperature that is not above 0.
     """
-    _check(student, teacher, temperature)
+    _check_shapes(student, teacher)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0 (L2D's is 1), got {temperature!r}")
     if student.ndim != 2 or not len(student):
         raise ValueError(f"the logits must be [B, C] with B at least 1, got {tuple(student.shape)}")
     s, t = student.float() / temperature, teacher.detach().float() / temperature
@@ -128,14 +132,12 @@ def _match_distances(student, teacher, group, groups):
     return (2 * huber / same.sum(1)[i]).sum()
 
 
-def _check(a, b, temperature=1):
+def _check_shapes(a, b):
     # Broadcasting [B, 1] against [B, C] would train on nonsense without a word.
     if a.shape != b.shape:
         raise ValueError(
             f"the two inputs must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}; check the class axis"
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature!r}")
 
 
 def _known(targets):

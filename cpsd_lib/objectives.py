@@ -36,7 +36,7 @@ class SelfDistillation:
     """CPSD and its ablations: ASL / 2 + sum over branches of weight * match(z, z_branch) / 2, summed over batch and class.
 
     weights {branch: weight}, adding up to 1: {"whole": 1} is + SD, {"co": 1} + CGPD, {"dis": 1} + DGPD and
-    {"co": alpha, "dis": 1 - alpha} + CPSD. match: "mse" on logits, "kl" over the classes, or "mld". The halves are the
+    {"co": alpha, "dis": 1 - alpha} + CPSD. match: "mse" on logits or "kl" over the classes. The halves are the
     release's; the paper's loss is twice this one at alpha 1/2.
     """
 
@@ -46,7 +46,7 @@ class SelfDistillation:
 
     def __call__(self, output, targets, soft):
         """Return {"asl": scalar, "match_<branch>": scalar ...}, already weighted."""
-        match, logits = {"mse": logit_mse, "kl": class_kl, "mld": _summed_mld}[self.match], logits_of(output)
+        match, logits = {"mse": logit_mse, "kl": class_kl}[self.match], logits_of(output)
         named = {"asl": 0.5 * asymmetric_loss(logits, targets, **self.asl)}
         for branch, weight in self.weights.items():
             named[f"match_{branch}"] = 0.5 * weight * match(logits, logits_of(_of_branch(soft, branch)))
@@ -90,10 +90,6 @@ class MultiLabelDistillation:
                 cd, id_ = led(*embeddings, targets)
                 named[f"cd_{branch}"], named[f"id_{branch}"] = weight * self.cd * cd, weight * self.id * id_
         return named
-
-
-def _summed_mld(student, teacher):
-    return mld(student, teacher) * len(student)  # a sum over the batch, as the other two matches are
 
 
 def _of_branch(soft, branch):

@@ -125,7 +125,7 @@ def resolve(raw, paths=True):
     raw.pop("train", None)
     shared = {name: value for name, value in sections["train"].items() if name in TrainParams.model_fields}
     faults += [_unknown(("train", str(name)), TrainParams) for name in sections["train"] if name not in shared]
-    usual = _usual(raw.get("recipe"), raw.get("method"), shared, sections["teachers"])
+    usual = _usual(raw.get("recipe"), raw.get("method"), shared, sections)
     raw |= {name: usual[name] | sections[name] for name in ("teachers", "student")}
     raw |= {name: usual["model"] | sections[name] for name in MODELS if sections[name] or name == "model"}
     try:
@@ -137,27 +137,33 @@ def resolve(raw, paths=True):
     return params
 
 
-def _usual(recipe, method, shared, teachers):
-    """Return {section: settings} of recipe, then `train` (shared), then method; teachers: the settings given for them.
+def _usual(recipe, method, shared, given):
+    """Return {section: settings} of recipe, then `train` (shared), then method; given: the settings of each section.
 
-    shared_trunk (beyond the papers): the teachers of parts are tails on the trained baseline's frozen stages but the last,
-    the student starts from the baseline, and both train a third of its epochs.
+    Beyond the papers. shared_trunk: the teachers of parts are tails on the trained baseline's frozen stages but the last,
+    the student starts from the baseline, and both train a third of its epochs. patient: students train twice as long as
+    the baseline, on a view of their own in each of as many epochs as it has, and match by an MLD of 2.5 an image.
     """
     recipe = RECIPES.get(str(recipe), {})  # a wrong one is a fault among the others, and Params names it
     usual = {name: recipe.get("train", {}) | recipe.get(name, {}) | shared for name in ("teachers", "student")}
-    of_baseline = {"epochs": Training.epochs} | usual["teachers"] | teachers
+    of_baseline = {"epochs": Training.epochs} | usual["teachers"] | given["teachers"]
+    default = {"batch_size": TrainParams.model_fields["batch_size"].default}
+    batch = (default | usual["student"] | given["student"])["batch_size"]
     epochs = [of_baseline[name] for name in ("epochs", "stop_after") if of_baseline.get(name) is not None]
-    if method == "shared_trunk" and epochs and all(isinstance(count, int) for count in epochs):  # else Params says so
-        third = max(1, round(min(epochs) / 3))
-        usual["teachers"] |= {"start": "baseline", "frozen_stages": -1, "more_epochs": third}
-        usual["student"] |= {"start": "baseline", "epochs": third}
+    if epochs and all(isinstance(count, int) for count in [*epochs, batch]):  # else Params says so
+        whole, third = min(epochs), max(1, round(min(epochs) / 3))
+        if method == "shared_trunk":
+            usual["teachers"] |= {"start": "baseline", "frozen_stages": -1, "more_epochs": third}
+            usual["student"] |= {"start": "baseline", "epochs": third}
+        if method == "patient":
+            usual["student"] |= {"epochs": 2 * whole, "stop_after": None, "views": whole, "mld": 2.5 * batch}
     return usual | {"model": recipe.get("model", {})}
 
 
 def own_params(params):
     """Return what Params have beside the defaults of their recipe and method, JSON-able; `train`: alike in both trainings."""
     full, own = params.model_dump(mode="json"), params.model_dump(mode="json", exclude_defaults=True)
-    usual = _usual(params.recipe, params.method, {}, full["teachers"])
+    usual = _usual(params.recipe, params.method, {}, full)
     for name, kind in (("teachers", TeacherParams), ("student", StudentParams)):
         default = {setting: field.default for setting, field in kind.model_fields.items()} | usual[name]
         own[name] = {setting: value for setting, value in full[name].items() if value != default[setting]}

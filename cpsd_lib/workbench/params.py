@@ -245,7 +245,7 @@ class StudentParams(TrainParams):
     # of the table: cpsd list
     rows: Annotated[list[Literal[tuple(ROWS)]], Field(min_length=1), AfterValidator(once_each)] = list(COMPONENTS)
     alpha: float = Field(0.5, ge=0, le=1)  # CPSD: weight of the co branch; 1 - alpha is the dis branch's
-    match: Literal["mse", "kl", "mld"] = "mse"  # CPSD: the distance of logits
+    match: Literal["mse", "kl"] = "mse"  # CPSD: the distance of logits
     mld: float = Field(10, ge=0)  # weights of L2D's losses, in the rows that have them, beside the labels' loss
     temperature: float = Field(1, gt=0)  # of MLD there: logits are divided by it, the loss is times its square
     cd: float = Field(100, ge=0)  # LED: the images' embeddings of a class
@@ -290,7 +290,8 @@ class Params(Section):
     # paper: the best epoch is chosen on TEST, noted beside every figure
     protocol: Literal["honest", "paper"] = "honest"
     recipe: Literal["default", "release", "l2d"] = "default"  # what is not given: RECIPES in workbench/loading.py
-    method: Literal["paper", "shared_trunk"] = "paper"  # paper: every model in full; shared_trunk: one frozen trunk
+    # paper: every model in full; shared_trunk: one frozen trunk; patient: students train longer, matched more strongly
+    method: Literal["paper", "shared_trunk", "patient"] = "paper"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto, cpu, cuda:0
     engine: EngineParams = EngineParams()  # local, or ray: who makes what the store lacks
     data: DataParams

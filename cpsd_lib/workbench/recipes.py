@@ -18,7 +18,7 @@ from cpsd_lib.support import digest, pick_precision, sha256
 from cpsd_lib.teachers import Copies, PartTeachers
 from cpsd_lib.training import TRAINING_VERSION, PseudoLabels
 from cpsd_lib.workbench.cost import equal_epochs, meta_model, own_part, work_of
-from cpsd_lib.workbench.rows import EQUAL, FROM_MODEL, ROWS, branch_weights
+from cpsd_lib.workbench.rows import EQUAL, FROM_MODEL, ROWS, branch_weights, unread_by
 from cpsd_lib.workbench.run import load_partitions, student_indices, training_indices
 from cpsd_lib.workbench.store import code_of, key_of
 
@@ -123,10 +123,8 @@ def student_task(run, seed, row):
     elif ROWS[row].method == "self":
         objective = SelfDistillation(weights, training.match, training.asl)
     else:
-        method = ROWS[row].method
-        cd, id_ = (training.cd, training.id) if ROWS[row].uses_embeddings else (0.0, 0.0)
-        mld, temperature = (training.mld, training.temperature) if "mld" in method else (0.0, 1.0)
-        objective = MultiLabelDistillation(weights, method, mld, cd, id_, training.asl, temperature)
+        read = {name: getattr(training, name) for name in {"mld", "temperature", "cd", "id"} - unread_by(row)}
+        objective = MultiLabelDistillation(weights, ROWS[row].method, asl=training.asl, **read)
     soft = {branch: soft_recipe(run, seed, branch) for branch in weights}
     classes = list(range(len(run.dataset.table.names)))
     start = (teacher_tasks(run, seed, "whole")[0].key, 0) if training.start == "baseline" else ()

@@ -177,14 +177,6 @@ def test_led_needs_label_embeddings_of_student_and_teacher():
         objective(student, targets, {"co": soft["co"]})
 
 
-def test_mld_in_the_place_of_the_squares_is_a_sum_over_the_batch():
-    logits, targets, soft = random_case(11)
-    named = SelfDistillation({"co": 1.0}, match="mld")(output(logits), targets, {"co": soft["co"]})
-    assert named["match_co"].item() == pytest.approx(
-        0.5 * len(logits) * losses.mld(logits, soft["co"]).item(), rel=1e-5
-    )
-
-
 @pytest.mark.parametrize("objective", [SelfDistillation({"co": 1.0}), MultiLabelDistillation({"co": 1.0}, "mld")])
 def test_a_plain_tensor_of_logits_is_as_good_as_an_output_and_a_missing_branch_is_named(objective):
     logits, targets, soft = random_case(12)

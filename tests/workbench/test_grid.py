@@ -80,14 +80,14 @@ def test_a_grid_does_not_move_into_the_folder_of_a_run(outputs):
 
 
 def test_the_plan_names_the_jobs_and_the_time(outputs, monkeypatch, capsys):
-    grid = asked(vary={"student.match": ["mse", "kl", "mld"]})
+    grid = asked(vary={"student.alpha": [0.1, 0.5, 0.9]})
     jobs = runner.look_at(jobs_of(grid))
     jobs[2].left = []
     monkeypatch.setattr(runner, "measured_speed", lambda *_: 1e18)
     runner.print_plan(grid, jobs, jobs[:2])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "g: 3 jobs over student.match (3), from tiny; 1 are done already"
-    assert lines[1:4] == ["  match-mse: to do", "  match-kl: to do", "  match-mld: done"]
+    assert lines[0] == "g: 3 jobs over student.alpha (3), from tiny; 1 are done already"
+    assert lines[1:4] == ["  alpha-0.1: to do", "  alpha-0.5: to do", "  alpha-0.9: done"]
     assert lines[4] == f"estimate: at most {cost.spoken_time(sum(j.cost.eflop for j in jobs[:2]))} by one process here"
 
 

@@ -112,7 +112,7 @@ def test_a_wrong_type_or_range_is_refused_by_the_name_the_user_wrote(tmp_path, k
         ("model.name", 50, "must be text; got 50"),
         ("student.rows", "sd", "must be a list; got 'sd'"),
         ("data", 5, "must be a section of `name: value` lines; got 5"),
-        ("student.match", "l2", "must be one of 'mse', 'kl' or 'mld'; got 'l2'"),
+        ("student.match", "l2", "must be one of 'mse' or 'kl'; got 'l2'"),
         ("model.head_width", 12, "must be a multiple of 8; got 12"),
     ],
 )
@@ -594,6 +594,21 @@ def test_shared_trunk_trains_tails_and_a_student_from_the_baseline_for_a_third_o
     params = shared(student__epochs=4, teachers__frozen_stages=0)
     assert (params.student.epochs, params.student.start) == (4, "baseline")
     assert (params.teachers.frozen_stages, params.teachers.more_epochs) == (0, 3)
+
+
+def test_patient_students_train_twice_as_long_on_a_view_an_epoch_and_are_matched_more_in_larger_batches(tmp_path):
+    def student(**overrides):
+        overrides = {name.replace("__", "."): value for name, value in overrides.items()}
+        return load_params(file(tmp_path), {"method": "patient", "train.epochs": 9} | overrides).student
+
+    assert (student().epochs, student().views, student().start) == (18, 9, "model")
+    assert student(train__batch_size=64).mld == student(student__batch_size=64).mld == 160 == student().mld * 64 / 32
+    assert student(teachers__stop_after=4).epochs == 8 and student(train__stop_after=4).trained_epochs == 8
+    assert (student(student__epochs=5).epochs, student(student__mld=1).mld) == (5, 1)
+    assert "student.batch_size" in refused(tmp_path, overrides={"method": "patient", "student.batch_size": None})
+    params = load_params("scenes_all")
+    assert (params.student.epochs, params.student.views, params.student.mld) == (160, 80, 160)
+    assert own_params(load_params(file(tmp_path), {"method": "patient"})).get("student") is None
 
 
 def test_a_method_that_is_not_there_or_epochs_that_are_no_number_are_named(tmp_path):
