@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.rows import TITLES
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +58,8 @@ def test_the_table_of_few_labels_is_that_of_the_stored_scores(scores, start):
             assert shown[3] == gain(of_split, row, "mld"), split
 
 
-EXPERIMENTS = ["scenes_300", "scenes_300_k2", "coco18_few", "scenes_all"]
+EXPERIMENTS = {"scenes_300": 3, "scenes_300_k2": 3, "coco18_few": 3, "coco18_few_20": 2, "scenes_all": 3}
+EXPERIMENTS |= {"scenes_all_patient": 3}  # {experiment: its seeds}
 
 
 def stored_scores(experiment):
@@ -78,7 +80,7 @@ def test_the_table_of_an_experiment_is_that_of_its_stored_scores(experiment):
         for column, cell in zip(columns[1:], cells, strict=True):
             if column.startswith("mAP on"):
                 scores = stored[column.split("`")[1]]
-                assert len(scores) == 3 and cell == f"{scores[row].mean():.1f}"
+                assert len(scores) == EXPERIMENTS[experiment] and cell == f"{scores[row].mean():.1f}"
             elif column == "spread":
                 assert cell == f"{scores[row].std():.1f}"
             elif column.startswith("over") and cell:
@@ -88,9 +90,9 @@ def test_the_table_of_an_experiment_is_that_of_its_stored_scores(experiment):
 @pytest.mark.parametrize("file", ["README.md", "RESULTS.md"])
 def test_findings_quote_the_gains_of_the_stored_scores(scores, file):
     text = re.sub(r"[*\s]+", " ", (ROOT / file).read_text())
-    few, photos, of_all = map(stored_scores, ("scenes_300", "coco18_few", "scenes_all"))
+    few, photos, of_all = map(stored_scores, ("scenes_300", "coco18_few", "scenes_all_patient"))
     quoted = [(of_split[split], "cpsd_mld") for of_split in (scores, few) for split in ("test", "test_shifted")]
-    quoted += [(few["test"], "mld"), (of_all["test"], "cpsd_mld")]
+    quoted += [(few["test"], "mld"), (of_all["test"], "mld"), *((one, "cpsd_mld") for one in of_all.values())]
     quoted += [(photos["test"], row) for row in ("ensemble_mld", "cpsd_mld")]
     for of_split, row in quoted:
         assert gain(of_split, row, "baseline") in text
@@ -99,7 +101,7 @@ def test_findings_quote_the_gains_of_the_stored_scores(scores, file):
 def test_every_interval_is_one_of_stored_scores_or_of_the_earlier_results():
     stored = [by_split(pd.read_csv(ROOT / "notebooks" / "data" / "scenes_few.csv")), *map(stored_scores, EXPERIMENTS)]
     known = {gain(one, *rows) for of in stored for one in of.values() for rows in permutations(one.columns, 2)}
-    four, two = (stored[1 + EXPERIMENTS.index(name)] for name in ("scenes_300", "scenes_300_k2"))
+    four, two = map(stored_scores, ("scenes_300", "scenes_300_k2"))
     known |= {gain(four[split], row, row, two[split]) for split in two for row in two[split].columns}
     earlier = (ROOT / "notebooks" / "earlier_results.md").read_text()
     for file in ("README.md", "RESULTS.md"):
@@ -128,3 +130,18 @@ def test_the_table_of_the_plateau_is_that_of_the_stored_scores():
         assert line[:3] == [trained_on, str(held_out), seeds]
         assert list(of_line["epochs"]) == [first * 2**n for n in range(len(shown))]
         assert shown == [f"{score:.1f}" for score in of_line["mAP"]]
+
+
+def test_the_table_of_the_choice_is_that_of_the_stored_scores_and_the_best_became_the_method():
+    stored = pd.read_csv(ROOT / "notebooks" / "data" / "patient_choice.csv").set_index(
+        ["weight", "temperature", "epochs"]
+    )
+    text = (ROOT / "RESULTS.md").read_text().partition("<!-- choice -->\n")[2].partition("\n\n")[0].splitlines()
+    shown = {}
+    for line in text[2:]:
+        weight, *cells = (cell.strip().strip("*") for cell in line.split("|")[2:-1])
+        settings = [(1, 80), (2, 80), (1, 160)]
+        shown |= {(int(weight), *one): cell for one, cell in zip(settings, cells, strict=True) if cell}
+    assert shown == {key: f"{score:.1f}" for key, score in stored["mAP"].items()}
+    student = load_params("scenes_all").student
+    assert stored["mAP"].idxmax() == (student.mld, student.temperature, student.epochs)

@@ -29,6 +29,13 @@ def main(folder):
     labels = labels[labels["row"].isin(["baseline", "mld", *students])].rename(
         columns={"labelled": "data.labelled"}
     )
+    few_photos = pd.concat(
+        [
+            of[name].assign(**{"data.labelled": share})
+            for name, share in (("coco18_few", 0.1), ("coco18_few_20", 0.2))
+        ]
+    )
+    few_photos = few_photos[~few_photos["row"].str.startswith("teachers")]
     whole = of["scenes_300"]
     k = [
         whole[whole["row"] == "mld"].assign(row=row, k=1) for row in students
@@ -48,10 +55,15 @@ def main(folder):
             few, "1,000 of 3,600 scenes labelled: a ResNet-10 from random weights, k = 4"
         ),
         "coco18_few": component_figure(of["coco18_few"], photos),
+        "scenes_all": component_figure(
+            of["scenes_all_patient"],
+            "3,600 labelled scenes, students of 160 epochs: a ResNet-10 from random weights, k = 4",
+        ),
     }
     for name, scores, varied in (
         ("scenes_few_labels", labels, "data.labelled"),
         ("scenes_few_k", k, "partition.k"),
+        ("coco18_few_labels", few_photos, "data.labelled"),
     ):
         ((_, figures[name]),) = results.figures(
             scores.assign(job=scores[varied].astype(str)), [varied], name
