@@ -11,7 +11,7 @@ from cpsd_lib.evaluation import ACTIVATION
 from cpsd_lib.support import counted, read_json, write_text
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench.published import no_figure
-from cpsd_lib.workbench.rows import CONTROLS, TITLES, baseline_of
+from cpsd_lib.workbench.rows import CONTROLS, TITLES, baseline_of, views_of
 from cpsd_lib.workbench.run import params_text
 from cpsd_lib.workbench.scoring import (
     SPLITS,
@@ -100,9 +100,11 @@ def deviation(params):
             shared = f", share its stages but the last{'' if teachers.frozen_stages == -1 else f' {-teachers.frozen_stages}'}"
         epochs = counted(teachers.more_epochs or teachers.trained_epochs, "epoch")
         deviations.append(f"the teachers of parts start from the trained baseline{shared} and train {epochs}")
-    if student.start == "baseline" or params.method == "patient":
-        start = "start from the baseline and " if student.start == "baseline" else ""
-        deviations.append(f"the students {start}train {counted(student.trained_epochs, 'epoch')}")
+    if student.start == "baseline":
+        deviations.append(f"the students start from the baseline and train {counted(student.trained_epochs, 'epoch')}")
+    if params.method == "patient":  # as it came out: what a file gives goes before the method
+        epochs, views = counted(student.trained_epochs, "epoch"), counted(views_of(student), "view")
+        deviations.append(f"the students train {epochs} on {views} of an image, an MLD weighs {student.mld:g}")
     if not deviations:
         return ""
     baseline = f"The baseline trains {counted(teachers.trained_epochs, 'epoch')}."
