@@ -141,8 +141,8 @@ def _usual(recipe, method, shared, given):
     """Return {section: settings} of recipe, then `train` (shared), then method; given: the settings of each section.
 
     Beyond the papers. shared_trunk: the teachers of parts are tails on the trained baseline's frozen stages but the last,
-    the student starts from the baseline, and both train a third of its epochs. patient: students train twice as long as
-    the baseline, on a view of their own in each of as many epochs as it has, and match by an MLD of 2.5 an image.
+    the student starts from the baseline, and both train a third of its epochs. patient: students train twice the epochs of
+    its schedule, on as many stored views as that has epochs; rows that match by MLD do so by 2.5 an image.
     """
     recipe = RECIPES.get(str(recipe), {})  # a wrong one is a fault among the others, and Params names it
     usual = {name: recipe.get("train", {}) | recipe.get(name, {}) | shared for name in ("teachers", "student")}
@@ -151,7 +151,7 @@ def _usual(recipe, method, shared, given):
     batch = (default | usual["student"] | given["student"])["batch_size"]
     epochs = [of_baseline[name] for name in ("epochs", "stop_after") if of_baseline.get(name) is not None]
     if epochs and all(isinstance(count, int) for count in [*epochs, batch]):  # else Params says so
-        whole, third = min(epochs), max(1, round(min(epochs) / 3))
+        whole, third = of_baseline["epochs"], max(1, round(min(epochs) / 3))
         if method == "shared_trunk":
             usual["teachers"] |= {"start": "baseline", "frozen_stages": -1, "more_epochs": third}
             usual["student"] |= {"start": "baseline", "epochs": third}

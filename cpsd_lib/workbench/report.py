@@ -102,9 +102,9 @@ def deviation(params):
         deviations.append(f"the teachers of parts start from the trained baseline{shared} and train {epochs}")
     if student.start == "baseline":
         deviations.append(f"the students start from the baseline and train {counted(student.trained_epochs, 'epoch')}")
-    if params.method == "patient":  # as it came out: what a file gives goes before the method
+    elif params.method == "patient":  # as it came out: what a file gives goes before the method
         epochs, views = counted(student.trained_epochs, "epoch"), counted(views_of(student), "view")
-        deviations.append(f"the students train {epochs} on {views} of an image, an MLD weighs {student.mld:g}")
+        deviations.append(f"the students train {epochs} on {views} of an image")
     if not deviations:
         return ""
     baseline = f"The baseline trains {counted(teachers.trained_epochs, 'epoch')}."

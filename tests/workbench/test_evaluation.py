@@ -108,8 +108,7 @@ def test_what_leaves_the_papers_method_stands_beside_the_table():
     assert "share its first 4 stages and train" in text(method="shared_trunk", teachers__frozen_stages=4)
     assert "share its stages but the last 2 and train" in text(method="shared_trunk", teachers__frozen_stages=-2)
     assert text(method="patient") == (  # the demo's own number of views goes before the method's
-        "Not the paper's method: the students train 20 epochs on 5 views of an image, an MLD weighs 80. The baseline trains "
-        "10 epochs."
+        "Not the paper's method: the students train 20 epochs on 5 views of an image. The baseline trains 10 epochs."
     )
     teachers = text(teachers__start="baseline")
     assert "start from the trained baseline and train 10 epochs. The" in teachers and "students" not in teachers

@@ -603,7 +603,9 @@ def test_patient_students_train_twice_as_long_on_a_view_an_epoch_and_are_matched
 
     assert (student().epochs, student().views, student().start) == (18, 9, "model")
     assert student(train__batch_size=64).mld == student(student__batch_size=64).mld == 160 == student().mld * 64 / 32
-    assert student(teachers__stop_after=4).epochs == 8 and student(train__stop_after=4).trained_epochs == 8
+    # Of the schedule, whatever the teachers leave of it, as L2D's do: its students train all of theirs.
+    assert (student(teachers__stop_after=4).epochs, student(train__stop_after=4).trained_epochs) == (18, 18)
+    assert student(recipe="l2d", train__epochs=80).epochs == 160
     assert (student(student__epochs=5).epochs, student(student__mld=1).mld) == (5, 1)
     assert "student.batch_size" in refused(tmp_path, overrides={"method": "patient", "student.batch_size": None})
     params = load_params("scenes_all")
