@@ -42,9 +42,9 @@ def main(folder):
     ]  # one part of all classes
     k += [
         scores[scores["row"].isin(students)].assign(k=n)
-        for n, scores in ((2, of["scenes_300_k2"]), (4, whole))
+        for n, scores in ((2, of["scenes_300_k2"]), (4, whole), (8, of["scenes_300_k8"]))
     ]
-    k += [whole[whole["row"] == "baseline"].assign(k=n) for n in (1, 2, 4)]
+    k += [whole[whole["row"] == "baseline"].assign(k=n) for n in (1, 2, 4, 8)]
     k = pd.concat(k).rename(columns={"k": "partition.k"})
 
     photos = (
@@ -56,7 +56,7 @@ def main(folder):
         ),
         "coco18_few": component_figure(of["coco18_few"], photos),
         "scenes_all": component_figure(
-            of["scenes_all_patient"],
+            of["scenes_all_patient"].query("row != 'baseline_160'"),
             "3,600 labelled scenes, students of 160 epochs: a ResNet-10 from random weights, k = 4",
         ),
     }
