@@ -85,10 +85,10 @@ def environment(outputs):
     return os.environ | {"CPSD_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1"}
 
 
-def execute(path, away, outputs):
+def execute(path, away, outputs, overrides=OVERRIDES):
     """Execute a notebook by papermill in the folder `away`; return its process."""
     where = ["-m", "papermill", str(path), f"{path.stem}.ipynb"]
-    command = [sys.executable, *where, "-p", "params", "tiny", "-y", OVERRIDES]
+    command = [sys.executable, *where, "-p", "params", "tiny", "-y", overrides]
     # Bars would stand on stderr, where nothing else may.
     quiet = environment(outputs) | {"TQDM_DISABLE": "1"}
     return subprocess.run(command, cwd=away, env=quiet, capture_output=True, text=True, timeout=300)
@@ -167,6 +167,14 @@ def test_the_students_notebook_runs_again_when_the_stored_targets_were_deleted(e
         shutil.rmtree(folder)
     done = execute(next(path for path in NOTEBOOKS if path.stem == "04_student"), executed[0], executed[1].parent)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_rows_without_a_teacher_leave_stage_03_nothing_to_do(tmp_path):
+    overrides = "overrides: {data.images: 100, partition.study_k: [], student.rows: [student_only]}"
+    for name in ("02_partition", "03_teachers"):
+        done = execute(next(path for path in NOTEBOOKS if path.stem == name), tmp_path, tmp_path / "outputs", overrides)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "None of the rows has a teacher" in (tmp_path / "03_teachers.ipynb").read_text()
 
 
 def test_the_slider_of_00_trains_for_few_parts_and_reads_the_stored_table_for_many(tmp_path):

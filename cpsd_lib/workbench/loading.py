@@ -151,7 +151,7 @@ def _usual(recipe, method, shared, given):
     batch = (default | usual["student"] | given["student"])["batch_size"]
     epochs = [of_baseline[name] for name in ("epochs", "stop_after") if of_baseline.get(name) is not None]
     if epochs and all(isinstance(count, int) for count in [*epochs, batch]):  # else Params says so
-        whole, third = of_baseline["epochs"], max(1, round(min(epochs) / 3))
+        whole, third = epochs[0], max(1, round(min(epochs) / 3))
         if method == "shared_trunk":
             usual["teachers"] |= {"start": "baseline", "frozen_stages": -1, "more_epochs": third}
             usual["student"] |= {"start": "baseline", "epochs": third}

@@ -608,6 +608,8 @@ def test_patient_students_train_twice_as_long_on_a_view_an_epoch_and_are_matched
     assert student(recipe="l2d", train__epochs=80).epochs == 160
     assert (student(student__epochs=5).epochs, student(student__mld=1).mld) == (5, 1)
     assert "student.batch_size" in refused(tmp_path, overrides={"method": "patient", "student.batch_size": None})
+    without = {"method": "patient", "teachers.epochs": None, "teachers.stop_after": 2}
+    assert "teachers.epochs" in refused(tmp_path, overrides=without)
     params = load_params("scenes_all")
     assert (params.student.epochs, params.student.views, params.student.mld) == (160, 80, 160)
     assert own_params(load_params(file(tmp_path), {"method": "patient"})).get("student") is None
