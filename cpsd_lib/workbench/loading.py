@@ -138,17 +138,11 @@ def resolve(raw, paths=True):
 
 
 def _usual(recipe, method, shared, given):
-    """Return {section: settings} of recipe, then `train` (shared), then method; given: the settings of each section.
-
-    Beyond the papers. shared_trunk: the teachers of parts are tails on the trained baseline's frozen stages but the last,
-    the student starts from the baseline, and both train a third of its epochs. patient: students train twice the epochs of
-    its schedule, on as many stored views as that has epochs; rows that match by MLD do so by 2.5 an image.
-    """
+    """Return {section: settings} of recipe, then `train` (shared), then method (params/README); given: each section's own."""
     recipe = RECIPES.get(str(recipe), {})  # a wrong one is a fault among the others, and Params names it
     usual = {name: recipe.get("train", {}) | recipe.get(name, {}) | shared for name in ("teachers", "student")}
     of_baseline = {"epochs": Training.epochs} | usual["teachers"] | given["teachers"]
-    default = {"batch_size": TrainParams.model_fields["batch_size"].default}
-    batch = (default | usual["student"] | given["student"])["batch_size"]
+    batch = (usual["student"] | given["student"]).get("batch_size", TrainParams.model_fields["batch_size"].default)
     epochs = [of_baseline[name] for name in ("epochs", "stop_after") if of_baseline.get(name) is not None]
     if epochs and all(isinstance(count, int) for count in [*epochs, batch]):  # else Params says so
         whole, third = epochs[0], max(1, round(min(epochs) / 3))

@@ -290,8 +290,7 @@ class Params(Section):
     # paper: the best epoch is chosen on TEST, noted beside every figure
     protocol: Literal["honest", "paper"] = "honest"
     recipe: Literal["default", "release", "l2d"] = "default"  # what is not given: RECIPES in workbench/loading.py
-    # paper: every model in full; shared_trunk: one frozen trunk; patient: longer students, rows by MLD matched more strongly
-    method: Literal["paper", "shared_trunk", "patient"] = "paper"
+    method: Literal["paper", "shared_trunk", "patient"] = "paper"  # as it is, one frozen trunk, longer students
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")  # auto, cpu, cuda:0
     engine: EngineParams = EngineParams()  # local, or ray: who makes what the store lacks
     data: DataParams

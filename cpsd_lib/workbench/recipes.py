@@ -103,8 +103,7 @@ def student_training(run, row):
 
 def teacher_tasks(run, seed, branch):
     """Return the ModelTasks of a branch's teachers, by part in order; that of "whole" is the baseline."""
-    training, partitions = teacher_training(run, branch), load_partitions(run, run.dataset.key)
-    parts = partitions[branch].parts
+    training, parts = teacher_training(run, branch), load_partitions(run, run.dataset.key)[branch].parts
     start = ()
     if training.start == "baseline":
         start = (teacher_tasks(run, seed, "whole")[0].key, training.frozen_stages)

@@ -100,11 +100,10 @@ def deviation(params):
             shared = f", share its stages but the last{'' if teachers.frozen_stages == -1 else f' {-teachers.frozen_stages}'}"
         epochs = counted(teachers.more_epochs or teachers.trained_epochs, "epoch")
         deviations.append(f"the teachers of parts start from the trained baseline{shared} and train {epochs}")
-    if student.start == "baseline":
-        deviations.append(f"the students start from the baseline and train {counted(student.trained_epochs, 'epoch')}")
-    elif params.method == "patient":  # as it came out: what a file gives goes before the method
-        epochs, views = counted(student.trained_epochs, "epoch"), counted(views_of(student), "view")
-        deviations.append(f"the students train {epochs} on {views} of an image")
+    if student.start == "baseline" or params.method == "patient":
+        start = "start from the baseline and " if student.start == "baseline" else ""
+        views = f" on {counted(views_of(student), 'view')} of an image" if params.method == "patient" else ""
+        deviations.append(f"the students {start}train {counted(student.trained_epochs, 'epoch')}{views}")
     if not deviations:
         return ""
     baseline = f"The baseline trains {counted(teachers.trained_epochs, 'epoch')}."

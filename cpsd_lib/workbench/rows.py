@@ -135,10 +135,9 @@ def branch_weights(row, alpha):
 
 def unread_by(row):
     """Return the student parameters that a row does not depend on: another alpha is another CPSD student, and nothing else."""
-    described = ROWS[row]
-    read = {"alpha": len(described.teachers) > 1, "match": described.method == "self" and bool(described.teachers)}
-    read |= dict.fromkeys(("mld", "temperature"), "mld" in described.method)
-    read |= dict.fromkeys(("cd", "id"), described.uses_embeddings)
+    teachers, method = ROWS[row].teachers, ROWS[row].method
+    read = {"alpha": len(teachers) > 1, "match": method == "self" and bool(teachers)}
+    read |= dict.fromkeys(("mld", "temperature"), "mld" in method) | dict.fromkeys(("cd", "id"), "led" in method)
     return {name for name, does in read.items() if not does}
 
 
