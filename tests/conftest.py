@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ def _folder(variable, holds):
     path = Path(os.environ[variable])
     assert path.is_dir(), f"{variable} names {path}, which is not a folder"
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left():
+    """Close what a test drew: which tests share a process changes, and from 20 open figures on Matplotlib warns."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture

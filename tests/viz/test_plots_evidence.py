@@ -13,8 +13,7 @@ SPECK = np.random.default_rng(0)
 @pytest.fixture
 def draw():
     """Lay a figure out as saving it would; a text that does not fit warns, and a warning is an error here."""
-    yield lambda figure: (figure.canvas.draw(), figure)[1]
-    plt.close("all")
+    return lambda figure: (figure.canvas.draw(), figure)[1]
 
 
 def test_an_overlay_is_grey_where_the_map_is_0_and_lit_where_it_is_high():
@@ -84,7 +83,6 @@ def test_a_rank_correlation_leaves_out_classes_without_a_score_and_needs_values_
     ranks = plots.gain_against(gain, {"rising": [1, 5, 0, 6], "alike": [2, 2, 9, 2]}, "t")[1]
     assert ranks["rising"].statistic == pytest.approx(1) and ranks["alike"] is None
     assert plots.gain_against(0 * gain, {"rising": [1, 5, 0, 6]}, "t")[1] == {"rising": None}
-    plt.close("all")
 
 
 def test_classes_that_are_all_alike_are_drawn_and_named_so():
@@ -94,7 +92,6 @@ def test_classes_that_are_all_alike_are_drawn_and_named_so():
     assert first.get_title("left").startswith("rank correlation") or first.get_title().startswith("rank correlation")
     assert "all classes alike" in (second.get_title("left"), second.get_title())
     assert first.get_xlabel() == "images" and len(first.lines[1].get_xdata()) == 3
-    plt.close(figure)
 
 
 def test_letters_that_no_font_draws_are_named_and_drawing_them_warns_of_nothing(tmp_path):

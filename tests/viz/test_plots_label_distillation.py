@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -12,8 +11,7 @@ TRIANGLE = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 3.0]])
 @pytest.fixture
 def draw():
     """Lay a figure out as saving it would; a text that does not fit warns, and a warning is an error here."""
-    yield lambda figure: (figure.canvas.draw(), figure)[1]
-    plt.close("all")
+    return lambda figure: (figure.canvas.draw(), figure)[1]
 
 
 def group(seed, n, width):

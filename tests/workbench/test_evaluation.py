@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.colors import rgb_to_hsv, to_rgb
 
 from cpsd_lib.support import write_json
@@ -88,7 +87,6 @@ def test_both_splits_stand_on_one_axis_and_one_epoch_has_sane_limits():
     assert drawn["co-0"] == to_rgb(plots.CO) and drawn["dis-0"] == to_rgb(plots.DIS)
     hue = {name: rgb_to_hsv(colour)[0] for name, colour in drawn.items()}
     assert abs(hue["co-0"] - hue["co-1"]) < 0.05 and abs(hue["dis-0"] - hue["dis-1"]) < 0.05
-    plt.close("all")
 
 
 def test_rows_come_in_the_papers_order_and_merged_teachers_are_no_row():
