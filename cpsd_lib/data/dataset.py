@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cpsd_lib.data.images import cache
-from cpsd_lib.data.images.decode import NO_FILE, decode_from
+from cpsd_lib.data.images.decode import DECODE_VERSION, NO_FILE, decode_from
 from cpsd_lib.data.images.digests import file_digests, file_states
 from cpsd_lib.data.images.pixels import OnTheFly
 from cpsd_lib.data.readers import coco2014, labels, nuswide, voc2007
@@ -100,7 +100,7 @@ def _pixels(source, digests, data, cache_root):
         return None, {}, "labels"
     scenes, count, keep = data.kind == "scenes", len(source.table.files), data.cache != "none"
     load = source.load if scenes else partial(decode_from, source.paths, data.size, data.max_pixels)
-    key = source.key if scenes else digest([digests, data.size, data.max_pixels])
+    key = source.key if scenes else digest([digests, data.size, data.max_pixels, *DECODE_VERSION])
     if scenes and not keep:  # nothing to look through: each of them can be drawn
         return OnTheFly(load, count, data.size), {}, key
     desc = "drawing scenes" if scenes else "decoding" if keep else "looking through"

@@ -22,7 +22,7 @@ from cpsd_lib.workbench.engine import Group, spread
 from cpsd_lib.workbench.params import ModelParams
 from cpsd_lib.workbench.recipes import VERSIONS, pseudo_labels, soft_recipe, student_task, teacher_model, teacher_tasks
 from cpsd_lib.workbench.rows import ROWS, branches_matched, branches_of, trained_together, views_of
-from cpsd_lib.workbench.run import MissingStage, load_partitions, student_indices
+from cpsd_lib.workbench.run import MissingStage, load_partitions
 from cpsd_lib.workbench.store import code_of, key_of
 
 # ---- makers ----------------------------------------------------------------------------------------------------------
@@ -146,8 +146,8 @@ def _make_targets(run, keys, *, seed, branches, number):
 
 def student_batches(run, seed, soft=None, row="cpsd"):
     """Return the Batches that a row's student of `seed` trains on; soft: their soft targets, as Batches take them."""
-    training = run.params.student
-    return _batches(run, training, seed, student_indices(run, row, seed), training.views, soft)
+    task = student_task(run, seed, row)
+    return _batches(run, task.training, seed, task.images, task.training.views, soft)
 
 
 def _batches(run, training, seed, indices, stored_views=None, soft=None):

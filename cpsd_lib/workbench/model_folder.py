@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 import safetensors.torch
+import torch
 from PIL import Image
 from pydantic import Field, ValidationError, model_validator
 
@@ -146,13 +147,13 @@ def predict_images(model, images, batch_size=64, calibrated=False):
     calibrated: as they were fitted to held-out images, where the run held some out. Raises ValueError where it did not, and
     for images that cannot be read.
     """
-    calibration = calibration_of(model, calibrated)
+    calibration, size = calibration_of(model, calibrated), model.input_size
     if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) < 4:
         images = [images]
-    if hasattr(images, "ndim") and tuple(images.shape[2:]) != (model.input_size, model.input_size):
-        what = f"images of {list(images.shape)}, but the model takes {model.input_size} x {model.input_size} pixels"
-        raise ValueError(f"{what}; give a list")
     images = images if hasattr(images, "ndim") else list(images)
+    for given in [images] if hasattr(images, "ndim") else filter(torch.is_tensor, images):  # taken as they are
+        if tuple(given.shape[-2:]) != (size, size):
+            raise ValueError(f"images of {list(given.shape)}, but the model takes {size} x {size} pixels; give a list")
     values = calibrate(predict(model, images, batch_size), calibration)
     names = pd.Index([label(one, number) for number, one in enumerate(images)], name="file")
     return pd.DataFrame(values, names, model.class_names)

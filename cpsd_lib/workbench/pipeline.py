@@ -19,13 +19,15 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from cpsd_lib.data import signature
+from cpsd_lib.partition import cut
 from cpsd_lib.support import TERMINAL_VARIABLE, digest, memory, pick_device, read_json, sha256, write_json
 from cpsd_lib.workbench.engine import connected
 from cpsd_lib.workbench.loading import MODELS, load_params
 from cpsd_lib.workbench.making import training_code
 from cpsd_lib.workbench.preflight import check_run, models_to_train, remarks
 from cpsd_lib.workbench.run import Run, save_params
-from cpsd_lib.workbench.store import environment
+from cpsd_lib.workbench.scoring import SCORES_VERSION, sums_of
+from cpsd_lib.workbench.store import code_of, environment
 from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, outputs_root, repo_root
 
 # A stage is a notebook: which parameters it reads itself (what an earlier stage reads, it follows through that stage's
@@ -118,7 +120,7 @@ def _walk(run, entries):
 
 
 CHANGED = {"params": "its parameters", "data": "the data", "files": "a file that its parameters name"}
-CHANGED |= {"code": "the code that trains", "notebook": "its notebook", "before": "what it builds on"}
+CHANGED |= {"code": "its code", "notebook": "its notebook", "before": "what it builds on"}
 
 
 def _why(run, entry, fingerprint):
@@ -135,8 +137,8 @@ def stage_fingerprint(name, params, previous):
     return {
         "params": digest([_value(values, section) for section in sections]),
         "data": signature(params.data),
-        "files": {name: _content(_value(values, name)) for name in FILES if name.partition(".")[0] in sections},
-        "code": training_code() if name in MADE else None,
+        "files": {name: sums_of(_value(values, name)) for name in FILES if name.partition(".")[0] in sections},
+        "code": training_code() if name in MADE else code_of(cut) if name < "03" else SCORES_VERSION,
         # Text cells may be edited without a stage becoming stale.
         "notebook": digest(["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]),
         "before": previous,
@@ -147,13 +149,6 @@ def _value(values, key):
     for name in key.split("."):
         values = values[name] if values is not None else None  # no teacher_model, no weights of it
     return values
-
-
-def _content(path):
-    if path in (None, "imagenet", "learned"):
-        return path
-    beside = Path(path).with_suffix(".json")  # may say a checkpoint's classes and inputs
-    return [sha256(file) for file in dict.fromkeys((Path(path), beside)) if file.is_file()]
 
 
 def read_manifest(folder):

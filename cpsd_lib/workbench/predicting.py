@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from contextlib import ExitStack, suppress
-from functools import partial
 from hashlib import sha1
 from itertools import compress
 from pathlib import Path
@@ -54,7 +53,7 @@ def label_photos(model, photos, path=None, threshold=None, calibrated=False, bat
                 values = calibrate(predict(folded, pixels, batch_size), calibration)
                 labels = [list(compress(model.class_names, one)) for one in decisions(values, rule, limit)]
                 table = pd.DataFrame(values, pd.Index([todo[i] for i in indices], dtype=object), model.class_names)
-                (partial(_append, path) if path else _show)(table, labels)
+                _append(path, table, labels) if path else _show(table, labels)
             if path:
                 shown.update(len(indices) + len(bad))
             ended = time.perf_counter()

@@ -19,7 +19,7 @@ from cpsd_lib.teachers import Copies, PartTeachers
 from cpsd_lib.training import TRAINING_VERSION, PseudoLabels
 from cpsd_lib.workbench.cost import equal_epochs, meta_model, own_part, work_of
 from cpsd_lib.workbench.rows import EQUAL, FROM_MODEL, ROWS, branch_weights, unread_by
-from cpsd_lib.workbench.run import load_partitions, student_indices, training_indices
+from cpsd_lib.workbench.run import load_partitions, training_indices
 from cpsd_lib.workbench.store import code_of, key_of
 
 VERSIONS = {"augment": VIEWS_VERSION, "models": MODELS_VERSION, "training": TRAINING_VERSION}
@@ -160,8 +160,7 @@ def soft_recipe(run, seed, branch):
 def _task(
     run, settings, training, class_indices, objective, seed, *, member=0, start=(), row=None, soft=None, pseudo=None
 ):
-    indices, selection = training_indices(run, training, seed)
-    indices = student_indices(run, row, seed) if row else indices
+    indices, selection = training_indices(run, training, seed, row)
     if objective is None:
         objective = Supervised(torch.tensor(class_indices, device=run.device), training.asl)
     described = {

@@ -125,7 +125,12 @@ def gain_summary(table, split, images=None):
     if not methods or against is None:
         return "The rows + CPSD and baseline were not both run: there is no gain to state."
     gains = [_gain_of(row, table, split, TITLES[against]) for row in methods]
-    drawn = [_over_images(row, intervals) for row, intervals in (images or {}).items() if row in methods]
+    drawn = [
+        f"Beyond the luck of the test images, {row} gains in {int((intervals['low'] > 0).sum())} of {len(intervals)} seeds "
+        "(95 % interval above zero)."
+        for row, intervals in (images or {}).items()
+        if row in methods
+    ]
     never = ", ".join(table.index[table["OF1"] == 0])
     zeros = [f"CF1 and OF1 are 0 where no score reached evaluation.threshold: {never}."] if never else []
     return " ".join(gains + drawn + _against_controls(table, split) + zeros)
@@ -149,12 +154,6 @@ def _gain_of(row, table, split, against):
     half = t.ppf(0.975, seeds - 1) * line["gain spread"] / seeds**0.5
     verdict = "leaves out zero" if abs(line["gain"]) > half else "includes zero: these seeds alone do not prove it"
     return f"{text}. Paired over {seeds} seeds, the 95 % interval of the gain over the {against} is +-{half:.1f} and {verdict}."
-
-
-def _over_images(row, intervals):
-    """Return in how many seeds the interval of a row's gain over draws of the test images lies above zero, as text."""
-    sure, seeds = int((intervals["low"] > 0).sum()), len(intervals)
-    return f"Beyond the luck of the test images, {row} gains in {sure} of {seeds} seeds (95 % interval above zero)."
 
 
 def maps_summary(table, against=None):

@@ -202,28 +202,25 @@ def describe_data(run):
 # ---- 02: partition -------------------------------------------------------------------------------------------------
 
 
-def training_indices(run, training, seed):
-    """Return (rows to train on, rows that select the epoch or None): only 05_evaluation and `protocol: paper` see test."""
-    table = run.dataset.table
+def training_indices(run, training, seed, row=None):
+    """Return (images to train on, images that select the epoch or None): only 05_evaluation and `protocol: paper` see test.
+
+    row: whose student this is; those that use images without labels train on these too.
+    """
+    table, selection = run.dataset.table, None
     train = table.indices("train")
     if run.params.protocol == "paper":
-        return train, table.indices("test")
-    if training.select == "last":
-        return train, None
-    if len(table.indices("val")):
-        return train, table.indices("val")
-    check_count(run.params, table)  # again, without the images that could not be read
-    drawn = np.random.default_rng(derive_seed(seed, "held out")).permutation(train)
-    held_out = drawn[: training.held_out(len(train))]
-    return np.setdiff1d(train, held_out), np.sort(held_out)
-
-
-def student_indices(run, row, seed):
-    """Return the images [n] that a row's student trains on: labelled ones, and those without labels where it uses them."""
-    labelled = training_indices(run, run.params.student, seed)[0]
-    if not ROWS[row].uses_unlabelled:
-        return labelled
-    return np.union1d(labelled, run.dataset.table.indices(UNLABELLED))
+        selection = table.indices("test")
+    elif training.select == "val":
+        selection = table.indices("val")
+        if not len(selection):
+            check_count(run.params, table)  # again, without the images that could not be read
+            drawn = np.random.default_rng(derive_seed(seed, "held out")).permutation(train)
+            selection = np.sort(drawn[: training.held_out(len(train))])
+            train = np.setdiff1d(train, selection)
+    if row and ROWS[row].uses_unlabelled:
+        train = np.union1d(train, table.indices(UNLABELLED))
+    return train, selection
 
 
 def held_out_indices(run, seed):

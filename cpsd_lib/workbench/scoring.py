@@ -3,6 +3,7 @@
 The component table; is a gain real, are the probabilities calibrated, how much do F1 scores depend on the decision rule?
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ from cpsd_lib.workbench.loading import Scored, read_form
 from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.rows import FROM_MODEL, TITLES, baseline_of, branches_trained
-from cpsd_lib.workbench.run import held_out_indices, left_by
+from cpsd_lib.workbench.run import MissingStage, held_out_indices, left_by
 
 SPLITS = ("test", "test_shifted")
+SCORES_VERSION = 1  # raise it when the same logits get other scores
 
 
 def evaluate(run):
@@ -76,11 +78,16 @@ def evaluate(run):
 def _made_of(run):
     """Return a hash of all that determines what evaluate writes: data, models, splits and threshold."""
     settings = run.params.model_dump(mode="json", include={"evaluation", "model", "protocol", "seed", "seeds"})
-    checkpoint, models = run.params.evaluation.checkpoint, run.noted(["teachers", "students"])
-    # The JSON beside a checkpoint may name its classes and inputs.
-    files = [Path(checkpoint), Path(checkpoint).with_suffix(".json")] if checkpoint else []
-    sums = [sha256(path) for path in files if path.exists()]
-    return digest([run.dataset.key, settings, sums, run.params.student.rows, models])
+    models, sums = run.noted(["teachers", "students"]), sums_of(run.params.evaluation.checkpoint)
+    return digest([SCORES_VERSION, run.dataset.key, settings, sums, run.params.student.rows, models])
+
+
+def sums_of(path):
+    """Return the checksums of a file that parameters name, and of the JSON beside it; of a word that is no file the word."""
+    if path in (None, "imagenet", "learned"):
+        return path
+    beside = Path(path).with_suffix(".json")  # may say a checkpoint's classes and inputs
+    return [sha256(file) for file in dict.fromkeys((Path(path), beside)) if file.is_file()]
 
 
 def score_path(run, seed, row, split):
@@ -111,7 +118,10 @@ def _models(run, seed):
     teachers, starts = load_teachers(run, seed), (run.params.teachers.start, run.params.student.start)
 
     def about(name):
-        return [run.store.record("model", key)["about"] for key in run.keys(seed, name)]
+        records = [run.store.record("model", key) for key in run.keys(seed, name)]
+        if any(record["recipe"]["data"] != run.dataset.key for record in records):
+            raise MissingStage(f"{name} is of other data than there is now; run 03_teachers and 04_student first")
+        return [record["about"] for record in records]
 
     seconds_of = {branch: sum(one["seconds"] for one in about(f"teachers_{branch}")) for branch in teachers}
     for row in run.params.student.rows:
@@ -140,17 +150,18 @@ def score(logits, targets, threshold):
     scores = expit(logits.astype(np.float64))
     record = {"mAP": 100 * mean_average_precision(logits, targets), "images": len(targets)}
     record |= {"classes": len(ap), "classes_without_positives": int(np.isnan(ap).sum())}
-    for name, value in precision_recall_f1(scores, targets, threshold).items():
-        record[name] = 100 * value
-    for name, value in precision_recall_f1(scores, targets, threshold=0.0, top_k=min(3, len(ap))).items():
-        record[f"{name}_top3"] = 100 * value
-    return record, ap
+    top3 = precision_recall_f1(scores, targets, threshold=0.0, top_k=min(3, len(ap))).items()
+    record |= {name: 100 * value for name, value in precision_recall_f1(scores, targets, threshold).items()}
+    return record | {f"{name}_top3": 100 * value for name, value in top3}, ap
 
 
 def caveats(run):
     """Return what every figure of this run must carry beside it, in sentences: none when all is as it should be."""
     notes = ["protocol: paper, epochs chosen on TEST"] if run.params.protocol == "paper" else []
     notes += [run.described["incomplete"], *(note for note in run.described["notes"] if NOT_COMPARABLE in note)]
+    made = [run.store.record("model", key) for keys in run.noted(["teachers", "students"]).values() for key in keys]
+    where = {(one["hardware"]["gpu"] or one["hardware"]["cpu"], one["versions"]["torch"]) for one in made if one}
+    notes += [f"its models were made on {len(where)} kinds of machine or torch"] if len(where) > 1 else []
     return [note for note in notes if note]
 
 
@@ -160,8 +171,12 @@ def caveat(run):
 
 
 def load_records(run):
-    """Return metrics.json as a DataFrame; MissingStage when 05_evaluation has not run."""
-    return pd.DataFrame(read_form(left_by("05_evaluation", run.folder / "evaluation" / "metrics.json"), list[Scored]))
+    """Return metrics.json as a DataFrame; MissingStage when 05_evaluation has not run, or scored models of other parameters."""
+    path = left_by("05_evaluation", run.folder / "evaluation" / "metrics.json")
+    records = read_form(path, list[Scored])
+    if any(one.get("model") and one["model"] != digest(run.keys(one["seed"], one["row"])) for one in records):
+        raise MissingStage(f"{path} is of models that were trained again since; run 05_evaluation first")
+    return pd.DataFrame(records)
 
 
 def load_per_class(run):
@@ -180,7 +195,8 @@ def load_per_class(run):
 
 
 def scores_of(run, seed, row, split):
-    """Return the logits [n, C] that 05_evaluation saved of a row on a split; MissingStage when they are not there."""
+    """Return the logits [n, C] that 05_evaluation saved of a row on a split; MissingStage as of `load_records`."""
+    load_records(run)
     return np.load(left_by("05_evaluation", score_path(run, seed, row, split)))
 
 
@@ -190,16 +206,9 @@ def probabilities_of(run, seed, row, split):
 
 
 def scored_by(run, seed, row, split):
-    """Return (logits, targets), both [n, C], that 05_evaluation saved of this very model; None where it has not scored it.
-
-    Scores stay in the folder when a model is trained again; metrics.json says whose they are. No data set is opened.
-    """
-    paths = [score_path(run, seed, name, split) for name in (row, "targets")]
-    if not all(path.exists() for path in (run.folder / "evaluation" / "metrics.json", *paths)):
-        return None
-    records = load_records(run)
-    models = records[(records["row"] == row) & (records["seed"] == seed)].get("model", [])
-    return tuple(map(np.load, paths)) if digest(run.keys(seed, row)) in set(models) else None
+    """Return (logits, targets), both [n, C], of what `scores_of` returns; None where there are none. No data set is opened."""
+    with suppress(MissingStage):
+        return scores_of(run, seed, row, split), scores_of(run, seed, "targets", split)
 
 
 def component_figure(records, title):

@@ -5,6 +5,7 @@ import pytest
 from scipy.special import expit
 
 from cpsd_lib.evaluation import bootstrap, metrics
+from cpsd_lib.support import write_json
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench import scoring
 from cpsd_lib.workbench.run import MissingStage, held_out_indices, open_run, training_indices
@@ -29,6 +30,7 @@ def run(tmp_path, monkeypatch):
                 path = score_path(run, seed, row, split)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.save(path, logits.astype(np.float32))
+    write_json(run.folder / "evaluation" / "metrics.json", [])
     return run
 
 

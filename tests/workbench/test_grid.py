@@ -321,6 +321,18 @@ def test_a_run_finds_the_finished_grids_of_its_own_data(outputs):
     assert key == "partition.k" and "1 of 3 jobs are missing" in figure.get_suptitle()
 
 
+def test_the_table_of_a_finished_grid_is_not_that_of_the_other_parameters_it_is_now_run_with(outputs, monkeypatch):
+    first, _ = finished("mine", outputs)
+    monkeypatch.setattr(runner, "run_stages", Mock(side_effect=Stopped("stopped")))
+    monkeypatch.setattr(runner, "stages_left", lambda _: ["03_teachers"])
+    monkeypatch.setattr(runner, "measured_speed", lambda *_: 1e9)
+    monkeypatch.setattr(results, "collect", lambda _: None)  # none of its jobs comes to its scores
+    wide = {"name": "mine", "vary": {"partition.k": [2, 3]}, "overrides": {"data.size": 32}}
+    assert runner.run_grid("tiny", wide) == 1
+    data = first.params.data.model_copy(update={"size": 32})
+    assert not results.beside(first.params.model_copy(update={"name": "a_run", "data": data}))
+
+
 def test_what_notebook_07_takes_from_the_results_is_there():
     taken = set(re.findall(r"\bresults\.(\w+)", (REPO / "notebooks" / "07_ablation.ipynb").read_text()))
     assert len(taken) > 4 and all(hasattr(results, name) for name in taken)

@@ -90,6 +90,9 @@ def test_what_predict_cannot_read_is_listed_and_nothing_is_predicted_of_the_wron
         model.predict(np.zeros((8, 8, 3)))
     with pytest.raises(ValueError, match="takes 16 x 16 pixels; give a list"):
         model.predict(np.zeros((2, 3, 32, 32), np.uint8))
+    for tensors in (torch.rand(3, 32, 32), [torch.rand(3, 16, 16), torch.rand(3, 16, 32)]):
+        with pytest.raises(ValueError, match="takes 16 x 16 pixels; give a list"):
+            model.predict(tensors)
     with pytest.raises(ValueError, match="no images"):
         model.predict([])
 

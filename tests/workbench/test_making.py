@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import socket
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -423,6 +424,56 @@ def test_a_student_never_learns_from_teachers_that_an_older_version_trained(outp
     monkeypatch.setitem(VERSIONS, "training", 99)
     with pytest.raises(MissingStage, match="of other data or code than there is now; run 03_teachers first"):
         train_student(run, 0, row)
+
+
+def test_models_of_other_data_are_not_scored(outputs):
+    run = Run(small(student__rows=["baseline", "sd"]).params)
+    run.__dict__["dataset"] = replace(run.dataset, key="another")  # annotations that were edited after 04_student
+    with pytest.raises(MissingStage, match="teachers_whole is of other data than there is now; run 03_teachers and 04"):
+        evaluate(run)
+
+
+def test_scores_are_those_of_the_parameters_that_they_are_shown_under(outputs):
+    words = {"name": "shown", "student__rows": ["baseline", "sd"]}
+    run = small(**words)
+    everything(run)
+    evaluate(run)
+    assert len(load_records(run)) == 4 and len(scoring.scores_of(run, 0, "sd", "test"))
+    for changed in ({"student__epochs": 2}, {"teachers__lr": 0.01}, {"data__seed": 7}):
+        other = small(**words, **changed)
+        with pytest.raises(MissingStage, match=r"for these parameters; run 0[34]_"):
+            load_records(other)
+        with pytest.raises(MissingStage, match=r"for these parameters; run 0[34]_"):
+            scoring.scores_of(other, 0, "sd", "test")
+    retrained = small(**words, student__epochs=2)  # stopped before 05_evaluation
+    everything(retrained)
+    with pytest.raises(MissingStage, match="models that were trained again since; run 05_evaluation first"):
+        load_records(retrained)
+    assert scoring.scored_by(retrained, 0, "sd", "test") is None
+
+
+def test_a_table_of_models_of_two_machines_says_so(outputs, monkeypatch):
+    run, record = small(), Store.record
+    assert scoring.caveats(run) == []
+    (elsewhere,) = run.keys(0, "sd")
+
+    def made_elsewhere(store, kind, key):
+        found = record(store, kind, key)
+        return found | {"hardware": found["hardware"] | {"gpu": "a GPU"}} if key == elsewhere else found
+
+    monkeypatch.setattr(Store, "record", made_elsewhere)
+    assert scoring.caveats(run) == ["its models were made on 2 kinds of machine or torch"]
+
+
+@pytest.mark.parametrize(("of_teachers", "of_student"), [("val", "last"), ("last", "val"), ("val", "val")])
+def test_the_baseline_of_cpsd_s_compute_trains_on_the_images_of_the_baseline(outputs, of_teachers, of_student):
+    words = {"teachers.select": of_teachers, "student.select": of_student, "teachers.val_share": 0.3}
+    run = open_run("tiny", SMALL | words | {"name": "base", "student.rows": ["baseline", "baseline_equal_compute"]})
+    cut_labels(run)
+    baseline, longer = teacher_tasks(run, 0, "whole")[0], student_task(run, 0, "baseline_equal_compute")
+    assert baseline.images.tolist() == longer.images.tolist()
+    assert (baseline.selection is None) == (longer.selection is None) == (of_teachers == "last")
+    assert of_teachers == "last" or not set(longer.images) & set(longer.selection)
 
 
 def test_describe_data_counts_every_split(outputs):

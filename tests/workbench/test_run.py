@@ -129,8 +129,12 @@ def test_another_version_of_the_training_code_trains_again_and_keeps_the_cut(sta
     stand.run()
     monkeypatch.setitem(VERSIONS, "training", 99)
     assert stand.run() == ALL[2:]
-    assert "03_teachers ... again: the code that trains changed" in capsys.readouterr().out
+    assert "03_teachers ... again: its code changed" in capsys.readouterr().out
     assert stand.run() == []
+    monkeypatch.setattr(pipeline, "SCORES_VERSION", 99)
+    assert stand.run() == ALL[4:]
+    monkeypatch.setattr(pipeline, "code_of", lambda _: "of another cut")
+    assert stand.run() == ALL and stand.run() == []
 
 
 @pytest.mark.parametrize("stage", ALL)

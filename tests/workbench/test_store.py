@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from cpsd_lib import losses, objectives
+from cpsd_lib.data.images.decode import DECODE_VERSION
 from cpsd_lib.support import sha256
 from cpsd_lib.workbench import store as module
 from cpsd_lib.workbench.recipes import VERSIONS
+from cpsd_lib.workbench.scoring import SCORES_VERSION
 from cpsd_lib.workbench.store import Store, clean, code_of, inventory, key_of, tokens_of
 
 ROOT = Path(module.__file__).resolve().parents[1]
@@ -114,11 +116,13 @@ def test_the_code_of_an_objective_is_what_it_calls_in_ring_1_and_nothing_beside(
 
 def test_a_change_of_a_rooms_code_is_a_decision_about_its_version():
     """When this fails: did the change alter weights, pixels or logits? Raise the room's VERSION. Then write the new hash."""
-    folders = {"augment": "data/augment", "models": "models", "training": "training"}
+    rooms = {"augment": "data/augment/*.py", "models": "models/*.py", "training": "training/*.py"}
+    rooms |= {"decode": "data/images/decode.py", "scores": "evaluation/metrics.py"}
+    versions = VERSIONS | {"decode": DECODE_VERSION, "scores": SCORES_VERSION}
     written = json.loads(Path(__file__).with_name("versions.json").read_text())
-    for room, folder in folders.items():
-        code = key_of([tokens_of(path.read_text()) for path in sorted((ROOT / folder).glob("*.py"))])
-        assert written[room] == {"version": VERSIONS[room], "code": code}, (
+    for room, files in rooms.items():
+        code = key_of([tokens_of(path.read_text()) for path in sorted(ROOT.glob(files))])
+        assert written[room] == {"version": versions[room], "code": code}, (
             f'"{room}": {{"version": ..., "code": "{code}"}}'
         )
 

@@ -31,7 +31,7 @@ from cpsd_lib.workbench.published import no_figure, published
 from cpsd_lib.workbench.recipes import pseudo_labels, student_task, teacher_tasks, work_in_baselines
 from cpsd_lib.workbench.rows import ROWS as ROWS_OF_ALL
 from cpsd_lib.workbench.rows import branches_of
-from cpsd_lib.workbench.run import cut_labels, describe_data, label_graph, load_partitions, open_run, student_indices
+from cpsd_lib.workbench.run import cut_labels, describe_data, label_graph, load_partitions, open_run
 from cpsd_lib.workbench.scoring import evaluate
 
 SMALL = {"data.images": 100, "data.size": 16, "train.epochs": 1, "train.batch_size": 16, "partition.k": 2}
@@ -85,8 +85,8 @@ def test_graph_and_teachers_see_labelled_images_alone_and_students_all(outputs, 
     } == {student_task(run, 0, "student_only").recipe["images"]["train"]}
     both = sorted([*table.indices("train"), *table.indices(UNLABELLED)])
     for row in ("mld", "cpsd_mld", "cap"):
-        assert student_indices(run, row, 0).tolist() == both
-    assert student_indices(run, "student_only", 0).tolist() == table.indices("train").tolist()
+        assert student_task(run, 0, row).images.tolist() == both
+    assert student_task(run, 0, "student_only").images.tolist() == table.indices("train").tolist()
     shown = []
     step = loop._step
     monkeypatch.setattr(

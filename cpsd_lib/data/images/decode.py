@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageErr
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses
 NO_FILE = "the file does not exist"
+DECODE_VERSION = []  # [2] when a file first gets other pixels, then [3]: keys of photos follow
 
 # Named, because Pillow would otherwise also hand PostScript to Ghostscript, whatever the file's extension says.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")

@@ -33,6 +33,7 @@ def run_grid(source, overrides=None):
     with connected([job.params for job in todo]):
         folder.mkdir(parents=True, exist_ok=True)
         with one_runner(folder):
+            (folder / "grid.json").unlink(missing_ok=True)  # `beside` shows no table of an earlier call's parameters
             for job in jobs:  # also of those that are done: `beside` reads what the data of every job was
                 write_text(folder / "params" / f"{job.slug}.yaml", params_text(job.params))
             print_plan(grid, jobs, todo)
