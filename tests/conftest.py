@@ -9,6 +9,8 @@ import pytest
 
 # In the background of a shell Ctrl-C is ignored, by all processes that are started from there too: not by those of tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Before torch is imported: the processes of pytest-xdist share the cores, and a pool of threads does not survive a fork.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _folder(variable, holds):

@@ -92,7 +92,7 @@ def test_a_bar_is_drawn_on_the_terminal_that_the_runner_names(monkeypatch, capfd
         bar.update(3)
     drawn = ""
     while "5/10" not in drawn:  # a terminal hands over what is there, not all of it
-        assert select.select([runner], [], [], 10)[0], drawn
+        assert select.select([runner], [], [], 60)[0], drawn
         drawn += os.read(runner, 10_000).decode()
     assert "03_teachers seed 0:  20%" in drawn
     assert capfd.readouterr() == ("", "")

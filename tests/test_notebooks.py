@@ -88,10 +88,10 @@ def environment(outputs):
 def execute(path, away, outputs, overrides=OVERRIDES):
     """Execute a notebook by papermill in the folder `away`; return its process."""
     where = ["-m", "papermill", str(path), f"{path.stem}.ipynb"]
-    command = [sys.executable, *where, "-p", "params", "tiny", "-y", overrides]
+    command = [sys.executable, *where, "--start-timeout", "300", "-p", "params", "tiny", "-y", overrides]
     # Bars would stand on stderr, where nothing else may.
     quiet = environment(outputs) | {"TQDM_DISABLE": "1"}
-    return subprocess.run(command, cwd=away, env=quiet, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=away, env=quiet, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")

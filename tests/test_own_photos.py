@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
         assert program == "cpsd"
         words += SMALL if words[0] == "run" or words[:2] == ["data", "check"] else []
         command = [sys.executable, "-m", "cpsd_lib", *words]
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
     return root
 

@@ -34,6 +34,7 @@ class Logged:
     stop_after: int = 10**9
     pause: float = 0.0
     bad: tuple = ()
+    gate: Path | None = None  # until there is this file image 100 is not ready
 
     def __call__(self, index):
         if len(loaded(self.log)) >= self.stop_after:
@@ -41,6 +42,8 @@ class Logged:
         with open(self.log, "a") as file:
             file.write(f"{index}\n")
         time.sleep(self.pause)
+        if self.gate and index == 100:
+            wait_until(self.gate.exists)
         if index in self.bad:
             raise BadImage(f"reason {index}")
         return picture(index)
@@ -113,15 +116,16 @@ def test_a_worker_that_dies_is_an_error_that_says_what_to_do(tmp_path, monkeypat
     assert kept >= pixels.CHUNK and sorted(loaded(load.log)) == list(range(kept, 200))
 
 
-def start(folder, log, workers, count=200, pause=0.015):
+def start(folder, log, workers, gate=None):
     """Build in a process of its own, which syncs at once and starts its workers at once."""
+    opens = f"Path({str(gate)!r})" if gate else None
     code = (
         "from pathlib import Path; from cpsd_lib.data.images import cache, pixels\n"
         "from test_data_cache import Logged, SIZE\n"
         "if __name__ == '__main__':\n"
         "    cache.SYNC_SECONDS = pixels.POOL_SECONDS = 0\n"
-        f"    load = Logged(Path({str(log)!r}), pause={pause})\n"
-        f"    cache.build(load, {count}, SIZE, 'key', {str(folder)!r}, {workers})\n"
+        f"    load = Logged(Path({str(log)!r}), pause=0.015, gate={opens})\n"
+        f"    cache.build(load, 200, SIZE, 'key', {str(folder)!r}, {workers})\n"
     )
     tests = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
@@ -131,17 +135,17 @@ def start(folder, log, workers, count=200, pause=0.015):
 
 
 def finish(process):
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     return out
 
 
 def wait_until(true):
-    for _ in range(3000):
+    for _ in range(30_000):  # far more than it takes: a busy machine is no fault
         if true():
             return
         time.sleep(0.01)
-    raise AssertionError("waited 30 s in vain")
+    raise AssertionError("waited 300 s in vain")
 
 
 def done_images(folder):
@@ -156,7 +160,7 @@ def test_a_killed_build_goes_on_with_the_pending_images_only(tmp_path, workers):
     process.send_signal(signal.SIGKILL)
     process.wait()
     # Workers hold the error pipe open: its end says that the orphans have gone too.
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     kept, load = done_images(tmp_path / "root"), Logged(tmp_path / "second")
     assert 40 <= kept < 200
     assert same(build(load, 200, SIZE, "key", tmp_path / "root"), 200)
@@ -164,12 +168,13 @@ def test_a_killed_build_goes_on_with_the_pending_images_only(tmp_path, workers):
 
 
 def test_two_processes_that_want_one_cache_decode_each_image_once(tmp_path):
-    first = start(tmp_path / "root", tmp_path / "log", workers=1)
+    first = start(tmp_path / "root", tmp_path / "log", workers=1, gate=tmp_path / "gate")
     wait_until(lambda: loaded(tmp_path / "log"))
     second = start(tmp_path / "root", tmp_path / "log", workers=1)
-    output = finish(second)
-    finish(first)
+    output = second.stdout.readline()
     assert f"process {first.pid} on " in output and "waiting for it" in output
+    (tmp_path / "gate").touch()
+    finish(second), finish(first)
     assert sorted(loaded(tmp_path / "log")) == list(range(200))
     assert same(build(Logged(tmp_path / "log"), 200, SIZE, "key", tmp_path / "root"), 200)
     assert len(loaded(tmp_path / "log")) == 200

@@ -21,7 +21,10 @@ from cpsd_lib.workbench.model_folder import WEIGHTS, read_model
 from cpsd_lib.workbench.yaml_files import repo_root
 from faults import count, tries
 
-SECONDS, MIB = 2, 300  # of CPU time, since other processes may run beside; of memory, from the start of Python on
+TIMES, MIB = (
+    5,
+    300,
+)  # the CPU time of refusing a small file, so that a slow machine is not told apart; memory of the process
 SMALL = "name: small\ndata: {kind: scenes, size: 32, images: 400}\nmodel: {name: test_resnet}\n"
 
 
@@ -104,8 +107,18 @@ def cpsd(words, folder):
     return done.returncode, done.stderr, float(seconds), float(mib)
 
 
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    """CPU seconds that this machine takes to refuse a small file with an unknown name."""
+    folder = tmp_path_factory.mktemp("usual")
+    (folder / "p.yaml").write_text(f"{SMALL}sed: 1\n")
+    status, _, seconds, _ = cpsd(["run", str(folder / "p.yaml")], folder)
+    assert status == 2 and seconds > 0
+    return seconds
+
+
 @pytest.mark.parametrize("number", range(tries(200)))
-def test_hostile_parameters_are_refused_within_two_seconds_and_300_mib(tmp_path, number):
+def test_hostile_parameters_are_refused_at_the_price_of_small_ones_and_within_300_mib(tmp_path, number, usual):
     rng = random.Random(number)
     made = PARAMETERS[number % len(PARAMETERS)](rng)
     (tmp_path / "p.yaml").write_bytes(made if isinstance(made, bytes) else made.encode())
@@ -113,8 +126,8 @@ def test_hostile_parameters_are_refused_within_two_seconds_and_300_mib(tmp_path,
     status, text, seconds, mib = cpsd([command, str(tmp_path / "p.yaml")], tmp_path)
     assert status == 2 and "Traceback" not in text and len(text) < 50_000, (made[:200], status, text[-500:])
     assert not (tmp_path / "hit").exists() and not (tmp_path / "outputs").exists()
-    assert seconds < SECONDS and mib < MIB, (made[:200], seconds, mib)
-    count("hostile parameter files", f"refused within {SECONDS} s of CPU time and {MIB} MiB")
+    assert seconds < TIMES * usual and mib < MIB, (made[:200], seconds, usual, mib)
+    count("hostile parameter files", f"refused within {TIMES} times the CPU time of a small wrong file and {MIB} MiB")
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

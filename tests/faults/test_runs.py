@@ -17,6 +17,8 @@ from cpsd_lib.data.scenes.scenes import Scenes
 from faults import count, tries
 from faults.work import finish, fork, result, start
 
+# The parent has threads (pytest-xdist's); the child goes on with the library alone. Python warns of it from 3.12 on.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 STAGES = {"01_data": "data", "02_partition": "partition", "03_teachers": "teachers", "04_student": "students"}
 
 

@@ -294,7 +294,7 @@ def test_without_a_front_end_an_explorer_shows_its_picture_and_makes_no_widget()
 
 def test_papermill_gets_the_picture_alone_and_a_notebook_the_controls_beside_it():
     """About 10 s: a kernel. papermill, nbconvert and nbclient set allow_stdin to False: nobody is there to answer."""
-    manager, client = start_new_kernel()
+    manager, client = start_new_kernel(startup_timeout=300)
     try:
         code = "import numpy as np\nfrom cpsd_lib import viz as widgets\n"
         code += "shown = widgets.threshold_explorer(np.array([[0.2], [0.7]]), np.array([[0], [1]]), ['a'])\nshown"

@@ -339,15 +339,15 @@ def test_what_is_there_is_not_made_again(run, hands_out):
     assert made == [1, 2, 3]
 
 
-def test_what_another_process_makes_is_waited_for(run, hands_out, capsys):
-    one = group("waited for")
+def test_what_another_process_makes_is_waited_for(run, hands_out, capsys, monkeypatch):
+    one, waits, wait = group("waited for"), threading.Event(), Store._wait
+    monkeypatch.setattr(Store, "_wait", lambda store, key: (waits.set(), wait(store, key)))
     with ExitStack() as held:
         assert run.store._lock(held, key_of({"name": "waited for"}), "something")
         waiting = threading.Thread(target=hands_out, args=([one],))
         waiting.start()
-        time.sleep(1)
-        assert waiting.is_alive() and not is_there(run, "waited for")
-    waiting.join(30)
+        assert waits.wait(300) and waiting.is_alive() and not is_there(run, "waited for")
+    waiting.join(300)
     assert is_there(run, "waited for") and "makes something: waiting for it" in capsys.readouterr().out
 
 

@@ -174,12 +174,12 @@ def test_ctrl_c_stops_it_between_two_blocks_and_the_same_command_with_resume_goe
     # Started in the background of a shell, this process ignores Ctrl-C, and so would the one that it starts.
     heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     stopped = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True, **heeds)
-    csv, end = photos.parent / "out.csv", time.monotonic() + 60
+    csv, end = photos.parent / "out.csv", time.monotonic() + 600
     while not csv.exists() or csv.stat().st_size < 2000:
         assert time.monotonic() < end and stopped.poll() is None
         time.sleep(0.005)
     stopped.send_signal(signal.SIGINT)
-    _, said = stopped.communicate(timeout=30)
+    _, said = stopped.communicate(timeout=300)
     assert stopped.returncode == 130 and "the same command with --resume goes on" in said
     assert 0 < len(read(csv)) < 3_024
     assert main([*words[2:], "--resume"]) == 0
@@ -202,6 +202,7 @@ def test_the_model_is_folded_and_leaves_cores_to_the_decoding(photos, monkeypatc
 
     monkeypatch.setattr(predicting, "decode_batches", slowly)
     monkeypatch.setattr(predicting, "predict", look)
+    monkeypatch.setattr(predicting, "cores", lambda: 2)
     model, threads = cpsd_lib.load_model("finished"), torch.get_num_threads()
     try:
         torch.set_num_threads(4)

@@ -36,6 +36,7 @@ from cpsd_lib.workbench.yaml_files import ParameterError, Stopped
 
 REPO = Path(__file__).resolve().parents[2]
 ALL = list(STAGES)
+LONG = 900  # seconds: a busy machine is no fault
 
 
 def files_of(stage):
@@ -416,7 +417,7 @@ def start(outputs, *words):
         return subprocess.Popen(command, cwd=REPO, env=environment, stdout=log, stderr=log)
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=LONG):
     """Wait until `condition` holds; False when the process ended before."""
     deadline = time.monotonic() + seconds
     while process.poll() is None:
@@ -427,12 +428,13 @@ def wait_for(condition, process, seconds=120):
     return False
 
 
-def gone(pid, seconds=30):
+def gone(pid, seconds=LONG):
     deadline = time.monotonic() + seconds
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
     return True
 
 
@@ -441,20 +443,20 @@ def test_ctrl_c_leaves_no_kernel_alive_and_the_same_command_goes_on(quick):
     process = start(quick / "outputs")
     assert wait_for((quick / "outputs" / "tiny" / "kernel.pid").exists, process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(LONG) == 130
     log = (quick / "outputs" / "log.txt").read_text()
     assert "the same command goes on" in log and "Traceback" not in log
     assert gone(int((quick / "outputs" / "tiny" / "kernel.pid").read_text()))
     assert list(manifest(quick)["stages"]) == ["01_data"]
     (quick / "outputs" / "hang").unlink()
-    assert start(quick / "outputs").wait(120) == 0
+    assert start(quick / "outputs").wait(LONG) == 0
     log = (quick / "outputs" / "log.txt").read_text()
     assert list(manifest(quick)["stages"]) == ALL
     assert "01_data: done" in log and "report:" in log and "50.0" in log
 
 
 def test_a_ctrl_c_that_was_swallowed_comes_again(monkeypatch):
-    monkeypatch.setattr(pipeline, "INTERRUPT_SECONDS", 0.1)
+    monkeypatch.setattr(pipeline, "INTERRUPT_SECONDS", 2)
     with pytest.raises(KeyboardInterrupt), pipeline._ctrl_c_gets_through():
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -463,7 +465,7 @@ def test_a_ctrl_c_that_was_swallowed_comes_again(monkeypatch):
 
 def test_a_kernel_that_dies_stops_the_run_with_words_and_exit_status_1(quick):
     (quick / "outputs" / "die").touch()
-    assert start(quick / "outputs").wait(120) == 1
+    assert start(quick / "outputs").wait(LONG) == 1
     log = (quick / "outputs" / "log.txt").read_text()
     assert "02_partition stopped: its process died" in log and "Traceback" not in log
     assert str(quick / "outputs" / "tiny" / "02_partition.ipynb") in log
@@ -480,7 +482,7 @@ OVERRIDES = ("train.checkpoint_seconds=0", "train.epochs=3")
 def reference(tmp_path_factory):
     """The tiny run, unbroken (about 100 s by one thread)."""
     outputs = tmp_path_factory.mktemp("reference")
-    assert start(outputs, *OVERRIDES).wait(600) == 0, (outputs / "log.txt").read_text()[-3000:]
+    assert start(outputs, *OVERRIDES).wait(LONG) == 0, (outputs / "log.txt").read_text()[-3000:]
     return outputs
 
 
@@ -553,7 +555,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(reference, tm
             kills.append(name)
         orphans += children
     assert len(kills) >= 10 and {"teachers", "students"} <= set(kills), kills
-    assert start(tmp_path, *OVERRIDES).wait(600) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    assert start(tmp_path, *OVERRIDES).wait(LONG) == 0, (tmp_path / "log.txt").read_text()[-3000:]
     assert result(folder) == result(reference / "tiny")
     assert orphans and not any(orphan.is_running() for orphan in orphans)
     assert [path.name for path in (tmp_path / ".store" / ".work").iterdir()] == ["locks"]  # nothing half made is left
@@ -570,7 +572,7 @@ def test_a_notebooks_own_error_and_path_end_the_run_with_exit_status_1(tmp_path)
     (photos / "annotations.csv").write_text("\n".join(["file_name,split,labels", *lines]))
     (photos / "images" / "7.jpg").write_bytes(b"\xff\xd8 no photo")  # what is checked before a run opens no photos
     overrides = ("data.kind=csv", f"data.root={photos}", "partition.k=1", "name=broken")
-    assert start(tmp_path, *OVERRIDES, *overrides).wait(120) == 1
+    assert start(tmp_path, *OVERRIDES, *overrides).wait(LONG) == 1
     log = (tmp_path / "log.txt").read_text()
     assert "01_data stopped: ValueError: 1 of 24 image files cannot be used" in log and "7.jpg" in log
     assert str(tmp_path / "broken" / "01_data.ipynb") in log
