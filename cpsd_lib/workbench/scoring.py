@@ -146,9 +146,8 @@ def _logits(run, models, indices):
 
 def score(logits, targets, threshold):
     """Return (record of mAP and CP CR CF1 OP OR OF1 in percent, AP [C]) for logits [n, C] and targets [n, C]."""
-    ap = average_precision(logits, targets)
-    scores = expit(logits.astype(np.float64))
-    record = {"mAP": 100 * mean_average_precision(logits, targets), "images": len(targets)}
+    ap, scores = average_precision(logits, targets), expit(logits.astype(np.float64))
+    record = {"mAP": 100 * mean_average_precision(logits, targets), "images": len(targets), "threshold": threshold}
     record |= {"classes": len(ap), "classes_without_positives": int(np.isnan(ap).sum())}
     top3 = precision_recall_f1(scores, targets, threshold=0.0, top_k=min(3, len(ap))).items()
     record |= {name: 100 * value for name, value in precision_recall_f1(scores, targets, threshold).items()}
@@ -171,11 +170,12 @@ def caveat(run):
 
 
 def load_records(run):
-    """Return metrics.json as a DataFrame; MissingStage when 05_evaluation has not run, or scored models of other parameters."""
-    path = left_by("05_evaluation", run.folder / "evaluation" / "metrics.json")
-    records = read_form(path, list[Scored])
-    if any(one.get("model") and one["model"] != digest(run.keys(one["seed"], one["row"])) for one in records):
-        raise MissingStage(f"{path} is of models that were trained again since; run 05_evaluation first")
+    """Return metrics.json as a DataFrame; MissingStage when 05_evaluation has not run, or not with these parameters."""
+    records = read_form(path := left_by("05_evaluation", run.folder / "evaluation" / "metrics.json"), list[Scored])
+    for one in records:
+        model, threshold = one.get("model"), one.get("threshold", now := run.params.evaluation.threshold)
+        if threshold != now or (model and model != digest(run.keys(one["seed"], one["row"]))):
+            raise MissingStage(f"{path} is of other models or another threshold; run 05_evaluation first")
     return pd.DataFrame(records)
 
 

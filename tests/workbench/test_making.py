@@ -445,9 +445,11 @@ def test_scores_are_those_of_the_parameters_that_they_are_shown_under(outputs):
             load_records(other)
         with pytest.raises(MissingStage, match=r"for these parameters; run 0[34]_"):
             scoring.scores_of(other, 0, "sd", "test")
+    with pytest.raises(MissingStage, match="of other models or another threshold; run 05_evaluation first"):
+        load_records(small(**words, evaluation__threshold=0.3))
     retrained = small(**words, student__epochs=2)  # stopped before 05_evaluation
     everything(retrained)
-    with pytest.raises(MissingStage, match="models that were trained again since; run 05_evaluation first"):
+    with pytest.raises(MissingStage, match="of other models or another threshold; run 05_evaluation first"):
         load_records(retrained)
     assert scoring.scored_by(retrained, 0, "sd", "test") is None
 
