@@ -160,7 +160,7 @@ def caveats(run):
     notes += [run.described["incomplete"], *(note for note in run.described["notes"] if NOT_COMPARABLE in note)]
     made = [run.store.record("model", key) for keys in run.noted(["teachers", "students"]).values() for key in keys]
     where = {(one["hardware"]["gpu"] or one["hardware"]["cpu"], one["versions"]["torch"]) for one in made if one}
-    notes += [f"its models were made on {len(where)} kinds of machine or torch"] if len(where) > 1 else []
+    notes += [f"models made on {len(where)} kinds of machine or torch"] if len(where) > 1 else []
     return [note for note in notes if note]
 
 

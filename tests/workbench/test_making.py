@@ -464,7 +464,7 @@ def test_a_table_of_models_of_two_machines_says_so(outputs, monkeypatch):
         return found | {"hardware": found["hardware"] | {"gpu": "a GPU"}} if key == elsewhere else found
 
     monkeypatch.setattr(Store, "record", made_elsewhere)
-    assert scoring.caveats(run) == ["its models were made on 2 kinds of machine or torch"]
+    assert scoring.caveats(run) == ["models made on 2 kinds of machine or torch"]
 
 
 @pytest.mark.parametrize(("of_teachers", "of_student"), [("val", "last"), ("last", "val"), ("val", "val")])
