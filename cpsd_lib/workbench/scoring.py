@@ -169,10 +169,10 @@ def caveat(run):
     return f" ({'; '.join(caveats(run))})" if caveats(run) else ""
 
 
-def load_records(run):
-    """Return metrics.json as a DataFrame; MissingStage when 05_evaluation has not run, or not with these parameters."""
+def load_records(run, of=None):
+    """Return metrics.json as a DataFrame; MissingStage when its models (of: those of (seed, row)) are not of these parameters."""
     records = read_form(path := left_by("05_evaluation", run.folder / "evaluation" / "metrics.json"), list[Scored])
-    for one in records:
+    for one in (one for one in records if of in (None, (one["seed"], one["row"]))):
         model, threshold = one.get("model"), one.get("threshold", now := run.params.evaluation.threshold)
         if threshold != now or (model and model != digest(run.keys(one["seed"], one["row"]))):
             raise MissingStage(f"{path} is of other models or another threshold; run 05_evaluation first")
@@ -196,7 +196,7 @@ def load_per_class(run):
 
 def scores_of(run, seed, row, split):
     """Return the logits [n, C] that 05_evaluation saved of a row on a split; MissingStage as of `load_records`."""
-    load_records(run)
+    load_records(run, (seed, row))
     return np.load(left_by("05_evaluation", score_path(run, seed, row, split)))
 
 
