@@ -12,6 +12,7 @@ from cpsd_lib.support import write_json
 from cpsd_lib.workbench import preflight
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.rows import ROWS
+from cpsd_lib.workbench.run import open_run, save_params
 from cpsd_lib.workbench.yaml_files import repo_root
 
 
@@ -234,14 +235,19 @@ def test_runs_files_grids_and_rows_are_listed_a_line_each(outputs, capsys):
     write_json(outputs / "broken" / "manifest.json", {"stages": {"01_data": {"keys": {}}}})
     write_json(outputs / "broken" / "evaluation" / "metrics.json", {"cpsd": 1})
     write_json(outputs / "odd" / "manifest.json", [])
+    write_json(outputs / "retrained" / "manifest.json", {"stages": {"05_evaluation": {"keys": {}}}})
+    write_json(outputs / "retrained" / "evaluation" / "metrics.json", [one | {"model": "x"} for one in scores])
+    for name in ("mine", "broken", "retrained"):
+        save_params(open_run("tiny", {"name": name}))
     assert cli.main(["list"]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert lines[0][1].startswith("1 stage; ") and "metrics.json is not as this version writes it" in lines[0][1]
     assert lines[1] == ["mine", "2 stages; + CPSD 51.3 mAP (seed 0)"] and "manifest.json is damaged" in lines[2][1]
+    assert lines[3][1].startswith("1 stage; ") and "has no seed0/students/cpsd for these parameters" in lines[3][1]
     files = [
         path.stem for folder in ("params", "params/grids") for path in sorted((repo_root() / folder).glob("*.yaml"))
     ]
-    assert [name for name, _ in lines] == ["broken", "mine", "odd", *files, *ROWS]
+    assert [name for name, _ in lines] == ["broken", "mine", "odd", "retrained", *files, *ROWS]
 
 
 def test_a_dry_run_says_what_would_be_done_why_and_how_long_and_leaves_nothing(outputs, capsys, monkeypatch):

@@ -6,11 +6,13 @@ from itertools import takewhile
 from typing import Literal, get_args, get_origin
 
 from cpsd_lib.support import counted
-from cpsd_lib.workbench.loading import SECTIONS, Scored, read_form, resolve
+from cpsd_lib.workbench.loading import SECTIONS, resolve
+from cpsd_lib.workbench.open import opened_run
 from cpsd_lib.workbench.params import Params
 from cpsd_lib.workbench.pipeline import MADE, read_manifest, stages_left, stages_of
 from cpsd_lib.workbench.preflight import check_run, models_to_train
 from cpsd_lib.workbench.rows import ROWS, TITLES
+from cpsd_lib.workbench.scoring import load_records
 from cpsd_lib.workbench.yaml_files import flow_text, outputs_root, repo_root
 
 
@@ -21,10 +23,10 @@ def listing():
         scores, text = path.parent / "evaluation" / "metrics.json", ""
         try:
             text = counted(len(read_manifest(path.parent)["stages"]), "stage")
-            for one in read_form(scores, list[Scored]) if scores.exists() else []:
-                if (one["split"], one["row"]) in (("test", "baseline"), ("test", "cpsd")) and one["mAP"] is not None:
+            for one in load_records(opened_run(path.parent)).to_dict("records") if scores.exists() else []:
+                if (one["split"], one["row"]) in (("test", "baseline"), ("test", "cpsd")) and one["mAP"] == one["mAP"]:
                     text += f"; {TITLES[one['row']]} {one['mAP']:.1f} mAP (seed {one['seed']})"
-        except ValueError as error:  # one damaged run hides no other
+        except (ValueError, RuntimeError) as error:  # one damaged run hides no other
             text = f"{text}; {error}".lstrip("; ")
         lines.append(_line(path.parent.name, text))
     for command, folder in (("run", "params"), ("grid", "params/grids")):
@@ -84,15 +86,13 @@ def meanings(kind):
 def plan(params):
     """Return which stages `cpsd run` would do, why, and about how long; ParameterError for what would not start."""
     left, names = stages_left(params), stages_of(params)
-    entries, models, lines = read_manifest(outputs_root() / params.name)["stages"], {}, []
+    entries, lines = read_manifest(outputs_root() / params.name)["stages"], []
     if left:
         check_run(params)
-    if left.keys() & MADE.keys():
-        models = models_to_train(params)
+    models = models_to_train(params) if left.keys() & MADE.keys() else {}
     for number, name in enumerate(names, 1):
-        text = f"done on {entries[name]['finished']}" if name not in left else ""
-        if name in left:
-            text = f"again, {left[name]}" if left[name] else "to do"
-            text += f"; {models[name]}" if name in models else ""
+        text = "to do" if name in left else f"done on {entries[name]['finished']}"
+        text = f"again, {left[name]}" if left.get(name) else text
+        text += f"; {models[name]}" if name in left and name in models else ""
         lines.append(f"[{number}/{len(names)}] {name:<15} {text}")
     return [*lines, "A model that the store has is not trained again."] if models else lines
