@@ -59,7 +59,7 @@ def test_the_table_of_few_labels_is_that_of_the_stored_scores(scores, start):
 
 
 EXPERIMENTS = {"scenes_300": 3, "scenes_300_k2": 3, "coco18_few": 3, "coco18_few_20": 2, "scenes_all": 3}
-EXPERIMENTS |= {"scenes_all_patient": 3, "scenes_300_k8": 2}  # {experiment: its seeds}
+EXPERIMENTS |= {"scenes_all_patient": 3, "scenes_300_k8": 2, "coco18_few_patient": 3}  # {experiment: its seeds}
 NAMES = TITLES | {"baseline_160": "baseline of 160 epochs"}
 
 
@@ -105,11 +105,11 @@ def test_findings_quote_the_gains_of_the_stored_scores(scores, file):
 def test_every_interval_is_one_of_stored_scores_or_of_the_earlier_results():
     stored = [by_split(pd.read_csv(ROOT / "notebooks" / "data" / "scenes_few.csv")), *map(stored_scores, EXPERIMENTS)]
     known = {gain(one, *rows) for of in stored for one in of.values() for rows in permutations(one.columns, 2)}
-    four, *others = map(stored_scores, ("scenes_300", "scenes_300_k2", "scenes_300_k8"))
-    for one in others:
-        for split, of_split in one.items():
-            known |= {gain(four[split], row, row, of_split) for row in of_split.columns}
-            known |= {gain(of_split, row, row, four[split]) for row in of_split.columns}
+    pairs = [("scenes_300", "scenes_300_k2"), ("scenes_300", "scenes_300_k8"), ("coco18_few", "coco18_few_patient")]
+    for one, other in (map(stored_scores, pair) for pair in pairs):
+        for split, of_split in other.items():
+            known |= {gain(one[split], row, row, of_split) for row in of_split.columns}
+            known |= {gain(of_split, row, row, one[split]) for row in of_split.columns}
     earlier = (ROOT / "notebooks" / "earlier_results.md").read_text()
     for file in ("README.md", "RESULTS.md"):
         text, interval = (ROOT / file).read_text(), re.compile(r"[+-]\d+[.]\d ± \d+[.]\d")
@@ -161,3 +161,19 @@ def test_the_table_of_the_choice_is_that_of_the_stored_scores_and_the_best_becam
     assert shown == {key: f"{score:.1f}" for key, score in stored["mAP"].items()}
     student = load_params("scenes_all").student
     assert stored["mAP"].idxmax() == (student.mld, student.temperature, student.epochs)
+
+
+def test_the_choice_on_photos_is_that_of_the_stored_scores_and_the_best_was_run():
+    stored = pd.read_csv(ROOT / "notebooks" / "data" / "patient_choice_photos.csv")
+    text = re.sub(r"\s+", " ", (ROOT / "RESULTS.md").read_text())
+    students = stored[stored["row"] == "ensemble_mld"].set_index(["weight", "temperature", "epochs"])["mAP"]
+    shown = {key: f"{score:.1f}" for key, score in students.items()}
+    assert (
+        f"at the end is {shown[40, 1, 60]} (40), {shown[160, 1, 60]} (160), {shown[640, 1, 60]} (640) and "
+        f"{shown[160, 2, 60]} (160, temperature 2), and {stored['mAP'][0]:.1f} of the baseline"
+    ) in text
+    assert f"The old setting has {shown[40, 1, 20]}" in text and stored["row"][0] == "baseline"
+    weight, temperature, epochs = students.idxmax()
+    run = text.partition("name=coco18_few_patient ")[2].partition("#")[0]
+    for setting in (f"mld={weight:g}", f"temperature={temperature:g}", f"epochs={epochs}"):
+        assert f"student.{setting} " in run

@@ -55,6 +55,10 @@ def main(folder):
             few, "1,000 of 3,600 scenes labelled: a ResNet-10 from random weights, k = 4"
         ),
         "coco18_few": component_figure(of["coco18_few"], photos),
+        "coco18_few_patient": component_figure(
+            of["coco18_few_patient"],
+            "462 of 4,620 photos labelled: MobileNetV2 with ImageNet weights, students of 60 epochs",
+        ),
         "scenes_all": component_figure(
             of["scenes_all_patient"].query("row != 'baseline_160'"),
             "3,600 labelled scenes, students of 160 epochs: a ResNet-10 from random weights, k = 4",
