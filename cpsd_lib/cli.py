@@ -221,9 +221,10 @@ def _grid(params, overrides):
 
 
 def _import(dry_run, **options):
+    settings = ImportSettings(**options)
     from cpsd_lib.data import import_labels
 
-    return import_labels(ImportSettings(**options), dry_run)
+    return import_labels(settings, dry_run)
 
 
 def _check_data(params, overrides):

@@ -33,8 +33,7 @@ def listing():
         lines += ["", f"in {folder}: cpsd {command} NAME"]
         for path in sorted((repo_root() / folder).glob("*.yaml")):
             comment = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
-            about = " ".join(line.lstrip("# ") for line in comment)
-            lines.append(_line(path.stem, re.split(r"(?<=\.)\s", about)[0]))
+            lines.append(_line(path.stem, re.split(r"(?<=\.)\s", " ".join(line.lstrip("# ") for line in comment))[0]))
     lines += ["", "rows of the tables: cpsd run NAME student.rows=[ROW, ROW]"]
     lines += [_line(name, f"{row.title} (teachers: {', '.join(row.teachers) or 'none'})") for name, row in ROWS.items()]
     return lines

@@ -50,14 +50,14 @@ def a_run(folder, protocol="honest", incomplete="", seeds=2):
         seed=0,
         model_dump=lambda mode: {"name": "hand"},
         method="paper",
-        evaluation=SimpleNamespace(released=None),
+        evaluation=SimpleNamespace(released=None, threshold=0.5),
         teachers=SimpleNamespace(start="model"),
         student=SimpleNamespace(start="model"),
         model=SimpleNamespace(name="test_resnet"),
         data=SimpleNamespace(kind="csv", size=64, labelled=None, limit=None),
     )
     described = {"incomplete": incomplete, "notes": [], "class_names": ["a", "b"]}
-    return SimpleNamespace(folder=folder, params=params, described=described)
+    return SimpleNamespace(folder=folder, params=params, described=described, noted=lambda kinds: {})
 
 
 def test_the_gain_is_paired_seed_by_seed():

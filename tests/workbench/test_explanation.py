@@ -7,6 +7,7 @@ from scipy.special import expit
 from cpsd_lib.evaluation import summarise_shares
 from cpsd_lib.models.classifier import build_model
 from cpsd_lib.partition import Partition
+from cpsd_lib.support import write_json
 from cpsd_lib.teachers import PartTeachers
 from cpsd_lib.workbench import explanation, report
 from cpsd_lib.workbench.loading import load_params
@@ -89,6 +90,7 @@ def save_scores(run, name, logits):
     path = score_path(run, 0, name, "test")
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, logits.astype(np.float32))
+    write_json(run.folder / "evaluation" / "metrics.json", [])  # whose the scores are
 
 
 def test_the_probabilities_of_pairs_are_those_that_were_scored(run):
