@@ -19,13 +19,12 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from cpsd_lib.data import signature
-from cpsd_lib.partition import cut
 from cpsd_lib.support import TERMINAL_VARIABLE, digest, memory, pick_device, read_json, sha256, write_json
 from cpsd_lib.workbench.engine import connected
 from cpsd_lib.workbench.loading import MODELS, load_params
 from cpsd_lib.workbench.making import training_code
 from cpsd_lib.workbench.preflight import check_run, models_to_train, remarks
-from cpsd_lib.workbench.run import Run, save_params
+from cpsd_lib.workbench.run import CUT_BY, Run, save_params
 from cpsd_lib.workbench.scoring import SCORES_VERSION, sums_of
 from cpsd_lib.workbench.store import code_of, environment
 from cpsd_lib.workbench.yaml_files import ParameterError, Stopped, outputs_root, repo_root
@@ -138,7 +137,7 @@ def stage_fingerprint(name, params, previous):
         "params": digest([_value(values, section) for section in sections]),
         "data": signature(params.data),
         "files": {name: sums_of(_value(values, name)) for name in FILES if name.partition(".")[0] in sections},
-        "code": training_code() if name in MADE else code_of(cut) if name < "03" else SCORES_VERSION,
+        "code": training_code() if name in MADE else code_of(*CUT_BY) if name < "03" else SCORES_VERSION,
         # Text cells may be edited without a stage becoming stale.
         "notebook": digest(["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]),
         "before": previous,

@@ -287,6 +287,7 @@ def cut_labels(run):
     return partitions
 
 
+CUT_BY = (graph.cooccurrence, graph.affinity, partition.cut)
 _COMPARED = {"study_k", "study_repeats"}  # parameters of what a cut is compared with; all others determine it
 
 

@@ -134,7 +134,7 @@ def test_another_version_of_the_training_code_trains_again_and_keeps_the_cut(sta
     assert stand.run() == []
     monkeypatch.setattr(pipeline, "SCORES_VERSION", 99)
     assert stand.run() == ALL[4:]
-    monkeypatch.setattr(pipeline, "code_of", lambda _: "of another cut")
+    monkeypatch.setattr(pipeline, "code_of", lambda *_: "of another cut")
     assert stand.run() == ALL and stand.run() == []
 
 
