@@ -166,7 +166,7 @@ def caveats(run):
 
 def caveat(run):
     """Return `caveats` as they stand behind a title, in parentheses; "" where there are none."""
-    return f" ({'; '.join(caveats(run))})" if caveats(run) else ""
+    return f" ({'; '.join(notes)})" if (notes := caveats(run)) else ""
 
 
 def load_records(run, of=None):

@@ -21,10 +21,8 @@ from cpsd_lib.workbench.model_folder import WEIGHTS, read_model
 from cpsd_lib.workbench.yaml_files import repo_root
 from faults import count, tries
 
-TIMES, MIB = (
-    5,
-    300,
-)  # the CPU time of refusing a small file, so that a slow machine is not told apart; memory of the process
+TIMES = 5  # the CPU time of refusing a small file: a slow machine, or others beside, change both
+MIB = 300  # of memory, from the start of Python on
 SMALL = "name: small\ndata: {kind: scenes, size: 32, images: 400}\nmodel: {name: test_resnet}\n"
 
 
