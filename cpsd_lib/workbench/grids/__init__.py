@@ -1,1 +1,1 @@
-"""Many runs from one file, side by side, that share what they can."""
+"""Many runs from one file, one after the other, that share what they can."""
