@@ -61,7 +61,7 @@ def _parser():
     of_run.add_argument("params", help="a YAML file, or its name in params/")
     # The default tells argparse that none are needed, also in its message of what is missing.
     of_run.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="e.g. student.epochs=5 seeds=3")
-    of_model.add_argument("--row", help="a row of the run's table (cpsd), or teachers_co, teachers_dis, ...")
+    of_model.add_argument("--row", help="a row of the run's table (default: cpsd), or teachers_co, teachers_dis, ...")
     of_model.add_argument("--seed", type=int, help="the run's first by default")
 
     def add(among, name, work, text, *parents, **defaults):
@@ -79,8 +79,8 @@ def _parser():
     )
     option("--released", required=True, metavar="MODEL", help="e.g. resnet101")
     option("--checkpoint", required=True, metavar="F.ckpt", help="its file; F.json may name its classes")
-    add(commands, "cost", _cost, "what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no data", of_run)
-    add(commands, "grid", _grid, "run every combination of a grid file, side by side: params/grids/*.yaml", of_run)
+    add(commands, "cost", _cost, "what a run will cost: weights, GFLOP, GPU memory, EFLOP; needs no photos", of_run)
+    add(commands, "grid", _grid, "run every combination of a grid file, one by one: params/grids/*.yaml", of_run)
     data = commands.add_parser("data", help="look at a data set").add_subparsers(required=True)
     option = add(data, "import", _import, "write annotations.csv, with a link to the photos, from other labels")
     option("source", metavar="SOURCE", help="a file or a folder of labels")
@@ -236,9 +236,14 @@ def _check_data(params, overrides):
     if checked.trainable:
         try:
             workbench.check_count(params, checked.table)
+            workbench.check_cut(params, checked.table)
         except workbench.ParameterError as error:
             print("\n".join([*checked.lines[:-1], f"verdict: it cannot train: {error}"]))
             return 1
     cuts = () if checked.table is None else params.partition.study(len(checked.table.names))[2:]
+    val = () if checked.table is None or params.protocol == "paper" else checked.table.indices("val")
+    unused = [name for name in ("teachers", "student") if len(val) and getattr(params, name).select != "val"]
+    if unused:
+        cuts = [*cuts, f"note: split 'val' is not used by {' and '.join(unused)}: train.select=val does"]
     print("\n".join([*checked.lines[:-1], *cuts, checked.lines[-1]]))
     return 0 if checked.trainable else 1

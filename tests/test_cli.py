@@ -181,7 +181,7 @@ def test_two_photos_of_which_validation_holds_out_one_are_too_few_for_the_check_
     names = [*[f"train{i}.png" for i in range(images)], "test.png"]
     for number, name in enumerate(names):
         Image.new("RGB", (16, 16), (60 * number, 0, 0)).save(root / "images" / name)
-    lines = [f"{name},{name[:-4].rstrip('012')},cat;dog" for name in names]
+    lines = [f"{name},{name[:-4].rstrip('012')},cat;{'bird' if name == 'test.png' else 'dog'}" for name in names]
     (root / "annotations.csv").write_text("\n".join(["file_name,split,labels", *lines]))
     words = ["tiny", "data={kind: csv}", f"data.root={root}", "partition.k=2", "name=few"]
     assert cli.main(["data", "check", *words]) == 0
@@ -237,12 +237,17 @@ def test_runs_files_grids_and_rows_are_listed_a_line_each(outputs, capsys):
     write_json(outputs / "odd" / "manifest.json", [])
     write_json(outputs / "retrained" / "manifest.json", {"stages": {"05_evaluation": {"keys": {}}}})
     write_json(outputs / "retrained" / "evaluation" / "metrics.json", [one | {"model": "x"} for one in scores])
+    described = {"key": "k", "class_names": ["a", "b"], "notes": [], "skipped": [], "incomplete": "INCOMPLETE"}
+    write_json(outputs / "mine" / "data.json", described | {"positives": {}, "images": {}})
     for name in ("mine", "broken", "retrained"):
         save_params(open_run("tiny", {"name": name}))
     assert cli.main(["list"]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert lines[0][1].startswith("1 stage; ") and "metrics.json is not as this version writes it" in lines[0][1]
-    assert lines[1] == ["mine", "2 stages; + CPSD 51.3 mAP (seed 0)"] and "manifest.json is damaged" in lines[2][1]
+    assert (
+        lines[1] == ["mine", "2 stages; + CPSD 51.3 mAP (seed 0) (INCOMPLETE)"]
+        and "manifest.json is damaged" in lines[2][1]
+    )
     assert lines[3][1].startswith("1 stage; ") and "has no seed0/students/cpsd for these parameters" in lines[3][1]
     files = [
         path.stem for folder in ("params", "params/grids") for path in sorted((repo_root() / folder).glob("*.yaml"))
@@ -273,3 +278,29 @@ def test_the_cost_is_in_the_time_of_this_machine_too(capsys, monkeypatch):
     )
     assert cli.main(["cost", "tiny"]) == 0
     assert "does not run here (out of memory)." in capsys.readouterr().out
+
+
+def test_a_check_refuses_what_a_run_would_and_says_what_is_not_used(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "outputs"))
+    root = tmp_path / "photos"
+    (root / "images").mkdir(parents=True)
+    rows = [
+        ("0", "train", "cat;dog"),
+        ("1", "train", "cat"),
+        ("2", "val", "dog"),
+        ("3", "test", "cat;dog"),
+        ("4", "test", ""),
+    ]
+    for number, (name, *_) in enumerate(rows):
+        Image.new("RGB", (16, 16), (50 * number, 0, 0)).save(root / "images" / f"{name}.png")
+    lines = [f"{name}.png,{split},{labels}" for name, split, labels in [*rows, ("gone", "unlabelled", "")]]
+    (root / "annotations.csv").write_text("\n".join(["file_name,split,labels", *lines]))
+    words = ["data", "check", "tiny", "data={kind: csv}", f"data.root={root}", "data.bad_files=skip"]
+    assert cli.main([*words, "partition.k=3"]) == 1
+    assert "verdict: it cannot train: partition.k is 3, but the data set has only 2 classes" in capsys.readouterr().out
+    assert cli.main([*words, "partition.k=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "note: split 'val' is not used by teachers and student: train.select=val does" in printed
+    assert "unlabelled: 1 image, for students to learn on from their teachers; 1 image not on disk" in printed
+    assert cli.main([*words, "partition.k=2", "train.select=val"]) == 0
+    assert "is not used" not in capsys.readouterr().out

@@ -45,7 +45,9 @@ def check_data(data, folder):
         gone = counted((table.split[missing] == split).sum(), "image")
         lines.append(f"  {split}: {counted(images, 'image')}, {per_image}; {gone} not on disk")
     if unlabelled := len(table.indices(UNLABELLED)):
-        lines.append(f"  {UNLABELLED}: {counted(unlabelled, 'image')}, for students to learn on from their teachers")
+        gone = counted((table.split[missing] == UNLABELLED).sum(), "image")
+        for_whom = "for students to learn on from their teachers"
+        lines.append(f"  {UNLABELLED}: {counted(unlabelled, 'image')}, {for_whom}; {gone} not on disk")
     lines += [*_missing_lines(table, paths, missing, folder), *frequency_lines(table)]
     lines += [f"note: {note}" for note in notes]
     lines += [f"read from {Path(data.root).absolute()}"] if data.root else []

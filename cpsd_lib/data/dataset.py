@@ -203,22 +203,24 @@ def choose(source, data):
 
 
 def overlap_notes(digests, table, allowed):
-    """Return a sentence, in a list, on test files whose content a file in train, val or unlabelled has too; [] without any.
+    """Return sentences on files of val, and of test, whose content a file that is trained on has too; [] without any.
 
-    `digests` [N] are those of `file_digests`. Raises ValueError where this is not `allowed`.
+    `digests` [N] are those of `file_digests`. Raises ValueError where those of test (or of val and test) are not `allowed`.
     """
-    trained = {}
-    for split in (UNLABELLED, "val", "train"):
-        trained |= {digests[index]: index for index in table.indices(split)[::-1]}  # the first of several is named
-    trained.pop("", None)  # of files that cannot be read
-    tested = np.flatnonzero(np.isin(table.split, ["test", "test_shifted"]))
-    pairs = [f"{table.files[trained[digests[i]]]} = {table.files[i]}" for i in tested if digests[i] in trained]
-    if not pairs:
-        return []
-    text = f"{counted(len(pairs), 'image stands', 'images stand')} in training and in test under two names: {listed(pairs)}"
-    if not allowed:
-        raise ValueError(f"{text}; remove one of each pair, or set data.allow_overlap=true to train all the same")
-    return [text]
+    sentences = []
+    for looked, splits in (("val", (UNLABELLED, "train")), ("test", (UNLABELLED, "val", "train"))):
+        trained = {}
+        for split in splits:
+            trained |= {digests[index]: index for index in table.indices(split)[::-1]}  # the first of several is named
+        trained.pop("", None)  # of files that cannot be read
+        places = np.flatnonzero(np.isin(table.split, [looked, f"{looked}_shifted"]))
+        pairs = [f"{table.files[trained[digests[i]]]} = {table.files[i]}" for i in places if digests[i] in trained]
+        how_many = counted(len(pairs), "image stands", "images stand")
+        text = f"{how_many} in training and in {looked} under two names: {listed(pairs)}"
+        if pairs and looked == "test" and not allowed:
+            raise ValueError(f"{text}; remove one of each pair, or set data.allow_overlap=true to train all the same")
+        sentences += [text] if pairs else []
+    return sentences
 
 
 def signature(data):

@@ -39,10 +39,15 @@ def import_labels(settings, dry_run=False):
     root = source if source.is_dir() else source.parent
     home = Path(os.path.abspath(settings.photos or root))
     photos = common.photos_below(home, skip=to)
+    unread = common.photos_below(home, to, common.NOT_READ)
+    others = (
+        f"{counted(len(unread), 'photo')} of kinds that are not read, to be saved as JPEG: {listed(unread, shown=3)}"
+    )
     if not photos:
-        raise FileNotFoundError(f"{home} holds no photo ({', '.join(common.PHOTOS)}): give their folder as --photos")
-    lines, read = [f"{settings.kind}: {source}"], {"table": _tables, "coco": _coco, "voc": _voc}
-    read["folders"] = partial(_folders, photos)
+        advice = others if unread else "give their folder as --photos"
+        raise FileNotFoundError(f"{home} holds no photo ({', '.join(common.PHOTOS)}): {advice}")
+    lines = [f"{settings.kind}: {source}", *([f"left out: {others}"] if unread else [])]
+    read = {"table": _tables, "coco": _coco, "voc": _voc, "folders": partial(_folders, photos)}
     table, files, labels = read[settings.kind](settings, source, lines)
     (how, name), rows = settings.split_by, pd.DataFrame({"file": table[files]}).rename_axis(["source", "place"])
     by_column = how == "column" or (not how and "split" in table)  # a column `split` is taken unasked
@@ -124,7 +129,12 @@ def _coco(settings, source, lines):
         tables[path] = pd.DataFrame(images, [f"{path.name}, image {image['id']}" for image in images])
         labels.append(labels_of(images, kept, names))
     lines += [f"dropped: {counted(crowds, 'object')} marked as a crowd"] if settings.no_crowd else []
-    return pd.concat(tables), "file_name", pd.concat(labels, ignore_index=True).fillna(0).astype(np.int8)
+    table, labels = pd.concat(tables), pd.concat(labels, ignore_index=True)
+    if table.empty:
+        raise ValueError(f"{source} lists no image, expected {FORM}")
+    some = labels.columns[labels.isna().any() & (labels == 1).any()]
+    lines += [f"counted as absent where a file does not list it: {listed(some)}"] if len(some) else []
+    return table, "file_name", labels.fillna(0).astype(np.int8)
 
 
 def _voc(settings, source, lines):
@@ -305,7 +315,7 @@ def _where_photos_go(paths, to, copy):
     copied = [(path, images / path.relative_to(base)) for path in paths if copy and not images.is_symlink()]
     ours = copied or not os.path.lexists(images) or (not copy and images.resolve() == base.resolve())
     if not ours or any(new.exists() and new.stat().st_size != path.stat().st_size for path, new in copied):
-        raise ValueError(f"{images} is there and is not these photos: remove it, or give another folder as --to")
+        raise ValueError(f"{images} is there and is not these photos: give another folder as --to")
     return base, "copy" if copy else "link"
 
 

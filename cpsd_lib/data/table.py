@@ -93,8 +93,8 @@ class LabelTable:
 def check_splits(table, tested=True):
     """Return what a user should know before training, as plain sentences (list of str, empty when all is well).
 
-    Raises ValueError where training or testing would be meaningless: fewer than two classes, no image or no positive
-    label in train or, where models are `tested` (labels alone cut a graph), in test, fewer than two images to train on.
+    Raises ValueError where training or testing would be meaningless: fewer than two classes, no image, no positive or
+    no absent label in train or, where models are `tested` (labels alone cut a graph), in test, fewer than two images to train on.
     """
     if len(table.names) < 2:
         count = counted(len(table.names), "class", "classes")
@@ -105,6 +105,10 @@ def check_splits(table, tested=True):
             raise ValueError(f"no image is in split '{split}', expected at least one: a run needs train and test")
         if not (targets[split] == 1).any():
             raise ValueError(f"no image of split '{split}' has a positive label: label some of them")
+        if not (targets[split] == 0).any():
+            raise ValueError(
+                f"no image of split '{split}' is known to lack a class: write 0 where it does, not a blank"
+            )
     if tested and len(targets["train"]) < 2:  # batch norm has no statistics of one image
         raise ValueError("1 image is left in split 'train', expected at least 2")
     return [*_uneven_classes(table.names, targets), *_similar_names(table.names), *_odd_labels(targets)]
@@ -112,23 +116,20 @@ def check_splits(table, tested=True):
 
 def _uneven_classes(names, targets):
     present = {split: (of_split == 1).any(axis=0) for split, of_split in targets.items()}
-    anywhere, once = np.any(list(present.values()), axis=0), np.sum(list(present.values()), axis=0) == 1
+    anywhere = np.any(list(present.values()), axis=0)
     counts, occurrence = graph.cooccurrence(targets["train"])
     alone = np.isin(np.arange(len(names)), graph.alone(counts, occurrence)) & counts.any()
     cases = [(~anywhere, "never positive in any split (nothing to learn, no score)")]
     cases += [(alone, "with no other in any image of split 'train' (nothing says which part of CGP they belong to)")]
     if len(present) > 1:  # with label statistics alone there is no other split to compare with
-        cost = {"train": "it cannot be scored", "val": "it can be neither learned nor scored"}
-        for split, has in present.items():
-            text = cost.get(split, "it is scored but cannot be learned")
-            cases.append((once & has, f"positive only in split '{split}' ({text})"))
-        # What two splits share can still miss the one that matters.
-        always = present["train"] & (targets["train"] != 0).all(axis=0)
         cases += [
-            (anywhere & ~once & ~present["train"], "never positive in split 'train' (it cannot be learned)"),
-            (anywhere & ~once & ~present["test"], "never positive in split 'test' (left out of its mAP)"),
-            (always, "never absent in split 'train' (nothing to tell apart)"),
+            (anywhere & ~present["train"], "never positive in split 'train' (it cannot be learned)"),
+            (anywhere & ~present["test"], "never positive in split 'test' (left out of its mAP)"),
         ]
+        for split, of_split in targets.items():
+            what = "nothing to tell apart" if split == "train" else "its AP is 100 whatever a model says"
+            always = present[split] & (of_split != 0).all(axis=0)
+            cases.append((always, f"never absent in split '{split}' ({what})"))
     none = "no two classes occur in one image of split 'train': there is no co-occurrence to cut, and no CGP"
     notes = [] if counts.any() else [none]
     return notes + [
@@ -159,7 +160,10 @@ def _odd_labels(targets):
     for split, of_split in targets.items():
         empty, unknown = int((~(of_split == 1).any(axis=1)).sum()), int((of_split == -1).sum())
         if empty:
-            sentences.append(f"split '{split}': {empty:,} of {len(of_split):,} images have no positive label (legal)")
+            which = f"{empty:,} of {len(of_split):,} images have no positive label"
+            sentences.append(
+                f"split '{split}': {which}: photos of none of the classes (not labelled yet? split {UNLABELLED})"
+            )
         if unknown:
             sentences.append(f"split '{split}': {unknown:,} of {of_split.size:,} labels are unknown and will be masked")
     return sentences

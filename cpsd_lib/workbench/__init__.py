@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = exports(
     __name__,
     {
         "yaml_files": "ParameterError Stopped check_outputs outputs_root parse_overrides repo_root",
-        "loading": "check_count load_params on_disk",
+        "loading": "check_count check_cut load_params on_disk",
         "rows": "BRANCHES ROWS TITLES baseline_of branches_of",
         "run": "MissingStage cut_labels describe_data label_graph load_partitions open_run overrides_of "
         "released_partitions show_params",

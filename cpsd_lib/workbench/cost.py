@@ -12,7 +12,7 @@ from cpsd_lib.objectives import Supervised
 from cpsd_lib.support import counted, keep_freed_memory, memory, pick_device, pick_precision
 from cpsd_lib.training import Batches, fit
 from cpsd_lib.workbench.building import build_shape
-from cpsd_lib.workbench.loading import MODELS
+from cpsd_lib.workbench.loading import MODELS, check_k
 from cpsd_lib.workbench.rows import (
     BRANCHES,
     EQUAL,
@@ -23,7 +23,7 @@ from cpsd_lib.workbench.rows import (
     trained_together,
     views_of,
 )
-from cpsd_lib.workbench.run import check_k, released_partitions
+from cpsd_lib.workbench.run import released_partitions
 from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on
 
 # ---- the workload of some rows, in epochs ----------------------------------------------------------------------------

@@ -6,9 +6,11 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
+from cpsd_lib import graph
 from cpsd_lib.support import counted, listed, read_json
 from cpsd_lib.training import Training
 from cpsd_lib.workbench.params import Params, Section, StudentParams, TeacherParams, TrainParams
+from cpsd_lib.workbench.rows import COMPONENTS, ROWS
 from cpsd_lib.workbench.yaml_files import ParameterError, find_params, near_name, read_params, set_dotted
 
 # What pydantic says, in the words of whoever wrote the YAML; in this order.
@@ -112,6 +114,29 @@ def check_count(params, table):
                 f"{name}.select: val holds out {held_out} of {counted(train, 'training image')}, and a training needs two of "
                 "them: give more images, a split val, or select: last"
             )
+
+
+def check_k(k, num_classes):
+    """Raise ParameterError for more parts than classes."""
+    if k > num_classes:
+        only = counted(num_classes, "class", "classes")
+        raise ParameterError(f"partition.k is {k}, but the data set has only {only}")
+
+
+def check_cut(params, table):
+    """Raise ParameterError for more parts than classes, or rows of CGP where no two classes of a LabelTable ever co-occur."""
+    settings, rows = params.partition, params.student.rows
+    if settings.use_released:
+        return
+    check_k(settings.k, len(table.names))
+    cgp = [row for row in rows if "co" in ROWS[row].teachers]
+    counts, _ = graph.cooccurrence(table.targets[table.indices("train")])
+    if cgp and not counts.any() and params.data.kind != "labels":
+        others = ", ".join(row for row in COMPONENTS if row not in cgp)
+        raise ParameterError(
+            f"student.rows: {', '.join(cgp)} learn from parts of classes that co-occur (CGP), and no two classes occur in one "
+            f"training image; the others need none, as student.rows=[{others}]"
+        )
 
 
 def resolve(raw, paths=True):

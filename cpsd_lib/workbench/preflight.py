@@ -7,9 +7,9 @@ from cpsd_lib.models import check_split
 from cpsd_lib.support import counted, memory, memory_gib, pick_device
 from cpsd_lib.workbench.building import build
 from cpsd_lib.workbench.cost import estimate, measured_speed, spoken_time
-from cpsd_lib.workbench.loading import MODELS, check_count, on_disk
+from cpsd_lib.workbench.loading import MODELS, check_count, check_cut, on_disk
 from cpsd_lib.workbench.rows import ROWS
-from cpsd_lib.workbench.run import check_cut, released_partitions
+from cpsd_lib.workbench.run import released_partitions
 from cpsd_lib.workbench.scoring import load_checkpoint
 from cpsd_lib.workbench.yaml_files import ParameterError, blamed_on
 

@@ -13,28 +13,22 @@ from pydantic import BaseModel
 from cpsd_lib import graph, partition
 from cpsd_lib.data import UNLABELLED, open_dataset
 from cpsd_lib.partition import Partition
-from cpsd_lib.support import (
-    counted,
-    derive_seed,
-    keep_freed_memory,
-    pick_device,
-    sha256,
-    write_json,
-    write_text,
-)
+from cpsd_lib.support import derive_seed, keep_freed_memory, pick_device, sha256, write_json, write_text
 from cpsd_lib.teachers import Copies
-from cpsd_lib.workbench.loading import Cut, Described, Noted, check_count, load_params, on_disk, own_params, read_form
-from cpsd_lib.workbench.rows import BRANCHES, COMPONENTS, ROWS, unread_by
-from cpsd_lib.workbench.store import Store
-from cpsd_lib.workbench.yaml_files import (
-    ParameterError,
-    Stopped,
-    flow_text,
-    mapping,
-    outputs_root,
-    parse_overrides,
-    parse_yaml,
+from cpsd_lib.workbench.loading import (
+    Cut,
+    Described,
+    Noted,
+    check_count,
+    check_cut,
+    load_params,
+    on_disk,
+    own_params,
+    read_form,
 )
+from cpsd_lib.workbench.rows import BRANCHES, ROWS, unread_by
+from cpsd_lib.workbench.store import Store
+from cpsd_lib.workbench.yaml_files import Stopped, flow_text, mapping, outputs_root, parse_overrides, parse_yaml
 
 
 class MissingStage(Stopped):
@@ -89,10 +83,7 @@ class Run:
 
         MissingStage where 01_data has not run.
         """
-        path = self.folder / "data.json"
-        if self.params.evaluation.released and not path.exists():  # its one stage is 05_evaluation
-            return describe_data(self)
-        return read_form(left_by("01_data", path), Described)
+        return read_form(left_by("01_data", self.folder / "data.json"), Described)
 
     @cached_property
     def device(self):
@@ -242,29 +233,6 @@ def label_graph(run, branch, self_loops=None):
     counts, occurrence = graph.cooccurrence(table.targets[table.indices("train")])
     self_loops = settings.self_loops if self_loops is None else self_loops
     return graph.affinity(counts, occurrence, branch, settings.exponent, self_loops)
-
-
-def check_k(k, num_classes):
-    """Raise ParameterError for more parts than classes."""
-    if k > num_classes:
-        only = counted(num_classes, "class", "classes")
-        raise ParameterError(f"partition.k is {k}, but the data set has only {only}")
-
-
-def check_cut(params, table):
-    """Raise ParameterError for more parts than classes, or rows of CGP where no two classes of a LabelTable ever co-occur."""
-    settings, rows = params.partition, params.student.rows
-    if settings.use_released:
-        return
-    check_k(settings.k, len(table.names))
-    cgp = [row for row in rows if "co" in ROWS[row].teachers]
-    counts, _ = graph.cooccurrence(table.targets[table.indices("train")])
-    if cgp and not counts.any() and params.data.kind != "labels":
-        others = ", ".join(row for row in COMPONENTS if row not in cgp)
-        raise ParameterError(
-            f"student.rows: {', '.join(cgp)} learn from parts of classes that co-occur (CGP), and no two classes occur in one "
-            f"training image; the others need none, as student.rows=[{others}]"
-        )
 
 
 def cut_labels(run):

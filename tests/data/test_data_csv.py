@@ -4,7 +4,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from cpsd_lib.data.readers.csv import read_csv
+from cpsd_lib.data.readers.csv import annotations_of, read_csv
 from cpsd_lib.data.table import LabelTable, check_splits
 from cpsd_lib.support import listed
 
@@ -293,12 +293,13 @@ def test_uneven_classes_and_odd_labels_are_named_in_plain_sentences():
     )
     assert notes == [
         "1 class never positive in any split (nothing to learn, no score): never",
-        "1 class positive only in split 'train' (it cannot be scored): in train",
-        "1 class positive only in split 'test' (it is scored but cannot be learned): in test",
+        "1 class never positive in split 'train' (it cannot be learned): in test",
+        "1 class never positive in split 'test' (left out of its mAP): in train",
         "2 classes never absent in split 'train' (nothing to tell apart): always, dog ",
         "classes 'Dog', 'dog ' differ only in case, spaces or Unicode form: are they one class?",
         "split 'train': 1 of 14 labels are unknown and will be masked",
-        "split 'test': 1 of 2 images have no positive label (legal)",
+        "split 'test': 1 of 2 images have no positive label: photos of none of the classes (not labelled yet? split "
+        "unlabelled)",
     ]
 
 
@@ -353,3 +354,23 @@ def test_photos_that_no_line_names_are_unlabelled_where_that_is_asked_for(tmp_pa
     assert data.table.files == ["a.jpg", "sub/b.jpg", "c.jpg", "sub/y.png", "z.JPG"]
     assert data.table.split.tolist()[3:] == 2 * ["unlabelled"] and (data.table.targets[3:] == -1).all()
     assert data.paths[3] == root / "images" / "sub" / "y.png"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_labels_of_which_none_is_known_to_be_absent_are_refused(split):
+    targets = np.array([[1, -1], [-1, 1], [1, 0], [0, 1]])
+    splits = [split] * 2 + ["test" if split == "train" else "train"] * 2
+    with pytest.raises(ValueError, match=f"no image of split '{split}' is known to lack a class: write 0"):
+        check_splits(table(targets, splits, ["a", "b"]))
+
+
+def test_a_class_that_is_never_absent_in_test_is_named_because_its_ap_is_100():
+    notes = check_splits(table([[1, 0], [0, 1], [1, 0], [-1, 1]], ["train", "train", "test", "test"], ["a", "b"]))
+    assert "1 class never absent in split 'test' (its AP is 100 whatever a model says): a" in notes
+
+
+@pytest.mark.parametrize("name", ["Unknown", "unknowns", "UNKNOWN"])
+def test_a_column_of_unknown_labels_by_another_name_is_refused(tmp_path, name):
+    text = f"file_name,split,labels,{name}\na.jpg,train,cat,dog\n"
+    with pytest.raises(ValueError, match="expected the column of labels that nobody knows to be called 'unknown'"):
+        annotations_of(tmp_path / "annotations.csv", text)

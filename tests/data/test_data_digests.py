@@ -72,3 +72,11 @@ def test_the_same_photo_under_two_names_in_train_and_test_is_found():
     (note,) = overlap_notes(digests, table, allowed=True)
     assert note.startswith("2 images stand") and note.endswith(": 0.jpg = 3.jpg, 2.jpg = 5.jpg")
     assert overlap_notes(["", *"bcdefgh", ""], table, allowed=False) == []
+
+
+def test_the_same_photo_in_train_and_val_is_a_note():
+    split = ["train", "unlabelled", "val", "val", "val", "test"]
+    targets = np.where(np.array(split) == "unlabelled", -1, 1)[:, None]
+    table = LabelTable(["c"], targets, [f"{index}.jpg" for index in range(6)], np.array(split))
+    (note,) = overlap_notes(["x", "u", "x", "u", "v", "t"], table, allowed=False)
+    assert note.startswith("2 images stand in training and in val") and note.endswith(": 0.jpg = 2.jpg, 1.jpg = 3.jpg")

@@ -20,7 +20,7 @@ from cpsd_lib.workbench.yaml_files import ParameterError
 
 LINES = [
     *[f"train{i}.png,train,{'cat' if i % 2 else 'dog'}" for i in range(6)],
-    *[f"test{i}.png,test,{'cat' if i % 2 else 'dog;cat'}" for i in range(3)],
+    *[f"test{i}.png,test,{'cat' if i == 1 else 'dog;cat' if i else 'dog'}" for i in range(3)],
 ]
 
 
@@ -254,7 +254,8 @@ def test_images_beside_the_annotations_have_a_signature_too(tmp_path):
 
 def many(root):
     lines = [f"a{i}.png,train,{'cat' if i % 2 else 'dog'}" for i in range(60)]
-    lines += [f"b{i}.png,val,cat;dog" for i in range(20)] + [f"c{i}.png,test,cat;dog" for i in range(20)]
+    for letter, split in (("b", "val"), ("c", "test")):
+        lines += [f"{letter}{i}.png,{split},{'cat;dog' if i % 2 else 'cat'}" for i in range(20)]
     return photos(root, lines)
 
 
@@ -264,7 +265,7 @@ def test_a_limit_keeps_the_proportions_of_the_splits_and_says_so(tmp_path):
     assert any("30 of 100 images are used" in note for note in dataset.notes)
     numbers = [int(file[1:-4]) + {"a": 0, "b": 60, "c": 80}[file[0]] for file in dataset.table.files]
     assert dataset.images[:, 0, 4, 4].tolist() == numbers == sorted(numbers)
-    expected = [[1, 1] if n >= 60 else [n % 2, 1 - n % 2] for n in numbers]
+    expected = [[1, n % 2] if n >= 60 else [n % 2, 1 - n % 2] for n in numbers]
     assert dataset.table.targets.tolist() == expected
 
 
@@ -275,7 +276,7 @@ def test_the_images_a_limit_keeps_depend_on_the_seed_alone(tmp_path):
 
 
 def test_a_limit_leaves_every_split_an_image_and_one_above_the_number_of_images_is_no_limit(tmp_path):
-    lines = [f"a{i}.png,train,cat;dog" for i in range(99)] + ["b.png,test,cat;dog"]
+    lines = [f"a{i}.png,train,{'cat;dog' if i % 2 else 'cat'}" for i in range(99)] + ["b.png,test,dog"]
     root = photos(tmp_path / "photos", lines)
     assert len(opened(root, limit=20).table.indices("test")) == 1
     dataset = opened(root, limit=100)
@@ -283,7 +284,9 @@ def test_a_limit_leaves_every_split_an_image_and_one_above_the_number_of_images_
 
 
 def test_a_limit_leaves_two_images_to_train_on(tmp_path):
-    lines = ["a.png,train,cat;dog", "b.png,train,cat"] + [f"c{i}.png,test,cat;dog" for i in range(98)]
+    lines = ["a.png,train,cat;dog", "b.png,train,cat"] + [
+        f"c{i}.png,test,{'cat;dog' if i % 2 else 'cat'}" for i in range(98)
+    ]
     dataset = opened(photos(tmp_path / "photos", lines), limit=20)
     assert len(dataset.table.indices("train")) == 2
 
@@ -425,7 +428,8 @@ def test_skipping_all_test_images_is_an_error_before_training(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["a.png,train,cat;dog"], "no image is in split 'test'"),
+        (["a.png,train,cat;dog", "b.png,train,cat"], "no image is in split 'test'"),
+        (["a.png,train,cat;dog", "b.png,test,cat"], "no image of split 'train' is known to lack a class"),
         (["a.png,train,cat", "b.png,test,cat"], "expected at least 2"),
         (["a.png,train,", "b.png,test,cat;dog"], "no image of split 'train' has a positive label"),
     ],

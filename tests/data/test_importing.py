@@ -597,8 +597,8 @@ def test_lines_of_zeros_and_ones_that_contradict_each_other_are_refused_and_equa
     refused(plain, to, "same photo more than once with different labels", "line 2", "line 4", columns="cat:dog")
     plain.write_text("photo,cat,dog\na.jpg,1,0\nb.jpg,0,1\na.jpg,1,\n")
     refused(plain, to, "same photo more than once with different labels", "line 2", "line 4", columns="cat:dog")
-    plain.write_text("photo,cat,dog\na.jpg,1,0\nb.jpg,0,1\na.jpg,1,0\nc.jpg,1,1\n")
-    assert len(flat(imported(plain, to, columns="cat:dog", split="random:0.4")[0])) == 3
+    plain.write_text("photo,cat,dog\na.jpg,1,0\nb.jpg,0,1\na.jpg,1,0\nc.jpg,1,0\nd.jpg,0,1\n")
+    assert len(flat(imported(plain, to, columns="cat:dog", split="random:0.4")[0])) == 4
 
 
 def test_a_split_column_is_taken_unasked_and_its_words_are_understood(plain, to):
@@ -849,7 +849,7 @@ def test_the_command_imports_and_its_result_is_one_that_can_train(tmp_path, to, 
     assert not to.exists() and "--dry-run" in capsys.readouterr().out
     assert cli.main(["data", "import", str(root), "--to", str(to), "--kind", "table"]) == 0
     assert "12 photos: train 4, val 4, test 4; 3 classes" in capsys.readouterr().out
-    assert cli.main(["data", "check", "tiny", "data.kind=csv", f"data.root={to}"]) == 0
+    assert cli.main(["data", "check", "tiny", "data.kind=csv", f"data.root={to}", "partition.k=2"]) == 0
     assert "verdict: it can train" in capsys.readouterr().out
     assert cli.main(["data", "import", str(root), "--to", str(to), "--kind", "table", "--split", "random:0.3"]) == 1
     assert "is there and differs" in capsys.readouterr().err
@@ -873,3 +873,30 @@ def test_a_list_of_json_names_is_read_as_pythons_is(plain, to):
         "photo\tclasses\n" + "\n".join(f"{'abcd'[n]}.jpg\t{cell}" for n, cell in enumerate(rows)).replace('"', "'")
     )
     assert flat(imported(plain, to, labels="classes", split="random:0.4")[0])["a.jpg"] == ["big dog", "cat"]
+
+
+def test_photos_of_kinds_that_are_not_read_are_counted(plain, to, tmp_path):
+    for name in ("a.HEIC", "deeper/b.heic"):
+        (plain.parent / name).parent.mkdir(exist_ok=True)
+        (plain.parent / name).touch()
+    _, printed = imported(plain, to, labels="classes")
+    assert "left out: 2 photos of kinds that are not read, to be saved as JPEG:" in printed and "a.HEIC" in printed
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "c.heic").touch()
+    parts = ("phone holds no photo (.jpg", "1 photo of kinds that are not read")
+    refused(plain, tmp_path / "no", *parts, labels="classes", photos=str(tmp_path / "phone"), error=FileNotFoundError)
+
+
+def test_a_class_that_one_coco_file_does_not_list_is_said_to_be_absent_there(tmp_path, to):
+    def without(content, split):
+        if split == "val":
+            content["categories"] = [one for one in content["categories"] if one["name"] != "01"]
+            content["annotations"] = [one for one in content["annotations"] if one["category_id"] != 9]
+
+    _, printed = imported(coco2017(tmp_path / "coco", without), to, "coco")
+    assert "counted as absent where a file does not list it: 01" in printed
+
+
+def test_a_coco_file_without_images_is_refused(tmp_path, to):
+    root = coco2017(tmp_path / "coco", lambda content, split: content.update(images=[], annotations=[]))
+    refused(root, to, "lists no image, expected a COCO JSON", kind="coco")

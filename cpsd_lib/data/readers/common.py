@@ -17,6 +17,7 @@ from cpsd_lib.data.table import LabelTable
 from cpsd_lib.support import counted, listed
 
 PHOTOS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".jp2", ".avif")
+NOT_READ = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 
 NOT_COMPARABLE = "are not the papers'"  # a note with these words goes beside every figure
 

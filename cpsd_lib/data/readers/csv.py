@@ -129,6 +129,8 @@ def _check_header(path, header):
             advice = "`cpsd data import` writes this file from others"
             raise ValueError(f"{path} has no column {column!r}; {columns} {advice}")
     common.refuse_repeats(path, [name for name in header if name in (*COLUMNS, "unknown")], "column")
+    alike = (repr(name) for name in header if name != "unknown" == name.strip().casefold().rstrip("s"))
+    common.refuse(path, alike, "expected the column of labels that nobody knows to be called 'unknown': rename it")
 
 
 def _file_names(path, lines, cells, split):
