@@ -13,8 +13,7 @@ import torch
 from matplotlib import colormaps, font_manager
 from matplotlib.cm import ScalarMappable
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import LogFormatter, MaxNLocator
-from scipy.cluster.hierarchy import leaves_list, linkage
+from matplotlib.ticker import LogFormatter
 from scipy.spatial.distance import pdist, squareform
 from scipy.special import huber
 from scipy.stats import spearmanr
@@ -312,39 +311,6 @@ def mean_huber(student, teacher):
     """
     gap = np.abs(squareform(np.asarray(student) - np.asarray(teacher), checks=False))
     return float(huber(1, gap).mean()) if len(gap) else 0.0
-
-
-def neighbours_first(distances):
-    """Return an order [n] of the members of distances [n, n] that puts near ones side by side (average linkage)."""
-    if len(distances) <= 2:
-        return np.arange(len(distances))
-    return leaves_list(linkage(squareform(distances, checks=False), "average"))
-
-
-def triangles(points):
-    """Groups of three embeddings as triangles, each side with its relative distance; points {title: [3, 2]}."""
-    figure, axes = panels(1, len(points), 3.9 * len(points), 4.3)
-    for axis, (title, corners) in zip(axes[0], points.items(), strict=True):
-        corners = np.asarray(corners, dtype=float)
-        distances, centre = relative_distances(corners), corners.mean(0)
-        axis.fill(*corners.T, facecolor=(CO, 0.12), edgecolor=CO, linewidth=2.5)
-        axis.plot(*corners.T, "o", color=BASELINE, markersize=8)
-        for number, corner in enumerate(corners):
-            _outside(axis, corner, centre, f"e{'₁₂₃'[number]}", 14)
-        for i, j in ((0, 1), (1, 2), (0, 2)):
-            _outside(axis, (corners[i] + corners[j]) / 2, centre, f"{distances[i, j]:.2f}", 18, color=DIS)
-        axis.set_aspect("equal", adjustable="datalim")
-        axis.margins(0.3)
-        axis.set(title=title, xlabel="1st coordinate", ylabel="2nd coordinate")
-        for side in (axis.xaxis, axis.yaxis):
-            side.set_major_locator(MaxNLocator(5, integer=True))
-    return figure
-
-
-def _outside(axis, place, centre, text, points, **look):
-    away = np.asarray(place) - centre
-    away = points * away / max(np.linalg.norm(away), 1e-9)
-    axis.annotate(text, place, away, textcoords="offset points", ha="center", va="center", fontsize=12, **look)
 
 
 def distance_matrices(matrices, member, about, names=None):

@@ -9,7 +9,7 @@ from cpsd_lib.workbench.handover import finished_model
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.model_folder import ready
 from cpsd_lib.workbench.run import Run, load_partitions, open_run
-from cpsd_lib.workbench.scoring import probabilities_of
+from cpsd_lib.workbench.scoring import probabilities_of, scores_of
 from cpsd_lib.workbench.yaml_files import ParameterError, outputs_root
 
 KINDS = ("partition", "thresholds", "cams")
@@ -21,7 +21,8 @@ def load_model(model, row=None, seed=None):
     model: a model folder (`cpsd export`); else a Run, a run's name in outputs/ or its folder, or a parameter file. row: of a
     run, a row of its table, cpsd by default, or teachers_co, teachers_dis, ... for the merged experts of a branch; seed: the
     run's first by default. It has `.class_names`, `.input_size` (pixels), and where the run held out training images
-    `.thresholds` [C] and `.calibration`, else None. Data set, network and original weights are not needed.
+    `.calibration` and `.thresholds` [C], for probabilities that are not calibrated, else None. Neither data set, network nor
+    original weights are needed.
     Raises MissingStage when the model is not there, ParameterError for an unknown run, row or seed, ValueError for a model
     folder that is damaged.
     """
@@ -54,7 +55,8 @@ def explore(run="demo", kind="partition", seed=None):
     test = table.indices("test")
     if kind == "thresholds":
         row = "cpsd" if "cpsd" in run.params.student.rows else run.params.student.rows[-1]
-        return threshold_explorer(probabilities_of(run, seed, row, "test"), table.targets[test], table.names)
+        scores, targets = probabilities_of(run, seed, row, "test"), scores_of(run, seed, "targets", "test")
+        return threshold_explorer(scores, targets, table.names)
     return cam_browser(load_models(run, seed), run.dataset.need_images(), test, table.targets, table.names)
 
 

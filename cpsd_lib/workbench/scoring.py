@@ -26,7 +26,7 @@ from cpsd_lib.workbench.loading import Scored, read_form
 from cpsd_lib.workbench.making import load_student, load_teachers
 from cpsd_lib.workbench.published import published
 from cpsd_lib.workbench.rows import FROM_MODEL, TITLES, baseline_of, branches_trained
-from cpsd_lib.workbench.run import MissingStage, held_out_indices, left_by
+from cpsd_lib.workbench.run import MissingStage, describe_data, held_out_indices, left_by
 
 SPLITS = ("test", "test_shifted")
 SCORES_VERSION = 1  # raise it when the same logits get other scores
@@ -41,6 +41,8 @@ def evaluate(run):
     """
     folder, table, made_of = run.folder / "evaluation", run.dataset.table, _made_of(run)
     released, records, per_class = run.params.evaluation.released is not None, [], []
+    if released:
+        describe_data(run)  # its one stage is 05_evaluation
     if (folder / "metrics.json").exists() and (folder / "per_class.csv").exists():
         there = read_form(folder / "metrics.json", list[Scored])
         files = [score_path(run, one["seed"], one["row"], one["split"]) for one in there]
@@ -265,9 +267,9 @@ def gain_intervals(run, row, against, split="test", resamples=1000):
     It measures the luck of the test images; the spread between the lines measures the luck of training. A gain needs both.
     The draw of images is that of the run's seed, the same for every line.
     """
-    targets, lines = run.dataset.table.targets[run.dataset.table.indices(split)], {}
+    lines = {}
     for seed in run.params.seed_list():
-        first, second = (scores_of(run, seed, name, split) for name in (row, against))
+        first, second, targets = (scores_of(run, seed, name, split) for name in (row, against, "targets"))
         paired = paired_bootstrap(first, second, targets, resamples, run.params.seed)
         percent = {"gain": 100 * paired.difference, "low": 100 * paired.low, "high": 100 * paired.high}
         lines[seed] = percent | {"p": paired.p_value}
@@ -280,15 +282,17 @@ def decision_rules(run, rows, split="test"):
     Rules: one threshold for all classes, 0.5 and 0.8 (what the paper's table presumably used); the three highest scores of
     an image; a threshold a class, tuned on held-out training images (only where the run holds some out).
     """
-    table = run.dataset.table
-    targets, lines = table.targets[table.indices(split)], []
+    lines = []
     for row in rows:
         for seed in run.params.seed_list():
-            scores, held_out = probabilities_of(run, seed, row, split), held_out_indices(run, seed)
+            scores, targets = probabilities_of(run, seed, row, split), scores_of(run, seed, "targets", split)
             rules = {"0.5": (0.5, None), "0.8": (0.8, None), "top 3": (0.0, min(3, targets.shape[1]))}
-            if held_out is not None:
-                tuning = probabilities_of(run, seed, row, "held_out")
-                rules["tuned per class"] = (best_thresholds(tuning, table.targets[held_out]), None)
+            if held_out_indices(run, seed) is not None:
+                tuning, known = (
+                    probabilities_of(run, seed, row, "held_out"),
+                    scores_of(run, seed, "targets", "held_out"),
+                )
+                rules["tuned per class"] = (best_thresholds(tuning, known), None)
             for rule, (threshold, top_k) in rules.items():
                 f1 = precision_recall_f1(scores, targets, threshold, top_k)
                 lines.append({"row": TITLES[row], "rule": rule} | {name: 100 * f1[name] for name in ("CF1", "OF1")})

@@ -49,25 +49,6 @@ def test_one_member_has_no_distance_to_anything():
     assert plots.mean_huber(np.zeros((1, 1)), np.zeros((1, 1))) == 0
 
 
-def test_neighbours_stand_side_by_side():
-    place = np.array([0.0, 10.0, 0.1, 10.2, 0.3])
-    order = plots.neighbours_first(abs(place[:, None] - place))
-    assert sorted(order) == list(range(5))
-    assert np.count_nonzero(np.diff((place[order] > 5).astype(int))) == 1
-
-
-@pytest.mark.parametrize("n", [0, 1, 2])
-def test_two_members_or_fewer_keep_their_order(n):
-    assert list(plots.neighbours_first(np.zeros((n, n)))) == list(range(n))
-
-
-def test_a_triangle_has_its_relative_distances_on_its_sides(draw):
-    axes = draw(plots.triangles({"teacher": TRIANGLE, "larger": 3 * TRIANGLE + 2})).axes
-    for axis, title in zip(axes, ("teacher", "larger"), strict=True):
-        assert [text.get_text() for text in axis.texts[3:]] == ["1.00", "1.25", "0.75"]
-        assert "".join(axis.get_title(loc=side) for side in ("left", "center")) == title
-
-
 @pytest.mark.parametrize("n", [1, 2, 3, 12])
 def test_distance_matrices_share_one_scale_and_say_how_far_the_teacher_is(draw, n):
     matrices = {name: plots.relative_distances(group(seed, n, 4)) for seed, name in enumerate(("teacher", "a", "b"))}

@@ -14,6 +14,7 @@ from cpsd_lib.models import released
 from cpsd_lib.models.classifier import build_model
 from cpsd_lib.models.heads import sine_position
 from cpsd_lib.models.released import LAYOUTS
+from cpsd_lib.support import write_json
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.published import no_figure, published
 from cpsd_lib.workbench.run import Run
@@ -198,3 +199,13 @@ def test_the_papers_figure_stands_beside_no_subset_and_no_other_k_or_alpha(place
     scored = changed | {"evaluation.released": "resnet101", "evaluation.checkpoint": "F.ckpt"}
     # A checkpoint was trained with the paper's own, and is scored on what there is.
     assert published(params(place, "coco_resnet101", **scored)).empty == ("data.limit" in changed)
+
+
+def test_what_is_said_of_the_data_is_that_of_this_scoring(place):
+    torch.save(released_state("resnet101"), place / "F.ckpt")
+    run = run_of(place, "resnet101")
+    evaluate(run)
+    described = run.described
+    write_json(run.folder / "data.json", described | {"incomplete": "of another day"})
+    evaluate(run)  # its scores are there already
+    assert run.described == described

@@ -139,7 +139,7 @@ def fakes(outputs, monkeypatch):
     return faults
 
 
-EIGHT = {"vary": {"seed": list(range(8))}, "overrides": {}, "name": "eight"}
+EIGHT = {"vary": {"data.seed": list(range(8))}, "overrides": {}, "name": "eight"}
 
 
 @pytest.mark.parametrize(
@@ -163,13 +163,13 @@ def test_a_run_that_fails_stops_no_other_and_the_same_command_does_what_is_missi
     assert runner.run_grid("tiny", EIGHT) == 0
     again = [line.split()[1] for line in journal(outputs)[done:] if line.startswith("start")]
     assert again == ["eight.seed-2", "eight.seed-5"]
-    assert "8 jobs over seed (8), from tiny; 6 are done already" in capsys.readouterr().out
+    assert "8 jobs over data.seed (8), from tiny; 6 are done already" in capsys.readouterr().out
 
 
 def test_a_run_is_that_of_the_resolved_parameters(outputs, fakes):
     assert runner.run_grid("tiny", EIGHT | {"train.epochs": 7}) == 0
     written = load_params(outputs / "eight" / "params" / "seed-3.yaml")
-    assert (written.name, written.seed, written.student.epochs) == ("eight.seed-3", 3, 7)
+    assert (written.name, written.data.seed, written.student.epochs) == ("eight.seed-3", 3, 7)
     shutil.rmtree(outputs / "eight")  # its runs are still there, and done
     assert runner.run_grid("tiny", EIGHT | {"train.epochs": 7}) == 0
     assert len(list((outputs / "eight" / "params").glob("*.yaml"))) == 8
@@ -178,7 +178,7 @@ def test_a_run_is_that_of_the_resolved_parameters(outputs, fakes):
 def test_a_grid_that_runs_already_is_not_run_beside_itself(outputs, fakes, capsys):
     (outputs / "eight").mkdir(parents=True)
     with FileLock(outputs / "eight" / ".runner.lock"):
-        assert cli.main(["grid", "tiny", "name=eight", "vary.seed=[0, 1]"]) == 1
+        assert cli.main(["grid", "tiny", "name=eight", "vary.data.seed=[0, 1]"]) == 1
     assert "is held by process" in capsys.readouterr().err and not journal(outputs)
 
 

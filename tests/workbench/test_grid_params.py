@@ -87,10 +87,10 @@ def test_overrides_reach_the_jobs_unless_they_name_what_belongs_to_the_grid(outp
 
 
 def test_what_the_command_line_varies_has_no_one_value_any_more(outputs, tmp_path):
-    path = written(tmp_path, {"vary": {"seed": [1]}, "overrides": {"partition.k": 2}})
+    path = written(tmp_path, {"vary": {"data.seed": [1]}, "overrides": {"partition.k": 2}})
     for given in ({"vary.partition.k": [2, 3]}, {"vary": {"partition.k": [2, 3]}}):
         assert load_grid(path, given).overrides == {}
-    assert load_grid(path, {"vary.seed": [1, 2]}).overrides == {"partition.k": 2}
+    assert load_grid(path, {"vary.data.seed": [1, 2]}).overrides == {"partition.k": 2}
     with pytest.raises(ParameterError, match="vary: must be a section"):
         load_grid(path, {"vary": 5})
 
@@ -125,7 +125,9 @@ def test_every_grid_file_of_the_project_is_right(outputs, papers_data, file):
         ({"base": None, "vary": {"base": ["tiny", 3]}}, "vary.base: must be names or paths of parameter files"),
         ({"overrides": {"base": "demo"}}, "overrides.base: give a parameter file as `base:`"),
         ({"base": "scenes_k"}, "scenes_k is a grid, many runs in one file"),
-        ({"vary": {"seed": list(range(40)), "data.seed": list(range(40))}}, "1,600 jobs; at most 1,000"),
+        ({"vary": {"partition.seed": list(range(40)), "data.seed": list(range(40))}}, "1,600 jobs; at most 1,000"),
+        ({"vary": {"seed": [0, 1]}}, "vary.seed: a grid's table is over seeds"),
+        ({"vary": {"seeds": [1, 3]}}, "vary.seeds: a grid's table is over seeds"),
     ],
 )
 def test_a_wrong_grid_is_refused_in_words(outputs, tmp_path, change, words):

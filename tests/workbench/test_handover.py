@@ -369,3 +369,14 @@ def test_timm_loads_the_backbone_strictly_and_merged_experts_are_refused(finishe
     capsys.readouterr()
     assert main(["export", "finished", "--row", "teachers_co", "--format", "timm", "--to", str(tmp_path / "co")]) == 1
     assert "take another row or format" in capsys.readouterr().err and not (tmp_path / "co").exists()
+
+
+def test_the_card_of_a_model_whose_data_has_changed_since_has_no_counts_and_says_so(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished.folder.parent, tmp_path / "outputs", ignore=shutil.ignore_patterns(".cache"))
+    monkeypatch.setenv("CPSD_OUTPUTS", str(tmp_path / "outputs"))
+    path = tmp_path / "outputs" / "finished" / "data.json"
+    write_json(path, read_json(path) | {"key": "another", "positives": {"test": [1]}})
+    assert main(["export", "finished", "--to", str(tmp_path / "folder")]) == 0
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "the run's data has changed since, so that no counts stand here" in card
+    assert "| class | threshold |\n|---|--:|\n| 1 | 0." in card

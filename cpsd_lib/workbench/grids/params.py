@@ -31,6 +31,8 @@ class Grid(Section):
     def _fits_together(self):
         if "name" in {*self.vary, *self.overrides}:
             raise ValueError("name: the grid itself names its jobs")
+        if seeds := {"seed", "seeds"} & {*self.vary}:
+            raise ValueError(f"vary.{min(seeds)}: a grid's table is over seeds; give seed and seeds as overrides")
         if "base" in self.overrides:
             raise ValueError("overrides.base: give a parameter file as `base:`, several as `vary: {base: [...]}`")
         if (self.base is None) != ("base" in self.vary):
