@@ -214,3 +214,10 @@ def test_no_stability_is_claimed_for_classes_that_occur_with_no_other():
     found = study.stability(targets, "co", [2, 4, 5, 7], repeats=2)
     assert sorted(set(found["k"])) == [2, 4]  # four classes co-occur
     assert study.stability(lonely.astype(np.int8), "co", [2, 3]).empty
+
+
+def test_a_cut_is_compared_with_those_of_the_next_seeds(monkeypatch):
+    seeds, real = [], study.cut
+    monkeypatch.setattr(study, "cut", lambda graph, k, seed, *rest: seeds.append(seed) or real(graph, k, seed, *rest))
+    study.stability(planted(), "co", [2], seed=5, repeats=2)
+    assert sorted(seeds) == [5] * 5 + [6, 7]  # the run's own and four halves, then the others

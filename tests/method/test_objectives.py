@@ -186,3 +186,10 @@ def test_a_plain_tensor_of_logits_is_as_good_as_an_output_and_a_missing_branch_i
     assert plain == wrapped
     with pytest.raises(ValueError, match=r"no soft targets of branch 'co'.*got \['dis'\]"):
         objective(logits, targets, {"dis": soft["dis"]})
+
+
+def test_asl_settings_reach_l2ds_loss_on_labels():
+    logits, targets, soft = random_case(11)
+    settings = {"gamma_neg": 2, "gamma_pos": 1, "clip": 0.1}
+    named = MultiLabelDistillation({"co": 1.0}, "mld", asl=settings)(output(logits), targets, soft)
+    assert named["asl"].item() == pytest.approx(asl_by_hand(logits, targets, **settings), rel=1e-5)

@@ -82,7 +82,7 @@ def test_twelve_parts_are_merged_by_number_and_not_by_the_spelling_of_the_number
 
 
 def test_half_precision_experts_are_merged_in_float32():
-    experts = PartTeachers([Says([0.0]).bfloat16(), Says([1.0])], Partition([[0], [1]], 2))
+    experts = PartTeachers([Says([0.0]).bfloat16(), Says([1.0]).bfloat16()], Partition([[0], [1]], 2))
     assert experts(torch.rand(1, 3, 2, 2)).dtype == torch.float32
 
 

@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -19,10 +20,10 @@ from cpsd_lib.evaluation.metrics import mean_average_precision
 from cpsd_lib.models.classifier import Output, build_model
 from cpsd_lib.models.trunk import make_tail, make_trunk
 from cpsd_lib.objectives import Supervised
-from cpsd_lib.support import derive_seed, pick_device, pick_precision, sha256
+from cpsd_lib.support import derive_seed, pick_device, pick_precision, sha256, write_json
 from cpsd_lib.training import checkpoint, loop
 from cpsd_lib.training.batches import Batches, predict_logits
-from cpsd_lib.training.learner import Compiled, Ema, Learner, start_state
+from cpsd_lib.training.learner import Compiled, Ema, Learner, optimizer_of, start_state
 from cpsd_lib.training.loop import Diverged, Validation, fit
 from cpsd_lib.workbench.params import TrainParams
 
@@ -656,14 +657,14 @@ def test_held_out_images_without_a_positive_leave_the_last_ema(images, targets, 
 
 def test_looking_at_the_held_out_images_does_not_change_the_training(images, targets, tmp_path):
     without, with_ = learner(dropout=0.5), learner(dropout=0.5)
-    run([without], tmp_path / "a", images, targets, training=recipe(epochs=1))
+    run([without], tmp_path / "a", images, targets, training=recipe(epochs=2))
     run(
         [with_],
         tmp_path / "b",
         images,
         targets,
-        training=recipe(epochs=1),
-        validation=Validation(images, targets, np.arange(8)),
+        training=recipe(epochs=2),
+        validation=Validation(images, np.zeros_like(targets), np.arange(8)),  # without a positive the last EMA is kept
     )
     assert same(weights([without]), weights([with_]))
 
@@ -795,7 +796,9 @@ def test_a_checkpoint_runs_no_code_when_it_is_loaded(images, targets, tmp_path):
             return os.mkdir, (str(tmp_path / "hacked"),)
 
     torch.save({"training": {}, "states": Hostile()}, tmp_path / "last.ckpt")
-    run([learner()], tmp_path, images, targets)
+    write_json(tmp_path / "checksums.json", [sha256(tmp_path / "last.ckpt")])  # as if it were our own
+    with suppress(pickle.UnpicklingError):
+        run([learner()], tmp_path, images, targets)
     assert not (tmp_path / "hacked").exists()
 
 
@@ -855,3 +858,25 @@ def test_a_derived_seed_is_a_function_of_its_parts_and_fits_torch():
     assert derive_seed(1, "a", 2) == derive_seed(1, "a", 2)
     found = {derive_seed(seed, name, step) for seed in range(5) for name in ("a", "b") for step in range(100)}
     assert len(found) == 1000 and all(0 <= seed < 2**63 for seed in found)
+
+
+def test_dropout_draws_anew_at_every_step_and_for_every_seed(images, targets, tmp_path):
+    drawn = []
+    for seed in (5, 6):
+        one = learner(dropout=0.5)
+        one.model.dropout.register_forward_hook(
+            lambda _, given, kept: drawn.append(tuple((kept != 0).flatten().tolist()))
+        )
+        run([one], tmp_path / str(seed), images, targets, training=recipe(epochs=1), seed=seed)
+    assert len(drawn) == len(set(drawn)) == 8
+
+
+@pytest.mark.parametrize(("optimizer", "left"), [("adamw", 1 - 4e-4 * 0.5), ("adam", 1 - 4e-4)])
+def test_adamw_decays_the_weight_and_adam_the_gradient(optimizer, left):
+    layer = nn.Linear(2, 2)
+    nn.init.ones_(layer.weight)
+    made, _ = optimizer_of(layer, recipe(optimizer=optimizer, weight_decay=0.5), 4)  # the first lr is 1e-2 / 25
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    assert layer.weight.flatten().tolist() == pytest.approx([left] * 4, abs=1e-6)

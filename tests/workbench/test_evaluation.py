@@ -52,7 +52,7 @@ def a_run(folder, protocol="honest", incomplete="", seeds=2):
         method="paper",
         evaluation=SimpleNamespace(released=None, threshold=0.5),
         teachers=SimpleNamespace(start="model"),
-        student=SimpleNamespace(start="model"),
+        student=SimpleNamespace(start="model", rows=["baseline", "cpsd"]),
         model=SimpleNamespace(name="test_resnet"),
         data=SimpleNamespace(kind="csv", size=64, labelled=None, limit=None),
     )
@@ -249,3 +249,10 @@ def test_names_that_look_like_numbers_or_like_nothing_stay_names(tmp_path, names
     run.described["class_names"] = [*names[:-1], "another"]
     with pytest.raises(ValueError, match="other classes than the"):
         load_per_class(run)
+
+
+@pytest.mark.parametrize(("threshold", "found"), [(0.2, 3), (0.4, 2), (0.6, 1)])
+def test_f1_is_counted_at_the_threshold_and_of_the_three_highest(threshold, found):
+    logits = np.array([[2.0, 1.0, 0.0, -1.0]], np.float32)  # 0.88 0.73 0.50 0.27
+    record, _ = score(logits, np.array([[1, 0, 1, 1]]), threshold)
+    assert record["OR"] == pytest.approx(100 * found / 3) and record["OR_top3"] == pytest.approx(200 / 3)

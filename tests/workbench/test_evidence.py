@@ -1,13 +1,17 @@
 """Intervals, calibration and rules of decision from saved scores, on scores made by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.special import expit
 
+from cpsd_lib.data.table import LabelTable
 from cpsd_lib.evaluation import bootstrap, metrics
 from cpsd_lib.support import write_json
 from cpsd_lib.viz import plots
 from cpsd_lib.workbench import scoring
+from cpsd_lib.workbench.params import TrainParams
 from cpsd_lib.workbench.run import MissingStage, held_out_indices, open_run, training_indices
 from cpsd_lib.workbench.scoring import score_path
 
@@ -23,13 +27,14 @@ def run(tmp_path, monkeypatch):
         for split, indices in (("test", table.indices("test")), ("held_out", held_out_indices(run, seed))):
             targets = table.targets[indices]
             logits_of_rows = {
+                "targets": targets,
                 "baseline": draw.normal(size=targets.shape),
                 "cpsd": 2.0 * targets + draw.normal(size=targets.shape),
             }
             for row, logits in logits_of_rows.items():
                 path = score_path(run, seed, row, split)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, logits.astype(np.float32))
+                np.save(path, logits if row == "targets" else logits.astype(np.float32))
     write_json(run.folder / "evaluation" / "metrics.json", [])
     return run
 
@@ -83,3 +88,30 @@ def test_the_figure_shows_every_class():
     gain = np.array([1.0, np.nan, -2.0, 0.5])
     figure, _ = plots.gain_against(gain, {"images": np.arange(4), "degree": np.arange(4.0)}, "t")
     assert len(figure.axes) == 2 and all(len(axis.lines[1].get_xdata()) == 3 for axis in figure.axes)
+
+
+def test_a_val_split_of_the_data_selects_and_tunes_and_is_never_trained_on():
+    split = ["train"] * 6 + ["val"] * 3 + ["test"] * 2
+    table = LabelTable(["a", "b"], np.ones((11, 2), np.int8), list("0123456789x"), np.array(split))
+
+    def run(teachers, student):
+        teachers, student = (TrainParams(select=one) for one in (teachers, student))
+        params = SimpleNamespace(protocol="honest", teachers=teachers, student=student)
+        return SimpleNamespace(dataset=SimpleNamespace(table=table), params=params)
+
+    for seed in (0, 1):
+        train, selection = training_indices(run("val", "val"), TrainParams(select="val"), seed)
+        assert (train.tolist(), selection.tolist()) == ([0, 1, 2, 3, 4, 5], [6, 7, 8])
+        assert held_out_indices(run("last", "val"), seed).tolist() == [6, 7, 8]  # they need not be alike
+    assert held_out_indices(run("val", "last"), 0) is None
+
+
+def test_gains_and_rules_are_of_the_labels_that_were_scored(run):
+    before = scoring.gain_intervals(run, "cpsd", "baseline", resamples=20)
+    rules = scoring.decision_rules(run, ["cpsd"])
+    for seed in (0, 1):
+        for split in ("test", "held_out"):
+            path = score_path(run, seed, "targets", split)
+            np.save(path, 1 - np.load(path))
+    assert (scoring.gain_intervals(run, "cpsd", "baseline", resamples=20)["gain"] < 0).all()
+    assert (before["gain"] > 0).all() and not rules.equals(scoring.decision_rules(run, ["cpsd"]))

@@ -15,13 +15,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from cpsd_lib import graph
+from cpsd_lib.losses import asymmetric_loss
+from cpsd_lib.objectives import MultiLabelDistillation, SelfDistillation
 from cpsd_lib.partition import Partition, ncut
 from cpsd_lib.support import read_json, write_json
 from cpsd_lib.teachers import logits_of
 from cpsd_lib.training import loop
 from cpsd_lib.training.batches import Batches
 from cpsd_lib.viz.parts import export
-from cpsd_lib.workbench import making, scoring
+from cpsd_lib.workbench import making, recipes, scoring
 from cpsd_lib.workbench.cost import equal_epochs
 from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.making import (
@@ -906,3 +909,108 @@ def test_a_file_of_another_form_is_one_sentence_that_names_it(outputs, tmp_path,
         ValueError, match=rf"{file} is not as this version writes it \(.*\); delete it and run its stage"
     ):
         reads(small())
+
+
+# ---- what reaches a training -----------------------------------------------------------------------------------------
+
+
+def test_the_teacher_of_a_part_learns_the_columns_of_its_own_classes(outputs):
+    run, draw = small(teachers__gamma_neg=1.0), torch.Generator().manual_seed(0)
+    targets = torch.randint(0, 2, (6, 20), generator=draw)
+    for branch in ("whole", "co", "dis"):
+        for task, part in zip(teacher_tasks(run, 0, branch), load_partitions(run)[branch].parts, strict=True):
+            logits = torch.randn(6, len(part), generator=draw)
+            expected = asymmetric_loss(logits, targets[:, part], gamma_neg=1.0)
+            assert task.class_indices == part
+            torch.testing.assert_close(task.objective(logits, targets)["asl"], expected)
+
+
+@pytest.mark.parametrize("seed", [21, 22])
+def test_a_soft_target_is_that_of_its_image_its_view_and_its_seed(outputs, monkeypatch, seed):
+    def numbered(teachers, batches, number, *_):  # whole numbers below 2,048 are exact in float16
+        column = batches.indices[:, None] + 100 * number + 1000 * (batches.seed == 22)
+        return {"whole": np.repeat(column, 20, 1).astype(np.float16)}
+
+    monkeypatch.setattr(making, "_teachers_of", lambda *_: {"whole": torch.nn.Linear(1, 1)})
+    monkeypatch.setattr(making, "fold_models", lambda merged, size: merged)
+    monkeypatch.setattr(making, "view_logits", numbered)
+    stored = StoredTargets(small(), seed, ["whole"])
+    some = stored.indices[[5, 0, 41]]
+    for view in (1, 2):
+        expected = torch.from_numpy(some)[:, None] + 100 * view + 1000 * (seed == 22)
+        assert (stored(view, some, None)["whole"] == expected).all()
+
+
+def test_a_seed_is_another_start_and_other_batches_each_by_itself(outputs, monkeypatch):
+    class Looked(Exception):
+        pass
+
+    seen = []
+
+    def look(learners, batches, *_, **__):
+        seen.append((batches.seed, learners[0].model.head.linear.weight.clone()))
+        raise Looked
+
+    monkeypatch.setattr(making, "fit", look)
+    for seed in (31, 32):  # trained by no other test
+        with pytest.raises(Looked):
+            train_student(small(), seed, "student_only")
+    assert [seed for seed, _ in seen] == [31, 32] and not torch.equal(seen[0][1], seen[1][1])
+
+
+def test_a_students_parameters_reach_its_objective(outputs):
+    of_labels = {"gamma_neg": 1.0, "gamma_pos": 0.5, "clip": 0.2}
+    words = of_labels | {"alpha": 0.3, "match": "kl", "mld": 7.0, "temperature": 2.0, "cd": 3.0, "id": 5.0}
+    run, weights = small(**{f"student__{name}": value for name, value in words.items()}), {"co": 0.3, "dis": 0.7}
+    assert student_task(run, 0, "cpsd").objective == SelfDistillation(weights, "kl", of_labels)
+    expected = MultiLabelDistillation(weights, "mld+led", mld=7.0, cd=3.0, id=5.0, asl=of_labels, temperature=2.0)
+    assert student_task(run, 0, "cpsd_mld_led").objective == expected
+
+
+def keys_of_tasks(run):
+    return {teacher_tasks(run, 0, "co")[0].key} | {
+        student_task(run, 0, row).key for row in ("student_only", "cpsd_mld")
+    }
+
+
+OF_BOTH = {"batch_size": 16, "view": "plain", "gamma_neg": 1.0, "gamma_pos": 1.0, "clip": 0.2, "optimizer": "adam"}
+OF_BOTH |= {"weight_decay": 0.5, "pct_start": 0.3, "ema_decay": 0.5, "ema_warmup": False, "precision": "bfloat16"}
+
+
+@pytest.mark.parametrize("change", [*({f"train__{n}": value} for n, value in OF_BOTH.items()), {"model__prior": 0.3}])
+def test_what_changes_weights_changes_every_key(outputs, change):
+    assert not keys_of_tasks(small()) & keys_of_tasks(small(**change))
+
+
+def test_other_code_changes_every_key(outputs, monkeypatch):
+    before = keys_of_tasks(small())
+    monkeypatch.setattr(recipes, "code_of", lambda *_: "edited")
+    assert recipes.soft_recipe(small(), 0, "co")["code"] == "edited"
+    assert not before & keys_of_tasks(small())
+
+
+@pytest.mark.parametrize("change", [{"mld": 3.0}, {"temperature": 2.0}, {"views": 1}])
+def test_what_changes_a_students_match_changes_its_key(outputs, change):
+    other = small(**{f"student__{name}": value for name, value in change.items()})
+    assert student_task(other, 0, "cpsd_mld").key != student_task(small(), 0, "cpsd_mld").key
+
+
+def test_another_model_under_the_same_name_is_missing(outputs):
+    with pytest.raises(MissingStage, match="03_teachers"):
+        load_student(small(model__prior=0.3), 0, "baseline")
+
+
+def test_a_teacher_of_a_part_starts_with_the_baselines_rows_of_its_classes(outputs):
+    run, whole = small(teachers__start="baseline"), load_student(small(), 0, "baseline").head.linear
+    for branch in ("co", "dis"):
+        tasks = teacher_tasks(run, 0, branch)
+        for task, one in zip(tasks, making._learners(run, tasks), strict=True):
+            assert torch.equal(one.model.head.linear.weight, whole.weight[task.class_indices])
+
+
+def test_the_exponent_of_a_run_is_that_of_its_graph(outputs):
+    run = small(partition__exponent=1.0)
+    table = run.dataset.table
+    expected = graph.affinity(*graph.cooccurrence(table.targets[table.indices("train")]), "co", 1.0)
+    assert np.array_equal(label_graph(run, "co"), expected)
+    assert not np.array_equal(label_graph(small(), "co"), expected)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -216,3 +217,9 @@ def test_the_model_is_folded_and_leaves_cores_to_the_decoding(photos, monkeypatc
         assert seen[-1] == 1 and torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(threads)
+
+
+def test_tuned_thresholds_are_calibrated_as_the_probabilities_are():
+    model = SimpleNamespace(thresholds=np.array([0.5, 0.2]), class_names=["a", "b"])
+    threshold, top = predicting._rule(model, None, (2.0, 1.0))
+    assert top is None and threshold == pytest.approx(expit([1.0, np.log(0.25) / 2 + 1]))

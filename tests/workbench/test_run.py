@@ -116,6 +116,8 @@ def test_a_second_run_executes_nothing_and_leaves_the_manifest_as_it_is(root, st
         ({"teachers__lr": 0.01}, ["03_teachers", "04_student", "05_evaluation", "06_explanation", "07_ablation"]),
         ({"partition__k": 3}, ALL[1:]),
         ({"evaluation__threshold": 0.4}, ["05_evaluation", "06_explanation", "07_ablation"]),
+        ({"model__prior": 0.3}, ALL[2:]),
+        ({"protocol": "paper"}, ALL[2:]),
         ({"data__images": 500}, ALL),
         ({"seed": 1}, ALL),
     ],

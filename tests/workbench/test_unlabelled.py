@@ -1,5 +1,7 @@
 """Photos without labels: which ones they are, who learns from them, and the teachers that are compared for it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -271,3 +273,19 @@ def test_figures_of_few_labels_stand_beside_those_of_cap_and_not_beside_the_pape
     assert len(published(of_paper))
     assert published(load_params("coco_resnet101", {"data.labelled": 0.1}, paths=False)).empty
     assert "data.labelled = 0.1" in no_figure(load_params("coco_resnet101", {"data.labelled": 0.1}, paths=False))
+
+
+def test_pseudo_labels_are_the_moving_averages_and_new_in_every_epoch():
+    images = np.full((4, 3, 2, 2), 60, np.uint8) * np.arange(4, dtype=np.uint8)[:, None, None, None]
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1, bias=False))
+    torch.nn.init.ones_(model[1].weight)  # bright is high; the average says the opposite
+    average = {"1.weight": -torch.ones(1, 12)}
+    state = SimpleNamespace(learner=SimpleNamespace(model=model), ema=SimpleNamespace(state=average))
+    batches = Batches(images, np.array([[1], [-1], [-1], [-1]], np.int8), batch_size=2, view="plain")
+    pseudo, progress, found = PseudoLabels(np.array([1, 2, 3]), np.array([1 / 3])), {}, []
+    for step, sign in ((0, 1), (1, -1), (0, 1)):  # a beginning, within the epoch, the next beginning
+        average["1.weight"].mul_(sign)
+        progress["step"] = step
+        pseudo.label([state], batches, progress, None)
+        found.append(batches.targets[:, 0].tolist())
+    assert found == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 1]]
