@@ -233,17 +233,16 @@ def _check_data(params, overrides):
     from cpsd_lib.data import check_data
 
     checked = check_data(data, workbench.outputs_root() / params.name)
-    if checked.trainable:
+    cuts = () if checked.table is None else params.partition.study(len(checked.table.names))[2:]
+    if checked.trainable and not params.evaluation.released:
         try:
             workbench.check_count(params, checked.table)
             workbench.check_cut(params, checked.table)
         except workbench.ParameterError as error:
             print("\n".join([*checked.lines[:-1], f"verdict: it cannot train: {error}"]))
             return 1
-    cuts = () if checked.table is None else params.partition.study(len(checked.table.names))[2:]
-    val = () if checked.table is None or params.protocol == "paper" else checked.table.indices("val")
-    unused = [name for name in ("teachers", "student") if len(val) and getattr(params, name).select != "val"]
-    if unused:
-        cuts = [*cuts, f"note: split 'val' is not used by {' and '.join(unused)}: train.select=val does"]
+        unused = [name for name in ("teachers", "student") if getattr(params, name).select != "val"]
+        if unused and params.protocol != "paper" and len(checked.table.indices("val")):
+            cuts = [*cuts, f"note: split 'val' is not used by {' and '.join(unused)}: train.select=val does"]
     print("\n".join([*checked.lines[:-1], *cuts, checked.lines[-1]]))
     return 0 if checked.trainable else 1

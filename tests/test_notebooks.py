@@ -210,6 +210,39 @@ def test_models_with_tokens_and_teachers_in_train_mode_go_through_the_notebooks(
         assert record["about"]["architecture"]["head"] == head
 
 
+def test_every_row_for_few_labels_goes_through_the_notebooks(tmp_path):
+    """About a minute on two free cores: ensembles, random parts, a wide teacher, pseudo-labels, photos without labels."""
+    rows = "[baseline, mld, ensemble_mld, cpsd_mld, rand2_mld, wide_mld, cap]"
+    words = [
+        "tiny",
+        "name=few",
+        "data.images=100",
+        "data.labelled=24",
+        "train.epochs=2",
+        "partition.k=2",
+        "student.views=1",
+    ]
+    words += [f"student.rows={rows}", "partition.study_k=[]"]
+    words += ["wide_model={name: test_resnet, options: {channels: [48, 64, 96, 192]}}"]
+    command = [sys.executable, "-m", "cpsd_lib", "run", *words]
+    done = subprocess.run(command, cwd=REPO, env=environment(tmp_path), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "\n+ ensemble by MLD " in done.stdout and "\n+ class-aware pseudo-labels " in done.stdout
+    report = (tmp_path / "few" / "report.html").read_text()
+    assert "cpsd predict few photos/ --csv labels.csv --row cap" in report
+    given = ", ".join(word.replace("=", ": ", 1) for word in words[1:])
+    done = execute(
+        next(path for path in NOTEBOOKS if path.stem == "10_use"), tmp_path, tmp_path, f"overrides: {{{given}}}"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_the_cost_of_another_method_needs_no_baseline_among_the_rows(tmp_path):
+    of_parts = "overrides: {student.rows: [dgpd], data.labelled: 0.1}"
+    done = execute(next(path for path in NOTEBOOKS if path.stem == "09_cost"), tmp_path, tmp_path, of_parts)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 # ---- real photos -----------------------------------------------------------------------------------------------------
 
 

@@ -39,10 +39,11 @@ def import_labels(settings, dry_run=False):
     root = source if source.is_dir() else source.parent
     home = Path(os.path.abspath(settings.photos or root))
     photos = common.photos_below(home, skip=to)
-    unread = common.photos_below(home, to, common.NOT_READ)
-    others = (
-        f"{counted(len(unread), 'photo')} of kinds that are not read, to be saved as JPEG: {listed(unread, shown=3)}"
-    )
+    folders = [home, *([os.path.abspath(settings.unlabelled)] if settings.unlabelled else [])]
+    every = {path for one in folders for path in common.photos_below(one, to, common.PHOTOS + common.NOT_READ)}
+    read = {path.with_suffix("") for path in every if path.suffix.lower() in common.PHOTOS}  # cameras write both
+    unread = sorted(path for path in every if path.with_suffix("") not in read)
+    others = f"{counted(len(unread), 'photo')} of kinds that are not read, save as JPEG: {listed(unread, shown=3)}"
     if not photos:
         advice = others if unread else "give their folder as --photos"
         raise FileNotFoundError(f"{home} holds no photo ({', '.join(common.PHOTOS)}): {advice}")
@@ -143,11 +144,8 @@ def _voc(settings, source, lines):
         raise FileNotFoundError(f"{source} holds no XML file, expected one a photo")
     held = [{name for name, _ in pairs} for pairs in objects_of(paths)]
     lines.append(f"{counted(len(paths), 'XML file')}, {held.count(set()):,} of them without an object")
-    return (
-        pd.DataFrame({"file": [path.stem for path in paths]}, [paths, [*map(str, paths)]]),
-        "file",
-        common.one_hot(held),
-    )
+    table = pd.DataFrame({"file": [path.stem for path in paths]}, [paths, [*map(str, paths)]])
+    return table, "file", common.one_hot(held)
 
 
 def _folders(photos, settings, source, lines):

@@ -106,9 +106,8 @@ def check_splits(table, tested=True):
         if not (targets[split] == 1).any():
             raise ValueError(f"no image of split '{split}' has a positive label: label some of them")
         if not (targets[split] == 0).any():
-            raise ValueError(
-                f"no image of split '{split}' is known to lack a class: write 0 where it does, not a blank"
-            )
+            unknown = "blanks in columns of 0 and 1, and what column 'unknown' names, are unknown"
+            raise ValueError(f"no image of split '{split}' is known to lack a class: label some that do ({unknown})")
     if tested and len(targets["train"]) < 2:  # batch norm has no statistics of one image
         raise ValueError("1 image is left in split 'train', expected at least 2")
     return [*_uneven_classes(table.names, targets), *_similar_names(table.names), *_odd_labels(targets)]
@@ -162,7 +161,7 @@ def _odd_labels(targets):
         if empty:
             which = f"{empty:,} of {len(of_split):,} images have no positive label"
             sentences.append(
-                f"split '{split}': {which}: photos of none of the classes (not labelled yet? split {UNLABELLED})"
+                f"split '{split}': {which}: they hold none, or it is unknown (not labelled? split {UNLABELLED})"
             )
         if unknown:
             sentences.append(f"split '{split}': {unknown:,} of {of_split.size:,} labels are unknown and will be masked")

@@ -38,9 +38,10 @@ def partition_explorer(
         affinity = graph.affinity(counts, occurrence, branch, exponent, self_loops)
         partition = cut(affinity, k, seed, refine, balance)
         numbers = partition_numbers(affinity, partition)
+        kind = "balanced" if balance else "refined" if refine else "plain"
         if branch in (compare or {}):
             numbers["ARI"] = adjusted_rand(partition, compare[branch])
-        title = f"{BRANCHES[branch]}, k = {k}, p = {exponent:g}, seed {seed}, {'refined' if refine else 'plain'} cut"
+        title = f"{BRANCHES[branch]}, k = {k}, p = {exponent:g}, seed {seed}, {kind} cut"
         sizes, agree = ", ".join(map(str, numbers["sizes"])), ""
         if "ARI" in numbers:
             agree = f";  ARI to the other partition {numbers['ARI']:.3f}"

@@ -1,5 +1,6 @@
 """The figures of the notebooks, in one colour-blind-safe style that a projector can show."""
 
+import re
 import textwrap
 import warnings
 from collections import Counter
@@ -32,6 +33,7 @@ ROW_COLOURS |= {"+ SD, teacher continued": "#CC6677", "+ class-aware pseudo-labe
 ROW_COLOURS |= {"+ CPSD by MLD": CPSD, "+ CPSD by MLD + LED": "#117733", "released checkpoint": GREY}
 COLOURS = ROW_COLOURS | {"co teachers": CO, "dis teachers": DIS, "teacher": BASELINE}
 COLOURS |= {"co": CO, "dis": DIS, "random": "#999933", "random_2": "#666600", "ensemble": SD}
+COLOURS |= {"wide": "#AA4499", "equal_compute": "#AA7700", "continued": "#CC6677"}
 MAP = colormaps["inferno"]
 OUTLINE = {"fill": False, "edgecolor": "white", "linewidth": 1.2}  # white on black is seen on every ground
 OUTLINE["path_effects"] = [Stroke(linewidth=2.6, foreground="black"), Normal()]
@@ -124,10 +126,10 @@ def affinity_by_part(affinities, partitions, names, titles):
 def curve_colours(labels):
     """Return {label: colour}: the experts of a branch, "co-0", "co-1", ..., in shades of one hue, no two curves alike."""
     colours = {}
-    for branch in dict.fromkeys(label.partition("-")[0] for label in labels):
-        mine = [label for label in labels if label.partition("-")[0] == branch]
-        shades = sns.light_palette(COLOURS.get(branch, BASELINE), len(mine) + 2, reverse=True)
-        colours |= zip(mine, shades, strict=False)
+    hue_of = {label: COLOURS.get(re.sub(r"-\d+$", "", label), BASELINE) for label in labels}
+    for hue in dict.fromkeys(hue_of.values()):
+        mine = [label for label in labels if hue_of[label] == hue]
+        colours |= zip(mine, sns.light_palette(hue, len(mine) + 2, reverse=True), strict=False)
     return colours
 
 

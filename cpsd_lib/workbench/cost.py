@@ -183,12 +183,12 @@ def estimate(params, num_classes, train_images, test_images, device=None, unlabe
             tail = MetaModel(make_tail(made, make_trunk(made, frozen), frozen), size)
             own = own_part(settings, num_classes, size, frozen)
     parts = _parts(params.partition, num_classes) if rows else {"co": 0, "dis": 0}
-    more = 1 + unlabelled / train_images if rows else 1.0
-    load = workload(rows, params.teachers, params.student, parts, own, more)
     teachers, labelled, students = (
         _Images(params, training, train_images, test_images, device, more)
         for training, more in ((params.teachers, 0), (params.student, 0), (params.student, unlabelled))
     )
+    more = 1 + unlabelled / teachers.images if rows else 1.0
+    load = workload(rows, params.teachers, params.student, parts, own, more)
     of_unit = {"teacher epochs": teachers, "labelled epochs": labelled, "student epochs": students}
     images_of = {unit: seen.epoch for unit, seen in of_unit.items()}
     images_of |= {"views": train_images + unlabelled, "unlabelled": unlabelled}

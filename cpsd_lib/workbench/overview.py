@@ -12,7 +12,7 @@ from cpsd_lib.workbench.params import Params
 from cpsd_lib.workbench.pipeline import MADE, read_manifest, stages_left, stages_of
 from cpsd_lib.workbench.preflight import check_run, models_to_train
 from cpsd_lib.workbench.rows import ROWS, TITLES
-from cpsd_lib.workbench.scoring import caveat, load_records
+from cpsd_lib.workbench.scoring import caveats_of_data, load_records
 from cpsd_lib.workbench.yaml_files import flow_text, outputs_root, repo_root
 
 
@@ -23,12 +23,11 @@ def listing():
         scores, text = path.parent / "evaluation" / "metrics.json", ""
         try:
             text = counted(len(read_manifest(path.parent)["stages"]), "stage")
-            run = opened_run(path.parent)
-            for one in load_records(run).to_dict("records") if scores.exists() else []:
+            for one in load_records(run := opened_run(path.parent)).to_dict("records") if scores.exists() else []:
                 if (one["split"], one["row"]) in (("test", "baseline"), ("test", "cpsd")) and one["mAP"] == one["mAP"]:
                     text += f"; {TITLES[one['row']]} {one['mAP']:.1f} mAP (seed {one['seed']})"
-            text += caveat(run) if scores.exists() else ""
-        except (ValueError, RuntimeError) as error:  # one damaged run hides no other
+            text += "".join(f" ({note})" for note in caveats_of_data(run)) if scores.exists() else ""
+        except (ValueError, RuntimeError, OSError) as error:  # one damaged run hides no other
             text = f"{text}; {error}".lstrip("; ")
         lines.append(_line(path.parent.name, text))
     for command, folder in (("run", "params"), ("grid", "params/grids")):

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from cpsd_lib.data import DataSettings
 from cpsd_lib.support import counted, digest
 from cpsd_lib.training import Training
-from cpsd_lib.workbench.rows import COMPONENTS, ROWS, branches_of
+from cpsd_lib.workbench.rows import COMPONENTS, EQUAL, ROWS, branches_of
 from cpsd_lib.workbench.yaml_files import repo_root
 
 # What build_model decides itself, and what would let timm read a file behind its back.
@@ -317,10 +317,9 @@ class Params(Section):
         if (released := self.evaluation.released) not in (None, self.model.name):
             yield f"evaluation.released is {released}, but these are the parameters of model {self.model.name}"
         if self.teacher_model is not None and "baseline" in rows:
-            yield (
-                "student.rows: with a teacher_model of its own the baseline would be the teacher; the student trained "
-                "on labels alone is the row student_only"
-            )
+            yield "student.rows: with a teacher_model the baseline would be the teacher; labels alone train student_only"
+        if self.teacher_model is not None and EQUAL in rows:
+            yield f"student.rows: {EQUAL} has CPSD's compute where its teachers are the student's own model; no teacher_model"
         if "wide_mld" in rows and self.wide_model is None:
             yield "student.rows: wide_mld has a wider teacher; give it as wide_model, as model is given"
         led = [row for row in rows if ROWS[row].uses_embeddings]

@@ -75,7 +75,8 @@ def _sizes(run):
     frozen_stages, own, table = run.params.teachers.frozen_stages, 1.0, run.dataset.table
     if frozen_stages:
         own = own_part(teacher_model(run), len(table.names), run.params.data.size, frozen_stages)
-    images = 1 + len(table.indices(UNLABELLED)) / len(table.indices("train"))
+    labelled, _ = training_indices(run, run.params.teachers, run.params.seed)  # without those that are held out
+    images = 1 + len(table.indices(UNLABELLED)) / len(labelled)
     return len(load_partitions(run, run.dataset.key)["co"]), own, images
 
 

@@ -45,7 +45,7 @@ def evaluate(run):
         describe_data(run)  # its one stage is 05_evaluation
     if (folder / "metrics.json").exists() and (folder / "per_class.csv").exists():
         there = read_form(folder / "metrics.json", list[Scored])
-        files = [score_path(run, one["seed"], one["row"], one["split"]) for one in there]
+        files = [score_path(run, one["seed"], row, one["split"]) for one in there for row in (one["row"], "targets")]
         if all(path.exists() for path in files) and all(one.get("made_of") == made_of for one in there):
             return there
     for path in (folder / "metrics.json", *folder.glob("scores/*.npy")):
@@ -156,14 +156,18 @@ def score(logits, targets, threshold):
     return record | {f"{name}_top3": 100 * value for name, value in top3}, ap
 
 
+def caveats_of_data(run):
+    """Return those of `caveats` that the run's parameters and data.json tell, without a look at its models."""
+    chosen = "protocol: paper, epochs chosen on TEST" if run.params.protocol == "paper" else ""
+    other = [note for note in run.described["notes"] if NOT_COMPARABLE in note]
+    return [note for note in (chosen, run.described["incomplete"], *other) if note]
+
+
 def caveats(run):
     """Return what every figure of this run must carry beside it, in sentences: none when all is as it should be."""
-    notes = ["protocol: paper, epochs chosen on TEST"] if run.params.protocol == "paper" else []
-    notes += [run.described["incomplete"], *(note for note in run.described["notes"] if NOT_COMPARABLE in note)]
     made = [run.store.record("model", key) for keys in run.noted(["teachers", "students"]).values() for key in keys]
     where = {(one["hardware"]["gpu"] or one["hardware"]["cpu"], one["versions"]["torch"]) for one in made if one}
-    notes += [f"models made on {len(where)} kinds of machine or torch"] if len(where) > 1 else []
-    return [note for note in notes if note]
+    return caveats_of_data(run) + [f"models made on {len(where)} kinds of machine or torch"][: len(where) > 1]
 
 
 def caveat(run):

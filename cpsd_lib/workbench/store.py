@@ -26,7 +26,7 @@ from cpsd_lib.workbench.loading import Noted, read_form
 from cpsd_lib.workbench.yaml_files import outputs_root, repo_root
 
 KINDS = ("model", "soft_targets")
-_RING_1 = {f"cpsd_lib.{name}" for name in ("losses", "objectives", "partition", "teachers")}
+_RING_1 = {f"cpsd_lib.{name}" for name in ("graph", "losses", "objectives", "partition", "teachers")}
 _verified = set()  # (folder, checksum of artifact.json) whose files this process has read through
 
 

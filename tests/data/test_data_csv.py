@@ -298,7 +298,7 @@ def test_uneven_classes_and_odd_labels_are_named_in_plain_sentences():
         "2 classes never absent in split 'train' (nothing to tell apart): always, dog ",
         "classes 'Dog', 'dog ' differ only in case, spaces or Unicode form: are they one class?",
         "split 'train': 1 of 14 labels are unknown and will be masked",
-        "split 'test': 1 of 2 images have no positive label: photos of none of the classes (not labelled yet? split "
+        "split 'test': 1 of 2 images have no positive label: they hold none, or it is unknown (not labelled? split "
         "unlabelled)",
     ]
 
@@ -360,7 +360,7 @@ def test_photos_that_no_line_names_are_unlabelled_where_that_is_asked_for(tmp_pa
 def test_labels_of_which_none_is_known_to_be_absent_are_refused(split):
     targets = np.array([[1, -1], [-1, 1], [1, 0], [0, 1]])
     splits = [split] * 2 + ["test" if split == "train" else "train"] * 2
-    with pytest.raises(ValueError, match=f"no image of split '{split}' is known to lack a class: write 0"):
+    with pytest.raises(ValueError, match=f"no image of split '{split}' is known to lack a class: label some"):
         check_splits(table(targets, splits, ["a", "b"]))
 
 

@@ -876,14 +876,17 @@ def test_a_list_of_json_names_is_read_as_pythons_is(plain, to):
 
 
 def test_photos_of_kinds_that_are_not_read_are_counted(plain, to, tmp_path):
-    for name in ("a.HEIC", "deeper/b.heic"):
+    picture(plain.parent / "raw" / "z.jpg")
+    for name in ("a.HEIC", "deeper/b.heic", "raw/z.CR2"):  # the last lies beside its JPEG
         (plain.parent / name).parent.mkdir(exist_ok=True)
         (plain.parent / name).touch()
     _, printed = imported(plain, to, labels="classes")
-    assert "left out: 2 photos of kinds that are not read, to be saved as JPEG:" in printed and "a.HEIC" in printed
+    assert "left out: 2 photos of kinds that are not read, save as JPEG:" in printed and "a.HEIC" in printed
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "c.heic").touch()
     parts = ("phone holds no photo (.jpg", "1 photo of kinds that are not read")
+    _, printed = imported(plain, tmp_path / "other", labels="classes", unlabelled=str(tmp_path / "phone"))
+    assert "left out: 3 photos of kinds that are not read" in printed
     refused(plain, tmp_path / "no", *parts, labels="classes", photos=str(tmp_path / "phone"), error=FileNotFoundError)
 
 

@@ -915,7 +915,7 @@ def test_a_file_of_another_form_is_one_sentence_that_names_it(outputs, tmp_path,
 
 
 def test_the_teacher_of_a_part_learns_the_columns_of_its_own_classes(outputs):
-    run, draw = small(teachers__gamma_neg=1.0), torch.Generator().manual_seed(0)
+    run, draw = small(teachers__gamma_neg=1.0, device="cpu"), torch.Generator().manual_seed(0)
     targets = torch.randint(0, 2, (6, 20), generator=draw)
     for branch in ("whole", "co", "dis"):
         for task, part in zip(teacher_tasks(run, 0, branch), load_partitions(run)[branch].parts, strict=True):
@@ -979,7 +979,7 @@ OF_BOTH |= {"weight_decay": 0.5, "pct_start": 0.3, "ema_decay": 0.5, "ema_warmup
 
 @pytest.mark.parametrize("change", [*({f"train__{n}": value} for n, value in OF_BOTH.items()), {"model__prior": 0.3}])
 def test_what_changes_weights_changes_every_key(outputs, change):
-    assert not keys_of_tasks(small()) & keys_of_tasks(small(**change))
+    assert not keys_of_tasks(small(device="cpu")) & keys_of_tasks(small(device="cpu", **change))
 
 
 def test_other_code_changes_every_key(outputs, monkeypatch):

@@ -556,7 +556,7 @@ def test_rows_matched_by_embeddings_need_a_head_that_has_them(tmp_path):
 
 def test_with_another_teacher_the_baseline_is_not_the_teacher(tmp_path):
     teacher = {"teacher_model.name": "resnet18"}
-    assert "is the row student_only" in refused(tmp_path, overrides=teacher)
+    assert "labels alone train student_only" in refused(tmp_path, overrides=teacher)
     params = load_params(file(tmp_path), teacher | {"student.rows": ["student_only", "sd"]})
     assert params.teacher_model.name == "resnet18" and params.model.name == "test_resnet"
     assert load_params(file(tmp_path)).teacher_model is None

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from cpsd_lib.workbench.cost import equal_epochs, work_of
+from cpsd_lib.workbench.loading import load_params
 from cpsd_lib.workbench.rows import (
     BRANCHES,
     COMPONENTS,
@@ -14,6 +15,7 @@ from cpsd_lib.workbench.rows import (
     branches_of,
     views_of,
 )
+from cpsd_lib.workbench.yaml_files import ParameterError
 
 
 def test_rows_need_the_branches_of_their_teachers():
@@ -123,3 +125,9 @@ def test_views_that_a_student_never_comes_to_are_not_counted():
 def test_rows_without_logits_have_no_store_and_embeddings_bring_theirs_along():
     assert branches_matched(["baseline", "led", "mld_led", "student_only"]) == []
     assert branches_matched(["cpsd_mld", "sd_continued"]) == ["co", "dis", "continued"]
+
+
+def test_a_baseline_of_cpsds_compute_needs_teachers_of_its_own_model():
+    given = {"teacher_model": {"name": "test_resnet"}, "student.rows": ["student_only", "baseline_equal_compute"]}
+    with pytest.raises(ParameterError, match="has CPSD's compute where its teachers are the student's own model"):
+        load_params("tiny", given)

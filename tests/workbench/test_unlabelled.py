@@ -289,3 +289,9 @@ def test_pseudo_labels_are_the_moving_averages_and_new_in_every_epoch():
         pseudo.label([state], batches, progress, None)
         found.append(batches.targets[:, 0].tolist())
     assert found == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 1]]
+
+
+def test_equal_work_counts_the_images_that_are_trained_on_not_those_held_out(outputs):
+    one, held = (work_in_baselines(few(**{"train.select": s, "train.val_share": 0.25}))["mld"] for s in ("last", "val"))
+    assert one == pytest.approx(1 + (1 / 3 + 1) * (24 + 36) / 24)
+    assert held == pytest.approx(1 + (1 / 3 + 1) * (18 + 36) / 18)
