@@ -59,7 +59,12 @@ def test_the_table_of_few_labels_is_that_of_the_stored_scores(scores, start):
 
 
 EXPERIMENTS = {"scenes_300": 3, "scenes_300_k2": 3, "coco18_few": 3, "coco18_few_20": 2, "scenes_all": 3}
-EXPERIMENTS |= {"scenes_all_patient": 3, "scenes_300_k8": 2, "coco18_few_patient": 3}  # {experiment: its seeds}
+EXPERIMENTS |= {
+    "coco18_all": 3,
+    "scenes_all_patient": 3,
+    "scenes_300_k8": 2,
+    "coco18_few_patient": 3,
+}  # {experiment: its seeds}
 NAMES = TITLES | {"baseline_160": "baseline of 160 epochs", "baseline_equal_compute": "baseline of 747 epochs"}
 
 

@@ -59,6 +59,10 @@ def main(folder):
             of["coco18_few_patient"],
             "462 of 4,620 photos labelled: MobileNetV2 with ImageNet weights, students of 60 epochs",
         ),
+        "coco18_all": component_figure(
+            of["coco18_all"],
+            "4,620 labelled photos: MobileNetV2 with ImageNet weights, 64 px, k = 3",
+        ),
         "scenes_all": component_figure(
             of["scenes_all_patient"].query("not row.str.startswith('baseline_')"),
             "3,600 labelled scenes, students of 160 epochs: a ResNet-10 from random weights, k = 4",
