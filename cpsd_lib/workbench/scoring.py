@@ -167,7 +167,7 @@ def caveats(run):
     """Return what every figure of this run must carry beside it, in sentences: none when all is as it should be."""
     made = [run.store.record("model", key) for keys in run.noted(["teachers", "students"]).values() for key in keys]
     where = {(one["hardware"]["gpu"] or one["hardware"]["cpu"], one["versions"]["torch"]) for one in made if one}
-    return caveats_of_data(run) + [f"models made on {len(where)} kinds of machine or torch"][: len(where) > 1]
+    return caveats_of_data(run) + ([f"models made on {len(where)} kinds of machine or torch"] if len(where) > 1 else [])
 
 
 def caveat(run):
